@@ -1,0 +1,1 @@
+"""Parley: a streaming chat API. POST a message, read the model's answer as typed server-sent events."""

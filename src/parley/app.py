@@ -1,0 +1,67 @@
+"""Owns the assembly: the only module that knows every other one."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+
+from parley.chat.service import ChatService
+from parley.providers.embedded import EmbeddedProvider
+from parley.providers.upstream import OPENAI_BASE_URL, UpstreamProvider
+from parley.telemetry.plugin import TelemetryPlugin
+from parley.web.controllers import ChatController, HealthController
+from parley.web.errors import EXCEPTION_HANDLERS
+from parley.web.openapi import openapi_config
+from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from parley.settings import Settings
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Assemble the ASGI application; its lifespan opens the provider.
+
+    `app.state.service` is the `ChatService`, for the server to drain.
+    """
+    provider = _provider(settings)
+    service = ChatService(settings, provider)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with provider:
+            yield
+
+    return Litestar(
+        route_handlers=[ChatController, HealthController],
+        dependencies={
+            "service": Provide(lambda: service, sync_to_thread=False),
+            "settings": Provide(lambda: settings, sync_to_thread=False),
+        },
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=[lifespan],
+        openapi_config=openapi_config(),
+        plugins=[TelemetryPlugin(settings)],
+        request_class=ChatAPIRequest,
+        request_max_body_size=MAX_BODY_BYTES,
+        state=State({"service": service}),
+    )
+
+
+def _provider(settings: Settings) -> EmbeddedProvider | UpstreamProvider:
+    if settings.embedded:
+        return EmbeddedProvider(settings)
+    key = settings.openai_api_key
+    return UpstreamProvider(
+        base_url=settings.openai_base_url or OPENAI_BASE_URL,
+        api_key=key.reveal() if key else "none",  # the client wants one; servers that need none ignore it
+        model_name=settings.model or "",
+        instructions=settings.system_prompt,
+        temperature=settings.temperature,
+        connect_timeout_s=settings.connect_timeout_s,
+    )

@@ -1,0 +1,241 @@
+"""Owns the run of a reply: asks the model through openai-agents, keeps the deadlines, tells what happened as events."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, Protocol
+
+import anyio
+import msgspec
+import structlog
+from agents import Agent, ModelSettings, RunConfig, Runner
+from openai.types.responses import ResponseCompletedEvent, ResponseTextDeltaEvent
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import (
+    Ending,
+    Event,
+    FinishReason,
+    ReplyFailed,
+    ReplyFinished,
+    ReplyStarted,
+    ReplyText,
+    Timing,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from agents import Model, RunResultStreaming
+
+    from parley.chat.messages import Prompt
+    from parley.settings import Settings
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+_CLEAN_UP_TIMEOUT_S: Final = 5.0
+
+
+class Provider(Protocol):
+    """Where replies come from."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that replies are published under."""
+
+    @property
+    def instructions(self) -> str | None:
+        """The system prompt."""
+
+    @property
+    def temperature(self) -> float | None:
+        """The sampling temperature; `None` leaves it to the upstream."""
+
+    def model(self, ending: Ending) -> Model:
+        """Make the model for one run, which notes in `ending` how the reply ends.
+
+        Raises:
+            ChatError: where the provider cannot serve now.
+        """
+
+    async def check(self) -> ErrorCode | None:
+        """Tell whether the model can be reached; if not, the error that a request would meet."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole reply."""
+
+    model: str
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+
+
+class ChatService:
+    """Answers prompts; keeps nothing of a conversation."""
+
+    def __init__(self, settings: Settings, provider: Provider) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuse new prompts from now on; replies under way go on."""
+        self._draining = True
+
+    async def check(self) -> ErrorCode | None:
+        """Tell whether a prompt would be answered now; if not, the error that it would meet."""
+        return ErrorCode.SHUTTING_DOWN if self._draining else await self._provider.check()
+
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+        """Yield the events of one reply; the last is `ReplyFinished` or `ReplyFailed`, and nothing is raised.
+
+        Closing the generator, or cancelling the task that waits on it, stops the model and closes its connection.
+        What the reply cost is bound to the request's log line, however it ended.
+        """
+        clock = _Clock(self._settings, prompt.timeout_s)
+        ending = Ending()
+        failure: ChatError | None = None
+        try:
+            try:
+                async with aclosing(self._texts(prompt, ending, clock)) as texts:
+                    async for text in texts:
+                        if clock.first_text():
+                            yield ReplyStarted(self._provider.model_name)
+                        yield ReplyText(text)
+            except ChatError as error:
+                failure = error
+            except Exception:  # whatever it was, the client must learn that the reply has ended
+                _log.exception("unexpected_error")
+                failure = ChatError(ErrorCode.INTERNAL)
+            timing = clock.timing()
+            # Once the model has said why it finished, nothing that fails later takes anything from the answer.
+            if ending.finish_reason is None:
+                failure = failure or ending.failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+                yield ReplyFailed(error=failure, usage=ending.best_usage(), timing=timing)
+            else:
+                if timing.first_token_ms is None:  # an empty answer
+                    yield ReplyStarted(self._provider.model_name)
+                yield ReplyFinished(finish_reason=ending.finish_reason, usage=ending.best_usage(), timing=timing)
+        finally:
+            structlog.contextvars.bind_contextvars(
+                model=self._provider.model_name,
+                finish_reason=ending.finish_reason,
+                first_token_ms=clock.timing().first_token_ms,
+                **msgspec.structs.asdict(ending.best_usage()),
+            )
+
+    async def complete(self, prompt: Prompt) -> Reply:
+        """Collect the events of one reply.
+
+        Raises:
+            ChatError: where the reply failed; what had come of it is dropped.
+        """
+        model = ""
+        texts: list[str] = []
+        async with aclosing(self.stream(prompt)) as events:
+            async for event in events:
+                match event:
+                    case ReplyStarted():
+                        model = event.model
+                    case ReplyText():
+                        texts.append(event.text)
+                    case ReplyFailed():
+                        raise event.error
+                    case ReplyFinished():
+                        return Reply(
+                            model=model,
+                            text="".join(texts),
+                            finish_reason=event.finish_reason,
+                            usage=event.usage,
+                            timing=event.timing,
+                        )
+        raise AssertionError("a reply has a last event")
+
+    async def _texts(self, prompt: Prompt, ending: Ending, clock: _Clock) -> AsyncGenerator[str, None]:
+        """Yield the texts of one run, each within its deadline."""
+        result = self._run(prompt, ending)
+        events = result.stream_events()
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout_at(clock.next_deadline()) as deadline:
+                        event = await anext(events)
+                except TimeoutError:
+                    if deadline.expired():
+                        raise clock.expiry() from None
+                    raise
+                except StopAsyncIteration:
+                    return
+                if event.type != "raw_response_event":
+                    continue
+                if isinstance(event.data, ResponseTextDeltaEvent):
+                    yield event.data.delta
+                elif isinstance(event.data, ResponseCompletedEvent):
+                    return
+        finally:
+            # Closing the events alone leaves the run, and the upstream's connection, going on to its end.
+            result.cancel()
+            with anyio.move_on_after(_CLEAN_UP_TIMEOUT_S, shield=True):
+                await events.aclose()  # type: ignore[attr-defined]  # declared as an iterator, is a generator
+                if result.run_loop_task is not None:
+                    await asyncio.wait({result.run_loop_task})
+
+    def _run(self, prompt: Prompt, ending: Ending) -> RunResultStreaming:
+        if self._draining:
+            raise ChatError(ErrorCode.SHUTTING_DOWN)
+        agent = Agent(
+            name="parley",
+            instructions=self._provider.instructions,
+            model=self._provider.model(ending),
+            model_settings=ModelSettings(
+                temperature=self._provider.temperature, max_tokens=prompt.max_output_tokens, include_usage=True
+            ),
+        )
+        return Runner.run_streamed(
+            agent,
+            [{"role": message.role, "content": message.content} for message in prompt.messages],
+            max_turns=1,
+            run_config=RunConfig(tracing_disabled=True),
+        )
+
+
+class _Clock:
+    """The deadlines and the timing of one reply."""
+
+    def __init__(self, settings: Settings, timeout_s: float) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._started = self._now()
+        self._end = self._started + timeout_s
+        self._first_token_end = self._started + settings.first_token_timeout_s
+        self._idle_timeout_s = settings.idle_timeout_s
+        self._first_token: float | None = None
+
+    def first_text(self) -> bool:
+        """Tell whether this text is the first."""
+        if self._first_token is not None:
+            return False
+        self._first_token = self._now()
+        return True
+
+    def next_deadline(self) -> float:
+        """Return the loop's time by which the next text must be here."""
+        if self._first_token is None:
+            return min(self._end, self._first_token_end)
+        return min(self._end, self._now() + self._idle_timeout_s)
+
+    def expiry(self) -> ChatError:
+        """Return the error for the deadline that has passed."""
+        if self._now() >= self._end:
+            return ChatError(ErrorCode.REQUEST_TIMEOUT)
+        if self._first_token is None:
+            return ChatError(ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT)
+        return ChatError(ErrorCode.UPSTREAM_IDLE_TIMEOUT)
+
+    def timing(self) -> Timing:
+        """Return the milliseconds so far."""
+        first_token_ms = None if self._first_token is None else round((self._first_token - self._started) * 1000)
+        return Timing(first_token_ms=first_token_ms, total_ms=round((self._now() - self._started) * 1000))

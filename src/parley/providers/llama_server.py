@@ -1,0 +1,80 @@
+"""Owns the embedded model's process: llama.cpp's own server on loopback, for as long as standard input stays open.
+
+Run as `python -m parley.providers.llama_server` by `parley.providers.embedded`, which writes an `Order` to standard
+input and reads a `Report` from standard output. It is a process of its own because llama.cpp can crash at exit with a
+request in flight, and because all workers are to share one model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final, Literal
+
+import msgspec
+
+SLOTS: Final = 2
+SLOT_CONTEXT_TOKENS: Final = 4096
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to serve, and the key to ask for."""
+
+    model_path: str
+    api_key: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Where the model is served, or why it is not."""
+
+    url: str | None = None
+    problem: Literal["no_package", "no_library", "no_model"] | None = None
+
+
+def _threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)  # on all cores it fights with the server for them, and loses forty-fold
+
+
+def _serve(order: Order) -> tuple[Report, object]:
+    """Start the server, which serves for as long as it is referenced."""
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning threads would starve everything else; read at import
+    try:
+        import xllamacpp  # noqa: PLC0415  # after the environment is set, and only in this process
+    except ModuleNotFoundError:
+        return Report(problem="no_package"), None
+    except ImportError:
+        return Report(problem="no_library"), None
+
+    params = xllamacpp.CommonParams()
+    params.model.path = order.model_path
+    params.model_alias = {"embedded"}
+    params.api_keys = [order.api_key]
+    params.port = 0
+    params.n_parallel = SLOTS
+    params.n_ctx = SLOTS * SLOT_CONTEXT_TOKENS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
+    params.cache_ram_mib = 0  # a cache of earlier prompts, up to 8 GiB of them
+    params.endpoint_slots = params.endpoint_props = params.ui = False
+    params.verbosity = 0
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError:
+        return Report(problem="no_model"), None
+    return Report(url=str(server.listening_address)), server
+
+
+def main() -> None:
+    """Serve until standard input ends, as it does when the parent does, however it dies."""
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as parent:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # llama.cpp may print what it likes
+        report, _server = _serve(order)
+        parent.write(msgspec.json.encode(report) + b"\n")
+    if report.url is not None:
+        sys.stdin.buffer.read()
+    os._exit(0)  # llama.cpp's own way out can hang, or crash with a request in flight
+
+
+if __name__ == "__main__":
+    main()

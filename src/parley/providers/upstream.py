@@ -1,0 +1,294 @@
+"""Owns the way to any OpenAI-compatible upstream: the client, and the model that reads its raw stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing, suppress
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx2
+import msgspec
+import openai
+from agents import Model, ModelResponse
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseOutputMessage, ResponseTextDeltaEvent
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import Ending, FinishReason, Usage, UsageSource
+from parley.providers.wire import Chunk, EventDecoder, decode_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from agents import ModelSettings, TResponseInputItem, TResponseStreamEvent
+
+OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
+
+_CHECK_TIMEOUT_S: Final = 3.0
+_CHECK_KEPT_S: Final = 5.0
+_LAST_BYTES_TIMEOUT_S: Final = 0.1
+_MAX_RETRY_AFTER_S: Final = 3600
+
+
+class UpstreamProvider:
+    """Replies from an OpenAI-compatible chat completions API."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str,
+        model_name: str,
+        instructions: str | None,
+        temperature: float | None,
+        connect_timeout_s: float,
+        trust_env: bool = True,
+        neutralise: Callable[[str], str] = str,
+    ) -> None:
+        """Make the client; `trust_env` lets it use the environment's proxies, `neutralise` rewrites each message."""
+        self.model_name = model_name
+        self.instructions = instructions
+        self.temperature = temperature
+        self._neutralise = neutralise
+        # The deadlines on text are the service's, which knows what is text; a read timeout would count bytes.
+        timeout = httpx2.Timeout(None, connect=connect_timeout_s, pool=connect_timeout_s)
+        self._client = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=trust_env),
+        )
+        # OpenAI's newer models refuse the old name, other servers don't know the new one.
+        self._max_tokens = "max_completion_tokens" if base_url == OPENAI_BASE_URL else "max_tokens"
+        self._checked: tuple[float, ErrorCode | None] | None = None
+
+        _completed()  # the first costs 60 ms to build, which no request should wait for
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def model(self, ending: Ending) -> Model:
+        """Make the model for one run."""
+        return UpstreamModel(self._client, self.model_name, self._max_tokens, self._neutralise, ending)
+
+    async def check(self) -> ErrorCode | None:
+        """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
+        if self._checked is None or time.monotonic() - self._checked[0] > _CHECK_KEPT_S:
+            self._checked = time.monotonic(), await self._check()
+        return self._checked[1]
+
+    async def _check(self) -> ErrorCode | None:
+        try:
+            await self._client.models.with_raw_response.list(timeout=_CHECK_TIMEOUT_S)
+        except openai.APIStatusError as error:
+            code = _refusal(error).code
+            unusable = code is ErrorCode.UPSTREAM_AUTH or error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            return code if unusable else None
+        except openai.APIError:
+            return ErrorCode.UPSTREAM_UNREACHABLE
+        return None
+
+
+class UpstreamModel(Model):
+    """One run's model: the truth about the ending is read from the upstream's own chunks, not from openai-agents."""
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        name: str,
+        max_tokens: str,
+        neutralise: Callable[[str], str],
+        ending: Ending,
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._max_tokens = max_tokens
+        self._neutralise = neutralise
+        self._ending = ending
+
+    async def get_response(self, *_: Any, **__: Any) -> ModelResponse:
+        """Refuse: Parley only streams."""
+        raise NotImplementedError
+
+    async def stream_response(
+        self,
+        system_instructions: str | None,
+        input: str | list[TResponseInputItem],  # noqa: A002  # named by openai-agents
+        model_settings: ModelSettings,
+        *_: Any,
+        **__: Any,
+    ) -> AsyncIterator[TResponseStreamEvent]:
+        """Yield a text event for each delta, then one completed event.
+
+        Raises:
+            ChatError: where it fails before the first text; later failures are noted in the ending.
+        """
+        assert not isinstance(input, str)  # noqa: S101  # the service sends turns
+        messages = [{"role": turn["role"], "content": self._neutralise(turn["content"])} for turn in input]  # type: ignore[typeddict-item, index]
+        if system_instructions:
+            messages.insert(0, {"role": "system", "content": system_instructions})
+        body: dict[str, Any] = {
+            "model": self._name,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            self._max_tokens: model_settings.max_tokens,
+        }
+        if model_settings.temperature is not None:
+            body["temperature"] = model_settings.temperature
+        create: Any = self._client.chat.completions.with_streaming_response.create  # its overloads ask for literals
+        try:
+            async with create(**body) as response, aclosing(self._texts(response)) as texts:
+                async for text in texts:
+                    self._ending.deltas += 1
+                    yield _text_event(text)
+        except (ChatError, openai.OpenAIError, httpx2.HTTPError, msgspec.DecodeError, ValueError) as error:
+            failure = _named(error)
+            if not self._ending.deltas and self._ending.finish_reason is None:
+                raise failure from error
+            self._ending.failure = failure
+        yield _completed()
+
+    async def _texts(self, response: openai.AsyncAPIResponse[Any]) -> AsyncGenerator[str, None]:
+        """Yield the text of each delta up to the stream's end, noting finish reason and usage on the way."""
+        decoder = EventDecoder()
+        is_completion = False
+        async with aclosing(response.http_response.aiter_bytes()) as reads:  # type: ignore[type-var]
+            async for data in reads:
+                for payload in decoder.feed(data):
+                    if payload == b"[DONE]":
+                        await _read_to_end(reads)
+                        break
+                    is_completion = True
+                    if text := self._read(decode_chunk(payload)):
+                        yield text
+        if not is_completion:
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
+        if self._ending.finish_reason is None:
+            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+
+    def _read(self, chunk: Chunk) -> str | None:
+        if chunk.error is not None and chunk.error != b"null":
+            raise ChatError(ErrorCode.UPSTREAM_ERROR)
+        if chunk.usage is not None and any(count is not None for count in msgspec.structs.astuple(chunk.usage)):
+            self._ending.usage = Usage(
+                input_tokens=chunk.usage.prompt_tokens,
+                output_tokens=chunk.usage.completion_tokens,
+                total_tokens=chunk.usage.total_tokens,
+                source=UsageSource.UPSTREAM,
+            )
+        if not chunk.choices:
+            return None
+        choice = chunk.choices[0]
+        if choice.finish_reason:
+            self._ending.finish_reason = _finish_reason(choice.finish_reason)
+        return choice.delta and (choice.delta.content or choice.delta.refusal)
+
+
+async def _read_to_end(reads: AsyncIterator[bytes]) -> None:
+    """Read what follows the last event, which is there at once or not waited for: then the connection can be reused."""
+    with suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
+            async for _ in reads:
+                pass
+
+
+def _finish_reason(reason: str) -> FinishReason:
+    try:
+        return FinishReason(reason)
+    except ValueError:
+        detail = "The upstream ended the answer for a reason that is not stop, length or content_filter."
+        raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False) from None
+
+
+def _named(error: Exception) -> ChatError:
+    """Name what went wrong between the request and the last event."""
+    match error:
+        case ChatError():
+            return error
+        case openai.APIStatusError():
+            return _refusal(error)
+        case openai.APIConnectionError():
+            return ChatError(ErrorCode.UPSTREAM_UNREACHABLE)
+        case httpx2.HTTPError():
+            return ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
+        case _:
+            return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream sent something that is not a completion.")
+
+
+def _refusal(error: openai.APIStatusError) -> ChatError:
+    """Name an HTTP error of the upstream; its text is read here and goes no further."""
+    status = error.status_code
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return ChatError(
+            ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=_retry_after_s(error.response), upstream_status=status
+        )
+    if status == HTTPStatus.BAD_REQUEST and _is_context_length(error):
+        return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, upstream_status=status)
+    if status == HTTPStatus.NOT_FOUND:
+        detail = "The upstream does not know the model, or the address is not its API's."
+        return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}:
+        detail = "The upstream refused the request."
+        return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
+    return ChatError(ErrorCode.UPSTREAM_ERROR, upstream_status=status)
+
+
+def _is_context_length(error: openai.APIStatusError) -> bool:
+    # OpenAI's code, llama.cpp's type, and the words of vLLM, which has neither.
+    return (
+        error.code == "context_length_exceeded"
+        or error.type == "exceed_context_size_error"
+        or "maximum context length" in error.message
+    )
+
+
+def _retry_after_s(response: httpx2.Response) -> int | None:
+    """Return the seconds that the upstream asks to wait, where they are a sane number."""
+    value = response.headers.get("retry-after", "")
+    return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_RETRY_AFTER_S else None
+
+
+def _text_event(text: str) -> ResponseTextDeltaEvent:
+    return ResponseTextDeltaEvent(
+        content_index=0,
+        delta=text,
+        item_id="reply",
+        logprobs=[],
+        output_index=0,
+        sequence_number=0,
+        type="response.output_text.delta",
+    )
+
+
+@cache
+def _completed() -> ResponseCompletedEvent:
+    """Return the event that ends a run: the Runner wants one, and nobody reads it."""
+    message = ResponseOutputMessage(id="reply", content=[], role="assistant", status="completed", type="message")
+    response = Response(
+        id="reply",
+        created_at=0,
+        model="reply",
+        object="response",
+        output=[message],
+        parallel_tool_calls=False,
+        tool_choice="none",
+        tools=[],
+    )
+    return ResponseCompletedEvent(response=response, sequence_number=0, type="response.completed")

@@ -1,0 +1,195 @@
+"""Owns the settings: what an operator may set, read once from the environment."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, inspect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_PREFIX = "PARLEY_"
+
+_Seconds = Annotated[float, Meta(gt=0, le=3600)]
+_Name = Annotated[str, Meta(pattern=r"^\S{1,200}$", extra={"allowed": "1 to 200 characters without blanks"})]
+_Address = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        extra={"allowed": "an http:// or https:// address without user, query or fragment"},
+    ),
+]
+
+
+class SettingsError(Exception):
+    """The environment holds a value that Parley cannot start with; the message has one line for each."""
+
+
+class Secret:
+    """A string that shows only as asterisks; `reveal()` gives it to the code that has to send it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    def reveal(self) -> str:
+        """Return the string itself."""
+        return self._value
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set, one field a variable: `port` is PARLEY_PORT; `openai_*` keep their usual names.
+
+    Seconds are seconds of wall-clock time, tokens are the model's own.
+    """
+
+    openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream.")] = None
+    openai_base_url: Annotated[
+        _Address | None,
+        Meta(description="Any OpenAI-compatible API, up to and with its `/v1`. OpenAI's own where only the key is set."),
+    ] = None
+    model: Annotated[
+        _Name | None,
+        Meta(description="The model's name. Needed with an upstream; for the embedded model it is just a label."),
+    ] = None
+    model_path: Annotated[
+        str | None, Meta(description="A GGUF file to embed instead of the SmolLM2 that comes with Parley.")
+    ] = None
+    system_prompt: Annotated[
+        str | None,
+        Meta(
+            description="Instructions that precede each conversation. Unset: none for an upstream; for the embedded "
+            "model `You are a helpful assistant. Answer in English.`"
+        ),
+    ] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(description="Sampling temperature. Unset: the upstream's own default; 0 for the embedded model."),
+    ] = None
+    host: Annotated[_Name, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = 8000
+    max_output_tokens: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Default and ceiling of a request's `max_output_tokens`.")
+    ] = 2000
+    request_timeout_s: Annotated[
+        _Seconds, Meta(description="Default and ceiling of a request's `timeout_s`, first byte to last.")
+    ] = 30.0
+    connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection upstream.")] = 5.0
+    first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first text.")] = 20.0
+    idle_timeout_s: Annotated[_Seconds, Meta(description="Longest gap between two texts.")] = 10.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "json", "console"],
+        Meta(description="`auto` is `console` on a terminal and `json` elsewhere."),
+    ] = "auto"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded model serves: there is neither a key nor a base URL for an upstream."""
+        return self.openai_api_key is None and self.openai_base_url is None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the settings; an empty variable counts as unset.
+
+        Raises:
+            SettingsError: with a line for each wrong value; a secret's value is never part of it.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for variable in variables():
+            text = environment.get(variable.name, "")
+            if not text:
+                continue
+            try:
+                values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
+            except msgspec.ValidationError:
+                # A key or an address may be a secret, or hold one.
+                shown = "its value" if variable.field.startswith("openai_") else repr(text[:100])
+                problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
+        settings = cls(**values)
+        problems += settings._conflicts()
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return settings
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.embedded:
+            return
+        given = "OPENAI_BASE_URL" if self.openai_base_url else "OPENAI_API_KEY"
+        if self.model_path:
+            yield f"PARLEY_MODEL_PATH: it embeds a model, but {given} names an upstream; unset one of the two."
+        if not self.model:
+            yield (
+                f"PARLEY_MODEL: not set, but {given} chooses an upstream; set it to a model the upstream serves, "
+                f"or unset {given} to use the embedded model."
+            )
+
+
+class Variable(NamedTuple):
+    """One setting as the operator sees it."""
+
+    name: str
+    field: str
+    type: Any
+    default: object
+    allowed: str
+    description: str
+
+
+def variables() -> Iterator[Variable]:
+    """Yield each setting with its variable's name, type, default, what it may hold, and what it is for."""
+    described = inspect.type_info(Settings)
+    assert isinstance(described, inspect.StructType)  # noqa: S101  # narrows the type for mypy
+    annotations = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    for field in described.fields:
+        name = field.name.upper() if field.name.startswith("openai_") else _PREFIX + field.name.upper()
+        schema = field.type.extra_json_schema or {} if isinstance(field.type, inspect.Metadata) else {}
+        yield Variable(
+            name, field.name, annotations[field.name], field.default, _allowed(field.type), schema.get("description", "")
+        )
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each PARLEY_ variable that is no setting, with the setting that was probably meant."""
+    known = [variable.name for variable in variables()]
+    for name in sorted(environment):
+        if name.startswith(_PREFIX) and name not in known:
+            yield name, next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def _decode(kind: type, value: object) -> object:
+    text = str(value)
+    if kind is not Secret or not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError  # it could not be sent in a header; msgspec makes this a ValidationError
+    return Secret(text)
+
+
+def _allowed(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.Metadata(extra={"allowed": str(allowed)}):
+            return allowed
+        case inspect.Metadata():
+            return _allowed(kind.type)
+        case inspect.UnionType():
+            return next(_allowed(member) for member in kind.types if not isinstance(member, inspect.NoneType))
+        case inspect.IntType():
+            return f"a whole number from {kind.ge} to {kind.le}"
+        case inspect.FloatType():
+            least = f"above {kind.gt:g}" if kind.gt is not None else f"from {kind.ge:g}"
+            return f"a number {least} to {kind.le:g}"
+        case inspect.LiteralType():
+            return "one of " + ", ".join(map(str, kind.values))
+        case inspect.CustomType():
+            return "printable ASCII without blanks"
+        case _:
+            return "any text"

@@ -1,0 +1,1 @@
+"""The transport: requests, chunks, frames, status codes."""

@@ -1,0 +1,74 @@
+"""Owns the operations: chat as a stream, chat as one answer, and health."""
+
+from http import HTTPStatus
+
+from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from parley.chat.service import ChatService
+from parley.settings import Settings
+from parley.web.errors import ClientDisconnectedError
+from parley.web.request import ChatAPIRequest
+from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
+from parley.web.sse import EventStream, cancelled_on_disconnect, frames
+
+
+class ChatController(Controller):
+    """The main job."""
+
+    path = "/chat"
+    tags = ("chat",)
+
+    @post(operation_id="streamChat", summary="Stream an answer", status_code=HTTPStatus.OK)
+    async def stream(
+        self,
+        request: ChatAPIRequest,
+        data: JSONBody[ChatRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> EventStream[StreamChunk]:
+        """Answer a message as server-sent events: one start, texts, then exactly one of done or error."""
+        events = service.stream(data.to_prompt(settings))
+        return EventStream(frames(events, request.state.correlation_id))
+
+    @post("/complete", operation_id="completeChat", summary="Get a whole answer", status_code=HTTPStatus.OK)
+    async def complete(
+        self,
+        request: ChatAPIRequest,
+        data: JSONBody[ChatRequest],
+        service: NamedDependency[ChatService],
+        settings: NamedDependency[Settings],
+    ) -> ChatResponse:
+        """Answer a message in one piece, for callers that do not stream."""
+        async with cancelled_on_disconnect(request.receive):
+            reply = await service.complete(data.to_prompt(settings))
+            return ChatResponse(
+                text=reply.text,
+                finish_reason=reply.finish_reason,
+                usage=reply.usage,
+                timing=reply.timing,
+                model=reply.model,
+                correlation_id=request.state.correlation_id,
+            )
+        raise ClientDisconnectedError
+
+
+class HealthController(Controller):
+    """What an orchestrator asks."""
+
+    path = "/health"
+    tags = ("health",)
+
+    @get("/live", operation_id="getLiveness", summary="Is the process alive?")
+    async def live(self) -> Health:
+        """Answer, which is all there is to tell."""
+        return Health(status="live")
+
+    @get("/ready", operation_id="getReadiness", summary="Would a chat be answered?")
+    async def ready(self, service: NamedDependency[ChatService]) -> Response[Health]:
+        """Tell whether the model can be reached and Parley is not shutting down: 200 if so, else 503 and why."""
+        problem = await service.check()
+        if problem is None:
+            return Response(Health(status="ready"))
+        return Response(Health(status="not_ready", reason=problem), status_code=HTTPStatus.SERVICE_UNAVAILABLE)

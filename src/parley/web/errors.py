@@ -1,0 +1,109 @@
+"""Owns how errors leave over HTTP: each code's status, and the handlers that give every failure the same body."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from litestar import Response
+from litestar.exceptions import HTTPException
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.web.schema import ErrorResponse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from litestar import Request
+    from litestar.types import ExceptionHandlersMap
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
+    ErrorCode.INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
+    ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    ErrorCode.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
+    ErrorCode.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ErrorCode.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
+    ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.UPSTREAM_AUTH: HTTPStatus.BAD_GATEWAY,
+    ErrorCode.UPSTREAM_RATE_LIMITED: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorCode.UPSTREAM_UNREACHABLE: HTTPStatus.BAD_GATEWAY,
+    ErrorCode.UPSTREAM_ERROR: HTTPStatus.BAD_GATEWAY,
+    ErrorCode.UPSTREAM_TRUNCATED: HTTPStatus.BAD_GATEWAY,
+    ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+    ErrorCode.UPSTREAM_IDLE_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+    ErrorCode.REQUEST_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: HTTPStatus.BAD_REQUEST,
+    ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+# nginx's status for it, seen in the log only: there is nobody to read the response.
+_CLIENT_CLOSED_REQUEST: Final = 499
+
+# The errors that Litestar finds by itself, before a controller is reached.
+_CODES: Final[Mapping[int, ErrorCode]] = {
+    status: code
+    for code, status in STATUS.items()
+    if code
+    in {
+        ErrorCode.INVALID_REQUEST,
+        ErrorCode.NOT_FOUND,
+        ErrorCode.METHOD_NOT_ALLOWED,
+        ErrorCode.PAYLOAD_TOO_LARGE,
+        ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+    }
+}
+
+
+class ClientDisconnectedError(Exception):
+    """The client left before there was anything to send it."""
+
+
+def _respond(
+    request: Request[Any, Any, Any], error: ChatError, headers: Mapping[str, str] | None = None
+) -> Response[ErrorResponse]:
+    structlog.contextvars.bind_contextvars(
+        outcome="failed", error_code=error.code, upstream_status=error.upstream_status
+    )
+    all_headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        all_headers["Retry-After"] = str(error.retry_after_s)
+    return Response(
+        ErrorResponse.of(error, request.state.correlation_id),
+        status_code=STATUS[error.code],
+        media_type="application/json",
+        headers=all_headers,
+    )
+
+
+def _on_chat_error(request: Request[Any, Any, Any], error: ChatError) -> Response[ErrorResponse]:
+    return _respond(request, error)
+
+
+def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorResponse]:
+    code = _CODES.get(error.status_code)
+    if code is None:
+        return _on_unexpected(request, error)
+    return _respond(request, ChatError(code), error.headers)
+
+
+def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorResponse]:
+    _log.error("unexpected_error", exc_info=error)
+    return _respond(request, ChatError(ErrorCode.INTERNAL))
+
+
+def _on_disconnect(_: Request[Any, Any, Any], __: ClientDisconnectedError) -> Response[None]:
+    structlog.contextvars.bind_contextvars(outcome="client_disconnected")
+    return Response(None, status_code=_CLIENT_CLOSED_REQUEST)
+
+
+EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
+    ChatError: _on_chat_error,
+    ClientDisconnectedError: _on_disconnect,
+    HTTPException: _on_http_error,
+    Exception: _on_unexpected,
+}

@@ -1,0 +1,153 @@
+"""Owns the shapes on the wire: requests, chunks, responses and errors, as the contract publishes them."""
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import FinishReason, Timing, Usage
+from parley.chat.messages import Message, Prompt, Role
+from parley.settings import Settings
+
+MAX_MESSAGE_CHARACTERS: Final = 32_000
+MAX_HISTORY_TURNS: Final = 200
+
+# A NUL would end the text, unseen, in servers written in C.
+_NO_NUL: Final = r"^[^\x00]*$"
+_NO_NUL_NOT_BLANK: Final = r"^(?=[\s\S]*\S)[^\x00]*$"
+
+
+class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An earlier turn of the conversation."""
+
+    role: Annotated[Role, Meta(description="Who spoke.")]
+    content: Annotated[str, Meta(max_length=MAX_MESSAGE_CHARACTERS, pattern=_NO_NUL, description="What was said.")]
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A message to answer, with the turns before it; the server keeps nothing."""
+
+    message: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=MAX_MESSAGE_CHARACTERS,
+            pattern=_NO_NUL_NOT_BLANK,
+            description="The message to answer; not blank, no NUL characters.",
+        ),
+    ]
+    history: Annotated[
+        list[HistoryTurn], Meta(max_length=MAX_HISTORY_TURNS, description="The earlier turns, oldest first.")
+    ] = msgspec.field(default_factory=list)
+    max_output_tokens: (
+        Annotated[int, Meta(ge=1, description="Most tokens to answer with; the server's ceiling is the default.")]
+        | UnsetType
+    ) = UNSET
+    timeout_s: (
+        Annotated[float, Meta(gt=0, description="Seconds for the whole answer; the server's ceiling is the default.")]
+        | UnsetType
+    ) = UNSET
+
+    def to_prompt(self, settings: Settings) -> Prompt:
+        """Return what the domain is asked.
+
+        Raises:
+            ChatError: where a value is above its ceiling.
+        """
+        max_output_tokens, timeout_s = settings.max_output_tokens, settings.request_timeout_s
+        if self.max_output_tokens is not UNSET:
+            _check_ceiling("max_output_tokens", self.max_output_tokens, max_output_tokens)
+            max_output_tokens = self.max_output_tokens
+        if self.timeout_s is not UNSET:
+            _check_ceiling("timeout_s", self.timeout_s, timeout_s)
+            timeout_s = self.timeout_s
+        return Prompt(
+            messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
+            max_output_tokens=max_output_tokens,
+            timeout_s=timeout_s,
+        )
+
+
+def _check_ceiling(name: str, value: float, ceiling: float) -> None:
+    if value > ceiling:
+        raise ChatError(ErrorCode.INVALID_REQUEST, detail=f"`{name}` must be at most {ceiling:g}.")
+
+
+class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure in three sentences: the body of every HTTP error, and part of the `error` chunk."""
+
+    code: ErrorCode
+    error: Annotated[str, Meta(description="What happened.")]
+    detail: Annotated[str, Meta(description="Why.")]
+    action: Annotated[str, Meta(description="What to do.")]
+    correlation_id: Annotated[str, Meta(description="The id to quote to the operator; it is in the logs.")]
+    retryable: Annotated[bool, Meta(description="Whether the same request may succeed if it is sent again.")]
+    retry_after_s: Annotated[int | None, Meta(description="Seconds to wait before that, where they are known.")] = None
+
+    @classmethod
+    def of(cls, error: ChatError, correlation_id: str) -> "ErrorResponse":
+        """Publish an error of the domain."""
+        explanation = error.explanation
+        return cls(
+            code=error.code,
+            error=explanation.error,
+            detail=explanation.detail,
+            action=explanation.action,
+            correlation_id=correlation_id,
+            retryable=explanation.retryable,
+            retry_after_s=error.retry_after_s,
+        )
+
+
+class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="start"):
+    """The model has begun to answer."""
+
+    seq: int
+    correlation_id: str
+    model: str
+
+
+class TextChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
+    """A piece of the answer; the whole answer is all of them, joined."""
+
+    seq: int
+    text: str
+
+
+class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
+    """The answer is whole, or the model said why it is not. Nothing follows."""
+
+    seq: int
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+
+
+class ErrorChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
+    """The answer broke off after it had begun. Nothing follows."""
+
+    seq: int
+    error: ErrorResponse
+    usage: Usage
+
+
+StreamChunk = StartChunk | TextChunk | DoneChunk | ErrorChunk
+
+
+class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    model: str
+    correlation_id: str
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests would be answered now; if not, the code of the error that they would meet."""
+
+    status: Literal["live", "ready", "not_ready"]
+    reason: ErrorCode | None = None
