@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
 from parley.chat.service import ChatService
-from parley.providers.embedded import EmbeddedProvider
+from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
 from parley.providers.upstream import OPENAI_BASE_URL, UpstreamProvider
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from parley.settings import Settings
 
+_log: Final = structlog.stdlib.get_logger(__name__)
+
 
 def create_app(settings: Settings) -> Litestar:
     """Assemble the ASGI application; its lifespan opens the provider.
@@ -34,8 +37,12 @@ def create_app(settings: Settings) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with provider:
-            yield
+        try:
+            async with provider:
+                yield
+        except EmbeddedModelError as error:
+            _log.critical("start_failed", reason=str(error))
+            raise
 
     return Litestar(
         route_handlers=[ChatController, HealthController],

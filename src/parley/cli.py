@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "chat":
         from parley import terminal  # noqa: PLC0415
 
-        return terminal.chat(options.url or f"http://{settings.host}:{settings.port}", " ".join(options.message))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        return terminal.chat(options.url or f"http://{host}:{settings.port}", " ".join(options.message))
     from parley import server  # noqa: PLC0415
 
     return server.serve(settings, unknown_variables(os.environ))

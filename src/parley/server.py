@@ -18,38 +18,40 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Beyond the longest a reply may take, so that none is cut.
+# Seconds beyond the longest that a reply may take, so that none is cut.
 _GRACE_S: Final = 2
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn that turns the service away from new prompts as soon as it is told to stop."""
+class Server(uvicorn.Server):
+    """A uvicorn that has the service refuse new prompts as soon as it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, service: ChatService) -> None:
-        super().__init__(config)
-        self._service = service
+    def __init__(self, settings: Settings) -> None:
+        """Make the app and the server for it."""
+        app = create_app(settings)
+        self._service: ChatService = app.state.service
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=round(settings.request_timeout_s) + _GRACE_S,
+                ws="none",
+            )
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take the signal."""
+        """Take a signal to stop."""
         self._service.drain()
         super().handle_exit(sig, frame)
 
 
 def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> int:
     """Serve until a signal ends it; return the exit code."""
-    app = create_app(settings)
+    server = Server(settings)
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=round(settings.request_timeout_s) + _GRACE_S,
-        ws="none",
-    )
-    server = _Server(config, app.state.service)
     server.run()
     return 0 if server.started else 1

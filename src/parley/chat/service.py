@@ -121,11 +121,14 @@ class ChatService:
                     yield ReplyStarted(self._provider.model_name)
                 yield ReplyFinished(finish_reason=ending.finish_reason, usage=ending.best_usage(), timing=timing)
         finally:
+            usage = ending.best_usage()
             structlog.contextvars.bind_contextvars(
                 model=self._provider.model_name,
                 finish_reason=ending.finish_reason,
                 first_token_ms=clock.timing().first_token_ms,
-                **msgspec.structs.asdict(ending.best_usage()),
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                usage_source=usage.source,
             )
 
     async def complete(self, prompt: Prompt) -> Reply:

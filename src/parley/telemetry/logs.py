@@ -28,8 +28,9 @@ _SECRET_VALUE: Final = re.compile(
     r"|://[^\s/@]+@"
 )
 
-# Of these we know that their messages hold nothing of a request; of any other, only where it spoke is logged.
-_TRUSTED: Final = re.compile(r"(parley|uvicorn)(\.|$)")
+# Of these we know that their messages hold nothing of a request; of any other's warnings, only where they come from
+# is logged.
+_TRUSTED: Final = ("parley", "uvicorn")
 
 
 def configure(settings: Settings) -> None:
@@ -61,7 +62,9 @@ def configure(settings: Settings) -> None:
     handler.addFilter(_is_no_traceback)
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(logging.WARNING)
+    for name in _TRUSTED:
+        logging.getLogger(name).setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
 
 
@@ -86,7 +89,7 @@ def _redacted(name: str, value: Any) -> Any:
 
 def _withhold_untrusted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     record: logging.LogRecord = event["_record"]
-    if not _TRUSTED.match(record.name):
+    if record.name.partition(".")[0] not in _TRUSTED:
         event["event"] = "library_message"
         event["location"] = f"{record.module}:{record.lineno}"
         event.pop("positional_args", None)
@@ -114,7 +117,7 @@ def _chain(error: BaseException | None) -> Any:
 
 def _is_no_traceback(record: logging.LogRecord) -> bool:
     # uvicorn logs a failed start-up's traceback, text and all, as a message; the failure has its own line by then.
-    return not (record.name == "uvicorn.error" and str(record.msg).startswith(("Traceback", "Exception in 'lifespan'")))
+    return not str(record.msg).startswith(("Traceback", "Exception in 'lifespan'"))
 
 
 def _to_json(event: Mapping[str, Any], **_: Any) -> str:

@@ -2,16 +2,24 @@
 
 from http import HTTPStatus
 
+from typing import Final
+
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
 from litestar.params import JSONBody
 
 from parley.chat.service import ChatService
 from parley.settings import Settings
-from parley.web.errors import ClientDisconnectedError
+from parley.web.errors import STATUS, ClientDisconnectedError
 from parley.web.request import ChatAPIRequest
-from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
+from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
 from parley.web.sse import EventStream, cancelled_on_disconnect, frames
+
+_FAILURES: Final = {
+    status.value: ResponseSpec(ErrorResponse, generate_examples=False, description=status.phrase)
+    for status in sorted(set(STATUS.values()))
+}
 
 
 class ChatController(Controller):
@@ -20,7 +28,14 @@ class ChatController(Controller):
     path = "/chat"
     tags = ("chat",)
 
-    @post(operation_id="streamChat", summary="Stream an answer", status_code=HTTPStatus.OK)
+    @post(
+        operation_id="streamChat",
+        summary="Stream an answer",
+        status_code=HTTPStatus.OK,
+        media_type="text/event-stream",
+        response_description="The answer as it is made.",
+        responses=_FAILURES,
+    )
     async def stream(
         self,
         request: ChatAPIRequest,
@@ -32,7 +47,14 @@ class ChatController(Controller):
         events = service.stream(data.to_prompt(settings))
         return EventStream(frames(events, request.state.correlation_id))
 
-    @post("/complete", operation_id="completeChat", summary="Get a whole answer", status_code=HTTPStatus.OK)
+    @post(
+        "/complete",
+        operation_id="completeChat",
+        summary="Get a whole answer",
+        status_code=HTTPStatus.OK,
+        response_description="The whole answer.",
+        responses=_FAILURES,
+    )
     async def complete(
         self,
         request: ChatAPIRequest,

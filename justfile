@@ -1,0 +1,38 @@
+# Every recipe installs what it needs. Settings come from the environment, or from a file `.env` (see .env.example).
+
+set dotenv-load
+
+uv := env("UV", "uv")
+
+# Serve on PARLEY_HOST:PARLEY_PORT (127.0.0.1:8000)
+serve:
+    {{ uv }} run parley
+
+# Talk to the Parley that serves: `just chat`, or `just chat "a question"`
+chat *message:
+    {{ uv }} run parley chat {{ message }}
+
+# Run the tests: `just test`, or `just test -k something`
+test *arguments:
+    {{ uv }} run pytest {{ arguments }}
+
+# Check the format, the linters, the types and the layers
+check:
+    {{ uv }} run ruff format --check
+    {{ uv }} run ruff check
+    {{ uv }} run mypy
+    {{ uv }} run lint-imports
+
+# Format, and mend what the linter can mend
+fmt:
+    {{ uv }} run ruff format
+    {{ uv }} run ruff check --fix
+
+# Write the contract that the app serves to contracts/chat-api.yaml
+contract:
+    {{ uv }} run python -m parley.contract > contracts/chat-api.yaml
+
+# Resolve the dependencies anew, and export what a deployment installs, with hashes
+lock:
+    {{ uv }} lock
+    {{ uv }} export -q --no-default-groups --group embedded --no-emit-project --no-annotate --no-header -o requirements.lock

@@ -1,0 +1,132 @@
+"""Owns `parley chat`: the terminal client, and the reference for who consumes the stream."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import httpx_sse
+import msgspec
+
+from parley.web.schema import (
+    MAX_HISTORY_TURNS,
+    ChatRequest,
+    DoneChunk,
+    ErrorChunk,
+    ErrorResponse,
+    HistoryTurn,
+    StartChunk,
+    StreamChunk,
+    TextChunk,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A little more than the server's own ceiling between two chunks: the server is the one that keeps time.
+_TIMEOUT: Final = httpx.Timeout(60, connect=5)
+
+_decode_chunk: Final = msgspec.json.Decoder(StreamChunk).decode
+_decode_error: Final = msgspec.json.Decoder(ErrorResponse).decode
+
+
+class ChatFailedError(Exception):
+    """The server could not be reached, or its answer failed; the message is for a person."""
+
+
+def chat(url: str, message: str) -> int:
+    """Ask one message (given, or piped in), or converse until the input ends; return the exit code."""
+    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
+    with httpx.Client(base_url=url, timeout=_TIMEOUT, mounts=mounts) as client:
+        if message or not sys.stdin.isatty():
+            return _once(client, message or sys.stdin.read())
+        return _converse(client)
+
+
+def _once(client: httpx.Client, message: str) -> int:
+    try:
+        _show(ask(client, message, []))
+    except ChatFailedError as error:
+        _note(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _converse(client: httpx.Client) -> int:
+    with suppress(ImportError):
+        import readline  # noqa: F401, PLC0415  # gives input() its editing keys; Windows has none
+    _note("Ctrl-C stops an answer, Ctrl-D ends.")
+    history: list[HistoryTurn] = []
+    while True:
+        try:
+            message = input("\n> ").strip()
+        except EOFError:
+            return 0
+        except KeyboardInterrupt:
+            continue
+        if not message:
+            continue
+        try:
+            answer = _show(ask(client, message, history[-MAX_HISTORY_TURNS:]))
+        except ChatFailedError as error:
+            _note(str(error))
+        except KeyboardInterrupt:
+            _note("\n[stopped]")
+        else:
+            history += [HistoryTurn("user", message), HistoryTurn("assistant", answer)]
+
+
+def ask(client: httpx.Client, message: str, history: list[HistoryTurn]) -> Iterator[StartChunk | TextChunk | DoneChunk]:
+    """Yield the chunks of an answer up to its `done`; leaving the iterator closes the connection and stops the model.
+
+    Raises:
+        ChatFailedError: where the answer fails, before or after its start.
+    """
+    body = msgspec.json.encode(ChatRequest(message=message, history=history))
+    headers = {"Content-Type": "application/json"}
+    try:
+        with httpx_sse.connect_sse(client, "POST", "/chat", content=body, headers=headers) as source:
+            if source.response.status_code != httpx.codes.OK:
+                raise ChatFailedError(_explain(_decode_error(source.response.read())))
+            for event in source.iter_sse():
+                chunk = _decode_chunk(event.data)
+                if isinstance(chunk, ErrorChunk):
+                    raise ChatFailedError("\n" + _explain(chunk.error))
+                yield chunk
+                if isinstance(chunk, DoneChunk):
+                    return
+    except httpx.ConnectError as error:
+        raise ChatFailedError(f"Nothing answers at {client.base_url}. Start Parley there: `just serve`.") from error
+    except (httpx.HTTPError, httpx_sse.SSEError, msgspec.DecodeError) as error:
+        raise ChatFailedError(f"What answers at {client.base_url} is no Parley, or it broke off.") from error
+    raise ChatFailedError("\nThe stream ended without saying how the answer did.")
+
+
+def _show(chunks: Iterator[StartChunk | TextChunk | DoneChunk]) -> str:
+    """Print an answer as it comes, and what it took; return its text."""
+    texts: list[str] = []
+    for chunk in chunks:
+        match chunk:
+            case TextChunk():
+                texts.append(chunk.text)
+                shown = "".join(c for c in chunk.text if c.isprintable() or c in "\n\t")  # no terminal control codes
+                print(shown, end="", flush=True)  # noqa: T201  # the program's output
+            case DoneChunk():
+                print()  # noqa: T201
+                tokens, timing = chunk.usage.output_tokens, chunk.timing
+                why = "" if chunk.finish_reason == "stop" else f", ended by {chunk.finish_reason}"
+                _note(f"[{'?' if tokens is None else tokens} tokens, {timing.total_ms / 1000:.1f} s{why}]")
+    return "".join(texts)
+
+
+def _explain(error: ErrorResponse) -> str:
+    return f"{error.error} {error.detail} {error.action} [{error.code}, {error.correlation_id}]"
+
+
+def _note(text: str) -> None:
+    """Print what is not the answer, where it does not get into a pipe."""
+    print(text, file=sys.stderr)  # noqa: T201

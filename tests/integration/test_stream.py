@@ -1,0 +1,293 @@
+"""The main job over real sockets: a message in, chunks out, and what reaches the upstream."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx_sse
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.chat.events import FinishReason, Usage, UsageSource
+from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
+from tests.support.running import CANARY, CANARY_KEY, decode_chunk, problem, running, stream
+from tests.support.upstream import Exchange, answer, delta
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from parley.settings import Settings
+    from parley.testing import ChatRequestFactory
+    from tests.conftest import Logs
+    from tests.support.upstream import ScriptedUpstream
+
+REQUEST = {"message": CANARY}
+COUNTED = Usage(input_tokens=7, output_tokens=3, total_tokens=10, source=UsageSource.UPSTREAM)
+
+
+async def test_an_answer_streams_as_start_texts_and_done(client: httpx.AsyncClient, logs: Logs) -> None:
+    """The whole stream, chunk for chunk, and the one line that is logged of it."""
+    start, *texts, done = await stream(client, REQUEST, headers={"X-Correlation-ID": "my.id-1"})
+
+    assert start == StartChunk(seq=0, correlation_id="my.id-1", model="scripted-1")
+    assert texts == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
+    assert isinstance(done, DoneChunk)
+    assert done == DoneChunk(seq=3, finish_reason=FinishReason.STOP, usage=COUNTED, timing=done.timing)
+    assert done.timing.first_token_ms is not None
+    assert 0 <= done.timing.first_token_ms <= done.timing.total_ms
+
+    line = await logs.request()
+    assert line.pop("total_ms") >= line.pop("first_token_ms") >= 0
+    del line["timestamp"]
+    assert line == {
+        "event": "request",
+        "level": "info",
+        "logger": "parley.telemetry.correlation",
+        "correlation_id": "my.id-1",
+        "method": "POST",
+        "route": "/chat",
+        "status": 200,
+        "outcome": "completed",
+        "model": "scripted-1",
+        "chunks": 4,
+        "finish_reason": "stop",
+        "input_tokens": 7,
+        "output_tokens": 3,
+        "usage_source": "upstream",
+    }
+
+
+async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, logs: Logs) -> None:
+    """POST /chat/complete takes the same request."""
+    response = await client.post("/chat/complete", json=REQUEST)
+
+    body = response.json()
+    timing = body.pop("timing")
+    assert 0 <= timing["first_token_ms"] <= timing["total_ms"]
+    assert body == {
+        "text": "Hello",
+        "finish_reason": "stop",
+        "usage": {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10, "source": "upstream"},
+        "model": "scripted-1",
+        "correlation_id": response.headers["x-correlation-id"],
+    }
+    line = await logs.request()
+    assert (line["route"], line["status"], line["outcome"]) == ("/chat/complete", 200, "completed")
+
+
+async def test_the_stream_has_the_headers_that_keep_proxies_from_holding_it(client: httpx.AsyncClient) -> None:
+    """A buffering proxy would turn the stream into one late answer."""
+    response = await client.post("/chat", json=REQUEST)
+
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert b"\r" not in response.content
+
+
+async def test_the_upstream_gets_the_turns_in_order_and_the_limits(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, chat_request_factory: type[ChatRequestFactory]
+) -> None:
+    """System prompt, history, message; model, temperature, ceiling on tokens; usage is asked for."""
+    request: Any = {
+        "message": "And of Spain?",
+        "history": [
+            {"role": "user", "content": "The capital of France?"},
+            {"role": "assistant", "content": "Paris."},
+        ],
+    }
+    async with running(make_settings(system_prompt="Be brief.", temperature=0.5)) as client:
+        await stream(client, request)
+        request["max_output_tokens"] = 5
+        await stream(client, request)
+
+    first, second = upstream.exchanges
+    assert first.json == {
+        "model": "scripted-1",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "The capital of France?"},
+            {"role": "assistant", "content": "Paris."},
+            {"role": "user", "content": "And of Spain?"},
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": 2000,
+        "temperature": 0.5,
+    }
+    assert second.json["max_tokens"] == 5
+    assert first.headers["authorization"] == f"Bearer {CANARY_KEY}"
+
+
+async def test_any_request_that_the_factory_makes_is_answered(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, chat_request_factory: type[ChatRequestFactory]
+) -> None:
+    """The published factories make valid requests, and all of them reaches the upstream."""
+    for request in chat_request_factory.batch(5):
+        response = await client.post("/chat", content=_encoded(request), headers={"Content-Type": "application/json"})
+        assert response.status_code == 200
+        sent = upstream.exchanges[-1].json
+        assert [turn["content"] for turn in sent["messages"]] == [
+            *(turn.content for turn in request.history),
+            request.message,
+        ]
+        assert sent["max_tokens"] == request.max_output_tokens
+
+
+async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """Streaming is streaming: the upstream waits for the client to have seen the first text."""
+    seen = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await seen.wait()
+        await exchange.events(delta("second"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    texts = []
+    with anyio.fail_after(10):
+        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
+            async for event in source.aiter_sse():
+                chunk = decode_chunk(event.data)
+                if isinstance(chunk, TextChunk):
+                    texts.append(chunk.text)
+                    seen.set()
+    assert texts == ["first", "second"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+async def test_the_answer_does_not_depend_on_how_the_upstream_cuts_its_bytes(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, size: int
+) -> None:
+    """Cuts fall inside code points, inside lines, inside frames."""
+    text = 'Zürich 東京 🎉 "quoted"\n\u2028 end'
+
+    async def script(exchange: Exchange) -> None:
+        import json
+
+        events = [json.dumps(delta(text), ensure_ascii=False), json.dumps(delta(finish_reason="stop")), "[DONE]"]
+        data = "".join(f": ping\r\n\r\ndata: {event}\r\n\r\n" for event in events).encode()
+        await exchange.head()
+        for start in range(0, len(data), size):
+            await exchange.write(data[start : start + size])
+        await exchange.end()
+
+    upstream.script = script
+    _, *texts, done = await stream(client, REQUEST)
+    assert texts == [TextChunk(seq=1, text=text)]
+    assert isinstance(done, DoneChunk)
+
+
+@pytest.mark.parametrize("reason", list(FinishReason))
+async def test_the_finish_reason_is_the_upstreams(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, reason: FinishReason
+) -> None:
+    """openai-agents drops it, so it is read from the upstream's own chunk."""
+    upstream.script = answer("cut", finish_reason=reason)
+    done = (await stream(client, REQUEST))[-1]
+    assert isinstance(done, DoneChunk)
+    assert done.finish_reason is reason
+
+
+async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """Each delta counts as a token; nobody knows the input's."""
+    upstream.script = answer("a", "b", "c", usage=None)
+    done = (await stream(client, REQUEST))[-1]
+    assert isinstance(done, DoneChunk)
+    assert done.usage == Usage(output_tokens=3, source=UsageSource.ESTIMATE)
+
+
+async def test_an_empty_answer_is_an_answer(client: httpx.AsyncClient, upstream: ScriptedUpstream) -> None:
+    """The model may say nothing, and say why."""
+    upstream.script = answer(finish_reason="content_filter", usage=None)
+    start, done = await stream(client, REQUEST)
+    assert isinstance(start, StartChunk)
+    assert isinstance(done, DoneChunk)
+    assert (done.finish_reason, done.usage) == (FinishReason.CONTENT_FILTER, Usage())
+    assert done.timing.first_token_ms is None
+
+
+async def test_a_connection_serves_one_answer_after_the_other(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """An answer is read to its last byte, so its connection can be used again."""
+    for _ in range(3):
+        await stream(client, REQUEST)
+    assert [exchange.connection for exchange in upstream.exchanges] == [1, 1, 1]
+
+
+async def test_a_stream_that_ends_without_a_reason_is_truncated(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """All that came is delivered, then the truth: the stock client would have called it done."""
+    upstream.script = answer("Hel", "lo", finish_reason=None, usage=None)
+    start, *texts, error = await stream(client, REQUEST)
+
+    assert isinstance(start, StartChunk)
+    assert texts == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
+    assert isinstance(error, ErrorChunk)
+    assert error.error.code is ErrorCode.UPSTREAM_TRUNCATED
+    assert error.error.retryable
+    assert error.error.correlation_id == start.correlation_id
+    assert error.usage == Usage(output_tokens=2, source=UsageSource.ESTIMATE)
+    line = await logs.request()
+    assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_truncated")
+    assert line["level"] == "warning"
+
+
+async def test_a_broken_connection_costs_no_text_that_had_come(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """The upstream resets the connection once Parley has passed on its text."""
+    seen = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await seen.wait()
+        exchange.abort()
+
+    upstream.script = script
+    chunks = []
+    with anyio.fail_after(10):
+        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
+            async for event in source.aiter_sse():
+                chunks.append(decode_chunk(event.data))
+                seen.set()
+    _, text, error = chunks
+    assert text == TextChunk(seq=1, text="first")
+    assert isinstance(error, ErrorChunk)
+    assert error.error.code is ErrorCode.UPSTREAM_TRUNCATED
+
+
+async def test_what_fails_before_the_first_text_is_an_http_error(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """The upstream's 200 and its first, empty chunk are no reason to promise anything."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        await exchange.events({"error": {"message": f"it echoes {CANARY} and {CANARY_KEY}", "code": 500}})
+        await exchange.end()
+
+    upstream.script = script
+    response = await client.post("/chat", json=REQUEST)
+    assert response.status_code == 502
+    assert problem(response).code is ErrorCode.UPSTREAM_ERROR
+
+
+def _encoded(request: object) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(request)

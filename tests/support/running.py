@@ -1,0 +1,75 @@
+"""Owns the running Parley of the integration tests: the real server on a real socket, in the test's own loop."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import httpx_sse
+import msgspec
+
+from parley.server import Server
+from parley.web.schema import ErrorResponse, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from parley.settings import Settings
+
+# Put into everything that must not come out again.
+CANARY = "canary-5Xq9-text"
+CANARY_KEY = "sk-canary-5Xq9-key"
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve, and yield a client."""
+    server = Server(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "http://{}:{}".format(*listener.getsockname())
+        async with anyio.create_task_group() as group:
+            group.start_soon(server.serve, [listener])
+            async with httpx.AsyncClient(base_url=address, timeout=20, trust_env=False) as client:
+                (await client.get("/health/live")).raise_for_status()
+                try:
+                    yield client
+                finally:
+                    server.should_exit = True
+
+
+def decode_chunk(data: str) -> StreamChunk:
+    """Decode through the union that the contract publishes."""
+    return msgspec.json.decode(data, type=StreamChunk)
+
+
+async def stream(client: httpx.AsyncClient, request: object, **options: Any) -> list[StreamChunk]:
+    """POST to /chat and return the whole stream, checked for what holds for every stream."""
+    async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=request, **options) as source:
+        assert source.response.status_code == 200, await source.response.aread()
+        events = [event async for event in source.aiter_sse()]
+    chunks = [decode_chunk(event.data) for event in events]
+    assert [event.event for event in events] == [kind(chunk) for chunk in chunks]
+    assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
+    assert [kind(chunk) in {"done", "error"} for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    return chunks
+
+
+def kind(chunk: StreamChunk) -> str:
+    """Return the chunk's type as it stands on the wire."""
+    return str(chunk.__struct_config__.tag)
+
+
+def problem(response: httpx.Response) -> ErrorResponse:
+    """Return the error of a refused request, checked for what holds for every error."""
+    assert response.headers["content-type"] == "application/json"
+    error = msgspec.json.decode(response.content, type=ErrorResponse, strict=True)
+    assert error.error
+    assert error.detail
+    assert error.action
+    assert error.correlation_id == response.headers["x-correlation-id"]
+    assert CANARY not in response.text
+    assert CANARY_KEY not in response.text
+    return error

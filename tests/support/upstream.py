@@ -1,0 +1,171 @@
+"""Owns the scripted upstream: a real HTTP server on a real socket whose every byte, pause and close the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
+@dataclass
+class Exchange:
+    """One request as the upstream saw it, and the means to answer it byte by byte."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    connection: int
+    writer: asyncio.StreamWriter
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when Parley has closed the connection before the script was through."""
+
+    @property
+    def json(self) -> Any:
+        """The request's body."""
+        return json.loads(self.body)
+
+    async def head(self, status: int = 200, content_type: str = "text/event-stream", **headers: str) -> None:
+        """Send status line and headers."""
+        lines = [f"HTTP/1.1 {status} Scripted", f"content-type: {content_type}", "transfer-encoding: chunked"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        await self._send("\r\n".join([*lines, "", ""]).encode())
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of the body."""
+        await self._send(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def events(self, *payloads: object) -> None:
+        """Send server-sent events; a string goes as it is, all else as JSON."""
+        for payload in payloads:
+            text = payload if isinstance(payload, str) else json.dumps(payload)
+            await self.write(f"data: {text}\n\n".encode())
+
+    async def end(self) -> None:
+        """End the body; the connection can be used again."""
+        await self._send(b"0\r\n\r\n")
+
+    def abort(self) -> None:
+        """Break the connection with an RST."""
+        self.writer.transport.abort()
+
+    async def _send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+
+Script = Callable[[Exchange], Awaitable[None]]
+
+
+def delta(text: str | None = None, finish_reason: str | None = None, **more: object) -> dict[str, object]:
+    """Make a chunk that adds text, or says why the answer ends."""
+    content = {} if text is None else {"content": text}
+    return {"choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}], **more}
+
+
+def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAGE) -> Script:
+    """Answer as OpenAI does: a role, the texts, a finish reason, the usage, `[DONE]`."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        await exchange.events(*(delta(text) for text in texts))
+        if finish_reason is not None:
+            await exchange.events(delta(finish_reason=finish_reason))
+        if usage is not None:
+            await exchange.events({"choices": [], "usage": usage})
+        await exchange.events("[DONE]")
+        await exchange.end()
+
+    return script
+
+
+def refuse(status: int, body: object, **headers: str) -> Script:
+    """Answer with an HTTP error."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(status, "application/json", **headers)
+        await exchange.write(json.dumps(body).encode())
+        await exchange.end()
+
+    return script
+
+
+async def hang(exchange: Exchange) -> None:
+    """Never answer."""
+    await exchange.gone.wait()
+
+
+class ScriptedUpstream:
+    """Runs `script` for each chat completion and keeps what it was sent; GET /models always works."""
+
+    def __init__(self) -> None:
+        self.script: Script = answer("Hel", "lo")
+        self.exchanges: list[Exchange] = []
+        self.received = asyncio.Event()
+        self._connections = 0
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """The base URL to give to Parley."""
+        host, port = self._server.sockets[0].getsockname()
+        return f"http://{host}:{port}/v1"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
+
+    async def next_exchange(self) -> Exchange:
+        """Wait for the next chat completion that is asked for."""
+        await self.received.wait()
+        self.received.clear()
+        return self.exchanges[-1]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        self._connections += 1
+        connection = self._connections
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            start = b""
+            while True:
+                exchange = await self._read(start, connection, reader, writer)
+                next_byte = asyncio.create_task(reader.read(1))
+                next_byte.add_done_callback(lambda _, gone=exchange.gone: gone.set())
+                with contextlib.suppress(ConnectionError):
+                    await self._answer(exchange)
+                start = await next_byte
+                if not start:
+                    break
+        writer.close()
+
+    async def _read(
+        self, start: bytes, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Exchange:
+        head = start + await reader.readuntil(b"\r\n\r\n")
+        request, *lines = head.decode().rstrip("\r\n").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        return Exchange(request.split(" ")[1], headers, body, connection, writer)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        if exchange.path.endswith("/models"):
+            await exchange.head(200, "application/json")
+            await exchange.write(b'{"object":"list","data":[]}')
+            await exchange.end()
+            return
+        self.exchanges.append(exchange)
+        self.received.set()
+        await self.script(exchange)
