@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import pytest
 
-from tests.support.running import CANARY, CANARY_KEY, running
+from parley.settings import Secret, Settings
+from tests.support.logs import Logs
+from tests.support.running import CANARIES, CANARY_KEY, running
 from tests.support.upstream import ScriptedUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
     import httpx
 
-from parley.settings import Secret, Settings
-
 pytest_plugins = ["parley.testing"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail the test that printed what a message or a key held, also where it looked at no log."""
+    report = yield
+    printed = "".join(text for name, text in report.sections if name.startswith("Captured std"))
+    if any(canary in printed for canary in CANARIES):
+        report.outcome = "failed"
+        report.longrepr = "a canary was printed"
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -29,50 +36,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Logs(logging.Handler):
-    """What was written to standard output and standard error."""
-
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        super().__init__()
-        self._capture = capture
-        self._written = asyncio.Event()
-        self.text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Learn that a line is about to be written; it is there when the loop goes on."""
-        self._written.set()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the log lines so far."""
-        out, err = self._capture.readouterr()
-        self.text += out + err
-        return [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
-
-    async def request(self) -> dict[str, Any]:
-        """Wait for the line that ends the test's one chat request, and return it."""
-        with anyio.fail_after(10):
-            while not (lines := [line for line in self.lines() if line["event"] == "request" and not _is_probe(line)]):
-                self._written.clear()
-                await self._written.wait()
-        (line,) = lines
-        return line
-
-
-def _is_probe(line: dict[str, Any]) -> bool:
-    return str(line["route"]).startswith("/health")
-
-
 @pytest.fixture
-async def logs(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Logs]:
-    """Give what is logged; and let nothing that a message or a key held be part of it, whatever the test does."""
-    logs = Logs(capsys)
-    logger = logging.getLogger("parley")
-    logger.addHandler(logs)
+def logs() -> Iterator[Logs]:
+    """Give what is logged; nothing that a message or a key held may be part of it, whatever the test does."""
+    logs = Logs()
     yield logs
-    logger.removeHandler(logs)
-    logs.lines()
-    assert CANARY not in logs.text
-    assert CANARY_KEY not in logs.text
+    assert not any(canary in logs.getvalue() for canary in CANARIES)
 
 
 @pytest.fixture
@@ -102,5 +71,5 @@ def make_settings(upstream: ScriptedUpstream) -> Callable[..., Settings]:
 @pytest.fixture
 async def client(make_settings: Callable[..., Settings], logs: Logs) -> AsyncIterator[httpx.AsyncClient]:
     """Run Parley on the scripted upstream."""
-    async with running(make_settings()) as client:
+    async with running(make_settings(), logs) as client:
         yield client

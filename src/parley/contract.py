@@ -9,7 +9,12 @@ from parley.settings import Settings
 
 def contract() -> str:
     """Return the document."""
-    return yaml.safe_dump(msgspec.to_builtins(create_app(Settings()).openapi_schema.to_schema()), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(
+        msgspec.to_builtins(create_app(Settings()).openapi_schema.to_schema()),
+        sort_keys=False,
+        allow_unicode=True,
+        width=120,
+    )
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 _PREFIX = "PARLEY_"
 
 _Seconds = Annotated[float, Meta(gt=0, le=3600)]
-_Name = Annotated[str, Meta(pattern=r"^\S{1,200}$", extra={"allowed": "1 to 200 characters without blanks"})]
+_Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
 _Address = Annotated[
     str,
     Meta(
-        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?\Z",
         extra={"allowed": "an http:// or https:// address without user, query or fragment"},
     ),
 ]
@@ -53,7 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream.")] = None
     openai_base_url: Annotated[
         _Address | None,
-        Meta(description="Any OpenAI-compatible API, up to and with its `/v1`. OpenAI's own where only the key is set."),
+        Meta(
+            description="Any OpenAI-compatible API, up to and with its `/v1`. OpenAI's own where only the key is set."
+        ),
     ] = None
     model: Annotated[
         _Name | None,
@@ -155,7 +157,12 @@ def variables() -> Iterator[Variable]:
         name = field.name.upper() if field.name.startswith("openai_") else _PREFIX + field.name.upper()
         schema = field.type.extra_json_schema or {} if isinstance(field.type, inspect.Metadata) else {}
         yield Variable(
-            name, field.name, annotations[field.name], field.default, _allowed(field.type), schema.get("description", "")
+            name,
+            field.name,
+            annotations[field.name],
+            field.default,
+            _allowed(field.type),
+            schema.get("description", ""),
         )
 
 
@@ -174,7 +181,7 @@ def _decode(kind: type, value: object) -> object:
     return Secret(text)
 
 
-def _allowed(kind: inspect.Type) -> str:
+def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
     match kind:
         case inspect.Metadata(extra={"allowed": str(allowed)}):
             return allowed

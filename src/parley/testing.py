@@ -1,7 +1,7 @@
 """Owns what a consumer's tests need: factories for the shapes on the wire, and their fixtures.
 
-Load it as a pytest plugin with `pytest_plugins = ["parley.testing"]`; it wants the extra `parley[testing]`. Each factory
-has a fixture of its own name, such as `chat_request_factory`.
+Load it as a pytest plugin with `pytest_plugins = ["parley.testing"]`; it wants the extra `parley[testing]`. Each
+factory has a fixture of its own name, such as `chat_request_factory`.
 """
 
 import msgspec

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx_sse
+import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from parley.settings import Settings
     from parley.testing import ChatRequestFactory
-    from tests.conftest import Logs
+    from tests.support.logs import Logs
     from tests.support.upstream import ScriptedUpstream
 
 REQUEST = {"message": CANARY}
@@ -40,7 +42,7 @@ async def test_an_answer_streams_as_start_texts_and_done(client: httpx.AsyncClie
     assert done.timing.first_token_ms is not None
     assert 0 <= done.timing.first_token_ms <= done.timing.total_ms
 
-    line = await logs.request()
+    line = await logs.line()
     assert line.pop("total_ms") >= line.pop("first_token_ms") >= 0
     del line["timestamp"]
     assert line == {
@@ -75,7 +77,7 @@ async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, log
         "model": "scripted-1",
         "correlation_id": response.headers["x-correlation-id"],
     }
-    line = await logs.request()
+    line = await logs.line()
     assert (line["route"], line["status"], line["outcome"]) == ("/chat/complete", 200, "completed")
 
 
@@ -90,7 +92,7 @@ async def test_the_stream_has_the_headers_that_keep_proxies_from_holding_it(clie
 
 
 async def test_the_upstream_gets_the_turns_in_order_and_the_limits(
-    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, chat_request_factory: type[ChatRequestFactory]
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
     """System prompt, history, message; model, temperature, ceiling on tokens; usage is asked for."""
     request: Any = {
@@ -128,7 +130,9 @@ async def test_any_request_that_the_factory_makes_is_answered(
 ) -> None:
     """The published factories make valid requests, and all of them reaches the upstream."""
     for request in chat_request_factory.batch(5):
-        response = await client.post("/chat", content=_encoded(request), headers={"Content-Type": "application/json"})
+        response = await client.post(
+            "/chat", content=msgspec.json.encode(request), headers={"Content-Type": "application/json"}
+        )
         assert response.status_code == 200
         sent = upstream.exchanges[-1].json
         assert [turn["content"] for turn in sent["messages"]] == [
@@ -171,8 +175,6 @@ async def test_the_answer_does_not_depend_on_how_the_upstream_cuts_its_bytes(
     text = 'Zürich 東京 🎉 "quoted"\n\u2028 end'
 
     async def script(exchange: Exchange) -> None:
-        import json
-
         events = [json.dumps(delta(text), ensure_ascii=False), json.dumps(delta(finish_reason="stop")), "[DONE]"]
         data = "".join(f": ping\r\n\r\ndata: {event}\r\n\r\n" for event in events).encode()
         await exchange.head()
@@ -240,7 +242,7 @@ async def test_a_stream_that_ends_without_a_reason_is_truncated(
     assert error.error.retryable
     assert error.error.correlation_id == start.correlation_id
     assert error.usage == Usage(output_tokens=2, source=UsageSource.ESTIMATE)
-    line = await logs.request()
+    line = await logs.line()
     assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_truncated")
     assert line["level"] == "warning"
 
@@ -285,9 +287,3 @@ async def test_what_fails_before_the_first_text_is_an_http_error(
     response = await client.post("/chat", json=REQUEST)
     assert response.status_code == 502
     assert problem(response).code is ErrorCode.UPSTREAM_ERROR
-
-
-def _encoded(request: object) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(request)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+import sys
+from contextlib import asynccontextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
 
 import anyio
 import httpx
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 # Put into everything that must not come out again.
 CANARY = "canary-5Xq9-text"
 CANARY_KEY = "sk-canary-5Xq9-key"
+CANARIES = (CANARY, CANARY_KEY)
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve, and yield a client."""
-    server = Server(settings)
+async def running(settings: Settings, output: TextIO | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve, logging to `output` if that is given, and yield a client."""
+    with redirect_stdout(output or sys.stdout):
+        server = Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = "http://{}:{}".format(*listener.getsockname())
         async with anyio.create_task_group() as group:
@@ -42,7 +45,8 @@ async def running(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 def decode_chunk(data: str) -> StreamChunk:
     """Decode through the union that the contract publishes."""
-    return msgspec.json.decode(data, type=StreamChunk)
+    chunk: StreamChunk = msgspec.json.decode(data, type=StreamChunk)
+    return chunk
 
 
 async def stream(client: httpx.AsyncClient, request: object, **options: Any) -> list[StreamChunk]:

@@ -53,6 +53,10 @@ class Exchange:
         """Break the connection with an RST."""
         self.writer.transport.abort()
 
+    def set_gone(self, _: object) -> None:
+        """Note that nothing more can be sent."""
+        self.gone.set()
+
     async def _send(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
@@ -143,7 +147,7 @@ class ScriptedUpstream:
             while True:
                 exchange = await self._read(start, connection, reader, writer)
                 next_byte = asyncio.create_task(reader.read(1))
-                next_byte.add_done_callback(lambda _, gone=exchange.gone: gone.set())
+                next_byte.add_done_callback(exchange.set_gone)
                 with contextlib.suppress(ConnectionError):
                     await self._answer(exchange)
                 start = await next_byte

@@ -25,7 +25,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_TRUNCATED = "upstream_truncated"
-    UPSTREAM_FIRST_TOKEN_TIMEOUT = "upstream_first_token_timeout"
+    UPSTREAM_FIRST_TOKEN_TIMEOUT = "upstream_first_token_timeout"  # noqa: S105  # no password
     UPSTREAM_IDLE_TIMEOUT = "upstream_idle_timeout"
     REQUEST_TIMEOUT = "request_timeout"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"

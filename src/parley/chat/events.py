@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from parley.chat.errors import ChatError  # noqa: TC001  # msgspec resolves the fields' types when it runs
+from parley.chat.errors import ChatError
 
 
 class FinishReason(StrEnum):

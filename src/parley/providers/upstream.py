@@ -37,7 +37,7 @@ _MAX_RETRY_AFTER_S: Final = 3600
 class UpstreamProvider:
     """Replies from an OpenAI-compatible chat completions API."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is named where it is given
         self,
         *,
         base_url: str,
@@ -137,8 +137,8 @@ class UpstreamModel(Model):
         Raises:
             ChatError: where it fails before the first text; later failures are noted in the ending.
         """
-        assert not isinstance(input, str)  # noqa: S101  # the service sends turns
-        messages = [{"role": turn["role"], "content": self._neutralise(turn["content"])} for turn in input]  # type: ignore[typeddict-item, index]
+        turns: Any = input  # the service's own: each a role and a text
+        messages = [{"role": turn["role"], "content": self._neutralise(turn["content"])} for turn in turns]
         if system_instructions:
             messages.insert(0, {"role": "system", "content": system_instructions})
         body: dict[str, Any] = {
@@ -167,7 +167,7 @@ class UpstreamModel(Model):
         """Yield the text of each delta up to the stream's end, noting finish reason and usage on the way."""
         decoder = EventDecoder()
         is_completion = False
-        async with aclosing(response.http_response.aiter_bytes()) as reads:  # type: ignore[type-var]
+        async with aclosing(response.http_response.aiter_bytes()) as reads:
             async for data in reads:
                 for payload in decoder.feed(data):
                     if payload == b"[DONE]":
@@ -196,7 +196,7 @@ class UpstreamModel(Model):
         choice = chunk.choices[0]
         if choice.finish_reason:
             self._ending.finish_reason = _finish_reason(choice.finish_reason)
-        return choice.delta and (choice.delta.content or choice.delta.refusal)
+        return (choice.delta.content or choice.delta.refusal) if choice.delta else None
 
 
 async def _read_to_end(reads: AsyncIterator[bytes]) -> None:

@@ -8,14 +8,17 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from litestar.enums import ScopeType
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 if TYPE_CHECKING:
-    from litestar.types import ASGIApp, Message, Receive, Scope, Send
+    from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 HEADER: Final = b"x-correlation-id"
 
 _ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+_CLIENT_ERRORS: Final = range(400, 500)
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -23,7 +26,7 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 class CorrelationMiddleware:
     """Gives each request its id, in the response's headers, in every log line and in the scope's state.
 
-    Whatever else is bound to the request's context while it is served (outcome, model, tokens) is part of its last line.
+    What is bound to the request's context while it is served (outcome, model, tokens) is part of its last line.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -31,7 +34,7 @@ class CorrelationMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
@@ -52,7 +55,7 @@ class CorrelationMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
             outcome = "completed"
-        except Exception:  # the response has begun, so there is nothing to answer but the end of the connection
+        except Exception:  # noqa: BLE001  # the response has begun, so there is nothing to answer but the end of the connection
             outcome = "failed"
             _log.exception("unexpected_error")
         finally:
@@ -67,7 +70,7 @@ def _correlation_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _log_request(scope: Scope, status: int | None, outcome: str, started: float) -> None:
+def _log_request(scope: HTTPScope, status: int | None, outcome: str, started: float) -> None:
     bound = get_contextvars()
     fields: dict[str, Any] = {
         "method": scope["method"],
@@ -76,7 +79,7 @@ def _log_request(scope: Scope, status: int | None, outcome: str, started: float)
         "outcome": bound.get("outcome", outcome),
         "total_ms": round((time.perf_counter() - started) * 1000),
     }
-    is_failure = fields["outcome"] in {"failed", "cancelled"} and (status is None or not 400 <= status < 500)
+    is_failure = fields["outcome"] in {"failed", "cancelled"} and status not in _CLIENT_ERRORS
     is_probe = str(fields["route"]).startswith("/health") and not is_failure
     log = _log.warning if is_failure else _log.debug if is_probe else _log.info
     log("request", **fields)

@@ -1,4 +1,4 @@
-"""Owns the logs: one structured line an event, for Parley and its libraries alike, with no secret and no text of others."""
+"""Owns the logs: a structured line an event, for Parley and its libraries alike, with no secret and no one's text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _HIDDEN: Final = "***"
 
-_SECRET_NAME: Final = re.compile(r"authorization|api[-_]?key|cookie|credential|password|secret|(^|[-_])token$", re.I)
+_SECRET_NAME: Final = re.compile(
+    r"authorization|api[-_]?key|cookie|credential|password|secret|(^|[-_])token$", re.IGNORECASE
+)
 _SECRET_VALUE: Final = re.compile(
     r"(?i:bearer\s+)[\w.~+/=-]+"
     r"|\bsk-[\w-]{6,}"

@@ -1,7 +1,6 @@
 """Owns the operations: chat as a stream, chat as one answer, and health."""
 
 from http import HTTPStatus
-
 from typing import Final
 
 from litestar import Controller, Response, get, post

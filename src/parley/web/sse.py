@@ -1,4 +1,4 @@
-"""Owns the stream's way out: events to chunks, chunks to frames, and the response that sends them while they are made."""
+"""Owns the stream's way out: events to chunks, chunks to frames, and the response that sends them as they come."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
         """Take frames that are already encoded; the response closes their generator."""
         super().__init__(())
-        self.iterator = frames
+        self._frames = frames
 
     def to_asgi_response(
         self,
@@ -109,7 +109,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
     ) -> ASGIStreamingResponse:
         """Make the response that streams."""
         return _EventStreamResponse(
-            iterator=self.iterator,
+            iterator=self._frames,
             headers={**(headers or {}), **self.headers},
             media_type=self.media_type,
             status_code=status_code,

@@ -1,0 +1,37 @@
+"""Owns the tests' view of the logs: the standard output that the server under test writes to."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from typing import Any
+
+import anyio
+
+
+class Logs(io.StringIO):
+    """What was written so far, as lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        """Take a line."""
+        self._written.set()
+        return super().write(text)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """Return the lines of an event; those of health probes are left out."""
+        lines = [json.loads(line) for line in self.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == event and not str(line.get("route")).startswith("/health")]
+
+    async def line(self, event: str = "request") -> dict[str, Any]:
+        """Wait for an event's line, the only one of its kind, and return it."""
+        with anyio.fail_after(10):
+            while not (lines := self.lines(event)):
+                self._written.clear()
+                await self._written.wait()
+        (line,) = lines
+        return line
