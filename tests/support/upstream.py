@@ -1,4 +1,4 @@
-"""Owns the scripted upstream: a real HTTP server on a real socket whose every byte, pause and close the test decides."""
+"""Owns the scripted upstream: a real HTTP server on a real socket whose every byte and pause the test decides."""
 
 from __future__ import annotations
 

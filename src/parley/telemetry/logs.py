@@ -24,9 +24,9 @@ _SECRET_NAME: Final = re.compile(
     r"authorization|api[-_]?key|cookie|credential|password|secret|(^|[-_])token$", re.IGNORECASE
 )
 _SECRET_VALUE: Final = re.compile(
-    r"(?i:bearer\s+)[\w.~+/=-]+"
+    r"(?i:bearer)\s+[\w.~+/=-]+"
     r"|\bsk-[\w-]{6,}"
-    r"|(?i:authorization|api[-_ ]?key|password|secret|token)[\"']?\s*[:=]\s*[\"']?[\w.~+/=-]{8,}"
+    r"|(?i:authorization|api[-_ ]?key|password|secret|token)[\"']?\s*[:=]\s*[\"']?(?i:basic\s+)?[\w.~+/=-]{8,}"
     r"|://[^\s/@]+@"
 )
 
