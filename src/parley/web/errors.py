@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from litestar import Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.schema import ErrorResponse
@@ -91,6 +91,11 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     return _respond(request, ChatError(code), error.headers)
 
 
+def _on_no_body(request: Request[Any, Any, Any], _: ValidationException) -> Response[ErrorResponse]:
+    # All that a body can have wrong is found when it is decoded; Litestar itself only finds that there is none.
+    return _respond(request, ChatError(ErrorCode.INVALID_REQUEST, detail="The body is empty."))
+
+
 def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorResponse]:
     _log.error("unexpected_error", exc_info=error)
     return _respond(request, ChatError(ErrorCode.INTERNAL))
@@ -104,6 +109,7 @@ def _on_disconnect(_: Request[Any, Any, Any], __: ClientDisconnectedError) -> Re
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
     ChatError: _on_chat_error,
     ClientDisconnectedError: _on_disconnect,
+    ValidationException: _on_no_body,
     HTTPException: _on_http_error,
     Exception: _on_unexpected,
 }

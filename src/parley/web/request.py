@@ -11,6 +11,7 @@ from litestar.exceptions import InternalServerException
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.errors import ClientDisconnectedError
+from parley.web.schema import NOT_BLANK_NO_NUL
 
 MAX_BODY_BYTES: Final = 1 << 20
 
@@ -22,22 +23,28 @@ class ChatAPIRequest(Request[Any, Any, Any]):
     and to deep nesting.
     """
 
+    async def body(self) -> bytes:
+        """Return the body's bytes.
+
+        Raises:
+            ClientDisconnectedError: where the client leaves before it is whole.
+        """
+        try:
+            return await super().body()
+        except InternalServerException as error:
+            raise ClientDisconnectedError from error
+
     async def json(self) -> Any:
         """Return the body as the handler's type.
 
         Raises:
             ChatError: where it is not that, or not JSON.
-            ClientDisconnectedError: where the client leaves before it is whole.
         """
         if self.content_type[0] != "application/json":
             raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
         data_field = self.route_handler.parsed_data_field
         try:
-            body = await self.body()
-        except InternalServerException as error:
-            raise ClientDisconnectedError from error
-        try:
-            return msgspec.json.decode(body, type=data_field.annotation if data_field else Any)
+            return msgspec.json.decode(await self.body(), type=data_field.annotation if data_field else Any)
         except msgspec.DecodeError as error:
             raise ChatError(ErrorCode.INVALID_REQUEST, detail=_reworded(str(error))) from None
         except UnicodeDecodeError:
@@ -50,8 +57,12 @@ def _reworded(finding: str) -> str:
     """Say what msgspec found without the request's values, which its own words quote in part."""
     what, _, where = finding.partition(" - at ")
     path = where.strip("`").removeprefix("$").removeprefix(".")
-    if "matching regex" in what:
+    if what.endswith(f"matching regex {NOT_BLANK_NO_NUL!r}"):
         what = "Must not be blank, nor hold a NUL character"
+    elif "matching regex" in what:
+        what = "Must not hold a NUL character"
+    elif what == "Input data was truncated":
+        what = "JSON is malformed: it ends too early"
     elif what.startswith("Invalid enum value"):
         what = "Not one of the values allowed"
     elif "unknown field" in what and not re.search(r"`[A-Za-z0-9_-]{1,40}`$", what):

@@ -15,7 +15,7 @@ MAX_HISTORY_TURNS: Final = 200
 
 # A NUL would end the text, unseen, in servers written in C.
 _NO_NUL: Final = r"^[^\x00]*$"
-_NO_NUL_NOT_BLANK: Final = r"^(?=[\s\S]*\S)[^\x00]*$"
+NOT_BLANK_NO_NUL: Final = r"^(?=[\s\S]*\S)[^\x00]*$"
 
 
 class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(
             min_length=1,
             max_length=MAX_MESSAGE_CHARACTERS,
-            pattern=_NO_NUL_NOT_BLANK,
+            pattern=NOT_BLANK_NO_NUL,
             description="The message to answer; not blank, no NUL characters.",
         ),
     ]

@@ -1,0 +1,193 @@
+"""What Parley refuses by itself: the three-part error, the correlation id, and no word to the upstream."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.web.request import MAX_BODY_BYTES
+from tests.support.running import CANARY, problem
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tests.support.logs import Logs
+    from tests.support.upstream import ScriptedUpstream
+
+JSON = {"Content-Type": "application/json"}
+PATHS = ["/chat", "/chat/complete"]
+
+BODIES: dict[str, tuple[bytes, str]] = {
+    "bad JSON": (b'{"message": "' + CANARY.encode(), "JSON is malformed"),
+    "no body": (b"", "The body is empty."),
+    "invalid UTF-8": (b'{"message": "\xff\xfe"}', "The body is not UTF-8."),
+    "an encoding that is not UTF-8": (json.dumps({"message": CANARY}).encode("utf-16"), "JSON is malformed"),
+    "a lone surrogate": (rb'{"message": "\ud800"}', "JSON is malformed"),
+    "5,000 nested arrays": (b'{"message": ' + b"[" * 5000 + b"]" * 5000 + b"}", "Expected `str`, got `array`"),
+    "5,000 nested arrays in an unknown field": (b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}", "unknown field `x`"),
+    "5,000 nested arrays alone": (b"[" * 5000 + b"]" * 5000, "Expected `object`, got `array`."),
+    "an array": (b"[1]", "Expected `object`, got `array`."),
+    "a field that is missing": (b"{}", "Object missing required field `message`."),
+}
+
+
+def _fields(**fields: Any) -> bytes:
+    return json.dumps({"message": "Hi", **fields}).encode()
+
+
+FIELDS: dict[str, tuple[bytes, str]] = {
+    "an unknown field": (_fields(colour="red"), "Object contains unknown field `colour`."),
+    "an unknown field that quotes the message": (_fields(**{CANARY + " ": 1}), "Object contains an unknown field."),
+    "a blank message": (_fields(message=" \n\t "), "Must not be blank, nor hold a NUL character, at `message`."),
+    "an empty message": (_fields(message=""), "Expected `str` of length >= 1, at `message`."),
+    "a NUL": (_fields(message="a\0b"), "Must not be blank, nor hold a NUL character, at `message`."),
+    "a message too long": (_fields(message="x" * 32_001), "Expected `str` of length <= 32000, at `message`."),
+    "a number for a message": (_fields(message=5), "Expected `str`, got `int`, at `message`."),
+    "text for a number": (_fields(max_output_tokens="5"), "Expected `int`, got `str`, at `max_output_tokens`."),
+    "no tokens": (_fields(max_output_tokens=0), "Expected `int` >= 1, at `max_output_tokens`."),
+    "more tokens than allowed": (_fields(max_output_tokens=2001), "`max_output_tokens` must be at most 2000."),
+    "no time": (_fields(timeout_s=0), "Expected `float` > 0.0, at `timeout_s`."),
+    "more time than allowed": (_fields(timeout_s=31), "`timeout_s` must be at most 30."),
+    "null for a number": (_fields(timeout_s=None), "Expected `float`, got `null`, at `timeout_s`."),
+    "too many turns": (_fields(history=[{"role": "user", "content": "Hi"}] * 201), "length <= 200, at `history`."),
+    "a turn of another role": (
+        _fields(history=[{"role": CANARY, "content": "Hi"}]),
+        "Not one of the values allowed, at `history[0].role`.",
+    ),
+    "a turn with a field more": (
+        _fields(history=[{"role": "user", "content": "Hi", "name": "x"}]),
+        "Object contains unknown field `name`, at `history[0]`.",
+    ),
+    "a turn with a NUL": (
+        _fields(history=[{"role": "user", "content": "a\0b"}]),
+        "Must not hold a NUL character, at `history[0].content`.",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("body", "detail"), (BODIES | FIELDS).values(), ids=(BODIES | FIELDS).keys())
+async def test_a_wrong_body_is_an_invalid_request(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, path: str, body: bytes, detail: str
+) -> None:
+    """The detail says what is wrong and where, and quotes no value."""
+    response = await client.post(path, content=body, headers=JSON)
+
+    assert response.status_code == 400
+    error = problem(response)
+    assert error.code is ErrorCode.INVALID_REQUEST
+    assert detail in error.detail
+    assert not error.retryable
+    assert upstream.exchanges == []
+    line = await logs.line()
+    assert (line["outcome"], line["status"], line["error_code"]) == ("failed", 400, "invalid_request")
+    assert (line["level"], line["route"], line["correlation_id"]) == ("info", path, error.correlation_id)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "application/msgpack", ""])
+async def test_another_media_type_is_unsupported(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, media_type: str
+) -> None:
+    """The body would be valid JSON."""
+    response = await client.post(path, content=_fields(), headers={"Content-Type": media_type})
+    assert response.status_code == 415
+    assert problem(response).code is ErrorCode.UNSUPPORTED_MEDIA_TYPE
+    assert upstream.exchanges == []
+
+
+async def test_the_charset_may_be_named(client: httpx.AsyncClient) -> None:
+    """Many clients do."""
+    response = await client.post("/chat", content=_fields(), headers={"Content-Type": "application/json;charset=UTF-8"})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_of_40_mb_is_too_large(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, *, is_announced: bool
+) -> None:
+    """With a Content-Length it is refused unread; in chunks, once it has passed the limit."""
+    body = _fields(message=CANARY * 2_500_000)
+    pieces = [body[start : start + 65_536] for start in range(0, len(body), 65_536)]
+
+    async def chunks() -> Any:
+        for piece in pieces:
+            yield piece
+
+    response = await client.post(path, content=body if is_announced else chunks(), headers=JSON)
+    assert response.status_code == 413
+    assert problem(response).code is ErrorCode.PAYLOAD_TOO_LARGE
+    assert upstream.exchanges == []
+
+
+async def test_a_body_of_just_the_limit_is_read(client: httpx.AsyncClient) -> None:
+    """It is the message that is too long then."""
+    body = _fields(message="x" * (MAX_BODY_BYTES - len(_fields(message=""))))
+    assert len(body) == MAX_BODY_BYTES
+    response = await client.post("/chat", content=body, headers=JSON)
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/chat", {"POST", "OPTIONS"}),
+        ("PUT", "/chat", {"POST", "OPTIONS"}),
+        ("GET", "/chat/complete", {"POST", "OPTIONS"}),
+        ("POST", "/health/live", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+async def test_another_method_is_not_allowed(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, method: str, path: str, allowed: set[str]
+) -> None:
+    """The header says which are, and the log line which route it was."""
+    response = await client.request(method, path)
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) <= allowed
+    assert problem(response).code is ErrorCode.METHOD_NOT_ALLOWED
+    assert upstream.exchanges == []
+    if path.startswith("/chat"):
+        assert (await logs.line())["status"] == 405
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", f"/{CANARY}", "/chat/x", "/%00"])
+async def test_an_unknown_path_is_not_found(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, path: str
+) -> None:
+    """The path is the caller's text and is not logged."""
+    response = await client.post(path, content=_fields(), headers=JSON)
+    assert response.status_code == 404
+    assert problem(response).code is ErrorCode.NOT_FOUND
+    assert upstream.exchanges == []
+    line = await logs.line()
+    assert (line["route"], line["status"], line["error_code"]) == (None, 404, "not_found")
+
+
+@pytest.mark.parametrize("given", ["a", "A-b_c.9", "x" * 128])
+async def test_a_callers_correlation_id_is_kept(client: httpx.AsyncClient, logs: Logs, given: str) -> None:
+    """In the response's header, in its body, in the log."""
+    response = await client.post("/chat", json={}, headers={"X-Correlation-ID": given})
+    assert problem(response).correlation_id == given
+    assert (await logs.line())["correlation_id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "ä".encode(), CANARY + "!"])
+async def test_a_correlation_id_that_could_do_harm_is_replaced(
+    client: httpx.AsyncClient, logs: Logs, given: str | bytes
+) -> None:
+    """It would be printed wherever the id is."""
+    response = await client.post("/chat", json={}, headers={b"X-Correlation-ID": given})
+    error = problem(response)
+    assert error.correlation_id not in {given, ""}
+    assert len(error.correlation_id) == 32
+    assert (await logs.line())["correlation_id"] == error.correlation_id
+
+
+async def test_two_requests_get_two_correlation_ids(client: httpx.AsyncClient) -> None:
+    """Also over one connection."""
+    first, second = [problem(await client.post("/chat", json={})).correlation_id for _ in range(2)]
+    assert first != second
