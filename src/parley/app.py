@@ -43,6 +43,9 @@ def create_app(settings: Settings) -> Litestar:
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
             raise
+        except Exception:
+            _log.exception("unexpected_error")
+            raise
 
     return Litestar(
         route_handlers=[ChatController, HealthController],

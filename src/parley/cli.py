@@ -17,7 +17,7 @@ _CONFIGURATION_ERROR: Final = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 where it failed, 2 where it was asked the wrong way."""
+    """Run the command and return its exit code: 0, 1 where a chat failed, 2 where a setting or an option is wrong."""
     parser = argparse.ArgumentParser(prog="parley", description="A streaming chat API.")
     parser.add_argument("--version", action="version", version=version("parley"))
     commands = parser.add_subparsers(dest="command")
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return terminal.chat(options.url or f"http://{host}:{settings.port}", " ".join(options.message))
     from parley import server  # noqa: PLC0415
 
-    return server.serve(settings, unknown_variables(os.environ))
+    server.serve(settings, unknown_variables(os.environ))
+    return 0
 
 
 if __name__ == "__main__":

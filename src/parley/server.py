@@ -48,10 +48,13 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> int:
-    """Serve until a signal ends it; return the exit code."""
+def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
+    """Serve until a signal ends it; warn of the `unknown` variables, each with the setting that may be meant.
+
+    Raises:
+        SystemExit: with code 3, where it cannot start; why is logged.
+    """
     server = Server(settings)
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
     server.run()
-    return 0 if server.started else 1

@@ -168,10 +168,11 @@ def variables() -> Iterator[Variable]:
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
     """Yield each PARLEY_ variable that is no setting, with the setting that was probably meant."""
-    known = [variable.name for variable in variables()]
+    known = {variable.name.removeprefix(_PREFIX): variable.name for variable in variables()}
     for name in sorted(environment):
-        if name.startswith(_PREFIX) and name not in known:
-            yield name, next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        if name.startswith(_PREFIX) and name not in known.values():
+            meant = difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1)
+            yield name, known[meant[0]] if meant else None
 
 
 def _decode(kind: type, value: object) -> object:

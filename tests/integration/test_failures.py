@@ -14,7 +14,7 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage, UsageSource
 from parley.web.schema import ErrorChunk, StartChunk, TextChunk
 from tests.support.running import CANARY, CANARY_KEY, decode_chunk, problem, running, stream
-from tests.support.upstream import Exchange, Script, delta, hang, refuse
+from tests.support.upstream import Exchange, Script, delta, hang, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,32 +55,32 @@ async def headers_then_reset(exchange: Exchange) -> None:
 
 
 FAILURES: dict[str, tuple[Script, int, str, bool, int | None]] = {
-    "400": (refuse(400, ECHO), 502, "upstream_error", False, 400),
-    "401": (refuse(401, ECHO), 502, "upstream_auth", False, 401),
-    "403": (refuse(403, ECHO), 502, "upstream_auth", False, 403),
-    "404": (refuse(404, ECHO), 502, "upstream_error", False, 404),
-    "408": (refuse(408, ECHO), 502, "upstream_error", True, 408),
-    "409": (refuse(409, ECHO), 502, "upstream_error", True, 409),
-    "429": (refuse(429, ECHO), 503, "upstream_rate_limited", True, 429),
-    "500": (refuse(500, ECHO), 502, "upstream_error", True, 500),
-    "503": (refuse(503, ECHO), 502, "upstream_error", True, 503),
-    "500 without JSON": (refuse(500, CANARY), 502, "upstream_error", True, 500),
+    "400": (respond(400, ECHO), 502, "upstream_error", False, 400),
+    "401": (respond(401, ECHO), 502, "upstream_auth", False, 401),
+    "403": (respond(403, ECHO), 502, "upstream_auth", False, 403),
+    "404": (respond(404, ECHO), 502, "upstream_error", False, 404),
+    "408": (respond(408, ECHO), 502, "upstream_error", True, 408),
+    "409": (respond(409, ECHO), 502, "upstream_error", True, 409),
+    "429": (respond(429, ECHO), 503, "upstream_rate_limited", True, 429),
+    "500": (respond(500, ECHO), 502, "upstream_error", True, 500),
+    "503": (respond(503, ECHO), 502, "upstream_error", True, 503),
+    "500 without JSON": (respond(500, CANARY), 502, "upstream_error", True, 500),
     "context length, as OpenAI says it": (
-        refuse(400, {"error": {"message": CANARY, "code": "context_length_exceeded"}}),
+        respond(400, {"error": {"message": CANARY, "code": "context_length_exceeded"}}),
         400,
         "context_length_exceeded",
         False,
         400,
     ),
     "context length, as llama.cpp says it": (
-        refuse(400, {"error": {"message": CANARY, "code": 400, "type": "exceed_context_size_error"}}),
+        respond(400, {"error": {"message": CANARY, "code": 400, "type": "exceed_context_size_error"}}),
         400,
         "context_length_exceeded",
         False,
         400,
     ),
     "context length, as vLLM says it": (
-        refuse(400, {"error": {"message": "This model's maximum context length is 4096 tokens.", "code": 400}}),
+        respond(400, {"error": {"message": "This model's maximum context length is 4096 tokens.", "code": 400}}),
         400,
         "context_length_exceeded",
         False,
@@ -165,7 +165,7 @@ async def test_a_sane_retry_after_is_passed_on(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, given: str, passed_on: int | None
 ) -> None:
     """In the header and in the body; one that no client should keep is left out."""
-    upstream.script = refuse(429, ECHO, retry_after=given)
+    upstream.script = respond(429, ECHO, retry_after=given)
     response = await client.post("/chat", json=REQUEST)
     assert problem(response).retry_after_s == passed_on
     assert response.headers.get("retry-after") == (None if passed_on is None else str(passed_on))

@@ -175,12 +175,12 @@ async def test_a_callers_correlation_id_is_kept(client: httpx.AsyncClient, logs:
     assert (await logs.line())["correlation_id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "ä".encode(), CANARY + "!"])
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "\xe4", CANARY + "!"])
 async def test_a_correlation_id_that_could_do_harm_is_replaced(
-    client: httpx.AsyncClient, logs: Logs, given: str | bytes
+    client: httpx.AsyncClient, logs: Logs, given: str
 ) -> None:
     """It would be printed wherever the id is."""
-    response = await client.post("/chat", json={}, headers={b"X-Correlation-ID": given})
+    response = await client.post("/chat", json={}, headers=[(b"X-Correlation-ID", given.encode("latin-1"))])
     error = problem(response)
     assert error.correlation_id not in {given, ""}
     assert len(error.correlation_id) == 32

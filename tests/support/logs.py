@@ -27,11 +27,15 @@ class Logs(io.StringIO):
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
         return [line for line in lines if line["event"] == event and not str(line.get("route")).startswith("/health")]
 
-    async def line(self, event: str = "request") -> dict[str, Any]:
-        """Wait for an event's line, the only one of its kind, and return it."""
-        with anyio.fail_after(10):
-            while not (lines := self.lines(event)):
-                self._written.clear()
-                await self._written.wait()
-        (line,) = lines
-        return line
+    async def written(self) -> None:
+        """Wait until something more is written."""
+        self._written.clear()
+        await self._written.wait()
+
+    async def line(self, event: str = "request", number: int = 1) -> dict[str, Any]:
+        """Wait for an event's line of this number, the last of its kind, and return it."""
+        with anyio.fail_after(20):
+            while len(lines := self.lines(event)) < number:
+                await self.written()
+        assert len(lines) == number
+        return lines[-1]

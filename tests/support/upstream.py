@@ -88,8 +88,8 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
     return script
 
 
-def refuse(status: int, body: object, **headers: str) -> Script:
-    """Answer with an HTTP error."""
+def respond(status: int, body: object, **headers: str) -> Script:
+    """Answer with JSON, as for an HTTP error."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head(status, "application/json", **headers)
@@ -105,10 +105,12 @@ async def hang(exchange: Exchange) -> None:
 
 
 class ScriptedUpstream:
-    """Runs `script` for each chat completion and keeps what it was sent; GET /models always works."""
+    """Runs `script` for each chat completion and keeps what it was sent; `models_script` answers GET /models."""
 
     def __init__(self) -> None:
         self.script: Script = answer("Hel", "lo")
+        self.models_script: Script = respond(200, {"object": "list", "data": []})
+        self.models_requests = 0
         self.exchanges: list[Exchange] = []
         self.received = asyncio.Event()
         self._connections = 0
@@ -166,9 +168,8 @@ class ScriptedUpstream:
 
     async def _answer(self, exchange: Exchange) -> None:
         if exchange.path.endswith("/models"):
-            await exchange.head(200, "application/json")
-            await exchange.write(b'{"object":"list","data":[]}')
-            await exchange.end()
+            self.models_requests += 1
+            await self.models_script(exchange)
             return
         self.exchanges.append(exchange)
         self.received.set()

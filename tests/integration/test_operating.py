@@ -1,0 +1,121 @@
+"""What an operator sees: health, the unexpected, and logs that hold nothing of a request."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.testing import AsyncTestClient
+
+from parley.chat.errors import ErrorCode
+from parley.chat.service import ChatService
+from parley.telemetry.plugin import TelemetryPlugin
+from parley.web.controllers import ChatController
+from parley.web.errors import EXCEPTION_HANDLERS
+from parley.web.request import ChatAPIRequest
+from tests.support.running import CANARY, problem, running, stream
+from tests.support.upstream import respond
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+    from tests.support.upstream import Script, ScriptedUpstream
+
+REQUEST = {"message": CANARY}
+
+
+async def test_a_parley_whose_upstream_answers_is_live_and_ready(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """The upstream is asked at most every few seconds, however often the probes come."""
+    live = await client.get("/health/live")
+    assert (live.status_code, live.json()) == (200, {"status": "live", "reason": None})
+    for _ in range(3):
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready", "reason": None})
+    assert upstream.models_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (respond(401, {}), "upstream_auth"),
+        (respond(500, {}), "upstream_error"),
+        (respond(404, {}), None),  # not every server lists its models
+    ],
+)
+async def test_a_parley_whose_upstream_refuses_is_not_ready_and_says_why(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, script: Script, reason: str | None
+) -> None:
+    """Live it is all the same: a restart would mend nothing."""
+    upstream.models_script = script
+    ready = await client.get("/health/ready")
+    assert ready.status_code == (200 if reason is None else 503)
+    assert ready.json()["reason"] == reason
+    assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[..., Settings], logs: Logs) -> None:
+    """They would drown the rest; one that fails is worth a line."""
+    async with running(make_settings(log_level="info"), logs) as client:
+        await client.get("/health/ready")
+        assert '"/health' not in logs.getvalue()
+        await stream(client, REQUEST)
+        assert (await logs.line())["level"] == "info"
+
+
+class BrokenProvider:
+    """A provider with an error in its own code."""
+
+    model_name = "broken"
+    instructions = None
+    temperature = None
+
+    def model(self, _: Any) -> Any:
+        """Fail in a way that nobody thought of, with words that must stay inside."""
+        raise RuntimeError(CANARY)
+
+    async def check(self) -> None:
+        """Be ready."""
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
+    make_settings: Callable[..., Settings], logs: Logs, path: str
+) -> None:
+    """The line has the correlation id, what it was and where, and none of its words."""
+    settings = make_settings()
+    service = ChatService(settings, BrokenProvider())
+    with redirect_stdout(logs):
+        app = Litestar(
+            [ChatController],
+            dependencies={
+                "service": Provide(lambda: service, sync_to_thread=False),
+                "settings": Provide(lambda: settings, sync_to_thread=False),
+            },
+            exception_handlers=EXCEPTION_HANDLERS,
+            plugins=[TelemetryPlugin(settings)],
+            request_class=ChatAPIRequest,
+        )
+    async with AsyncTestClient(app) as client:
+        response = await client.post(path, json=REQUEST)
+    assert response.status_code == 500
+    assert problem(response).code is ErrorCode.INTERNAL
+    line = await logs.line("unexpected_error")
+    assert line["correlation_id"] == response.headers["x-correlation-id"]
+    assert line["exception"][0]["type"] == "builtins.RuntimeError"
+    assert line["exception"][0]["places"][-1].endswith(" model")
+    assert (await logs.line())["error_code"] == "internal"
+
+
+async def test_the_contract_is_served(client: httpx.AsyncClient) -> None:
+    """Where the errors say that it is."""
+    response = await client.get("/schema/openapi.json")
+    assert response.json()["paths"].keys() == {"/chat", "/chat/complete", "/health/live", "/health/ready"}

@@ -1,0 +1,152 @@
+"""Settings: what the environment may hold, and how a wrong value is refused."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from parley.settings import Secret, Settings, SettingsError, unknown_variables, variables
+from tests.support.running import CANARY_KEY
+
+ADDRESS = "an http:// or https:// address without user, query or fragment"
+UPSTREAM = {"OPENAI_BASE_URL": "http://localhost:1234/v1", "PARLEY_MODEL": "some-model"}
+
+
+def problems(**environment: str) -> list[str]:
+    """Return the lines in which these variables are refused."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(environment)
+    return str(caught.value).splitlines()
+
+
+def test_nothing_has_to_be_set() -> None:
+    """Then the embedded model serves."""
+    settings = Settings.from_environment({})
+    assert settings == Settings()
+    assert settings.embedded
+
+
+def test_every_setting_is_read_from_its_variable() -> None:
+    """With values that are none of the defaults."""
+    environment = {
+        "OPENAI_API_KEY": CANARY_KEY,
+        "OPENAI_BASE_URL": "https://example.com/v1",
+        "PARLEY_MODEL": "some-model",
+        "PARLEY_SYSTEM_PROMPT": "Be brief.\nBe kind.",
+        "PARLEY_TEMPERATURE": "0.5",
+        "PARLEY_HOST": "::1",
+        "PARLEY_PORT": "0",
+        "PARLEY_MAX_OUTPUT_TOKENS": "5",
+        "PARLEY_REQUEST_TIMEOUT_S": "6",
+        "PARLEY_CONNECT_TIMEOUT_S": "7.5",
+        "PARLEY_FIRST_TOKEN_TIMEOUT_S": "8",
+        "PARLEY_IDLE_TIMEOUT_S": "9",
+        "PARLEY_LOG_LEVEL": "debug",
+        "PARLEY_LOG_FORMAT": "console",
+    }
+    settings = Settings.from_environment(environment)
+    assert settings.openai_api_key is not None
+    assert settings.openai_api_key.reveal() == CANARY_KEY
+    assert msgspec.structs.replace(settings, openai_api_key=None) == Settings(
+        openai_base_url="https://example.com/v1",
+        model="some-model",
+        system_prompt="Be brief.\nBe kind.",
+        temperature=0.5,
+        host="::1",
+        port=0,
+        max_output_tokens=5,
+        request_timeout_s=6.0,
+        connect_timeout_s=7.5,
+        first_token_timeout_s=8.0,
+        idle_timeout_s=9.0,
+        log_level="debug",
+        log_format="console",
+    )
+    assert Settings.from_environment({"PARLEY_MODEL_PATH": "a.gguf"}).model_path == "a.gguf"
+    assert {*environment, "PARLEY_MODEL_PATH"} == {variable.name for variable in variables()}
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    """Compose files and manifests pass them on so."""
+    assert Settings.from_environment(dict.fromkeys([variable.name for variable in variables()], "")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("PARLEY_PORT", "eighty", "PARLEY_PORT: 'eighty' is not allowed; it must be a whole number from 0 to 65535."),
+        ("PARLEY_PORT", "65536", "PARLEY_PORT: '65536' is not allowed; it must be a whole number from 0 to 65535."),
+        ("PARLEY_PORT", "80.5", "PARLEY_PORT: '80.5' is not allowed; it must be a whole number from 0 to 65535."),
+        ("PARLEY_TEMPERATURE", "3", "PARLEY_TEMPERATURE: '3' is not allowed; it must be a number from 0 to 2."),
+        ("PARLEY_TEMPERATURE", "nan", "PARLEY_TEMPERATURE: 'nan' is not allowed; it must be a number from 0 to 2."),
+        (
+            "PARLEY_IDLE_TIMEOUT_S",
+            "0",
+            "PARLEY_IDLE_TIMEOUT_S: '0' is not allowed; it must be a number above 0 to 3600.",
+        ),
+        (
+            "PARLEY_IDLE_TIMEOUT_S",
+            "inf",
+            "PARLEY_IDLE_TIMEOUT_S: 'inf' is not allowed; it must be a number above 0 to 3600.",
+        ),
+        (
+            "PARLEY_LOG_LEVEL",
+            "verbose",
+            "PARLEY_LOG_LEVEL: 'verbose' is not allowed; it must be one of debug, error, info, warning.",
+        ),
+        (
+            "PARLEY_HOST",
+            "0.0.0.0\n",  # it is refused
+            r"PARLEY_HOST: '0.0.0.0\n' is not allowed; it must be 1 to 200 characters without blanks.",
+        ),
+        (
+            "OPENAI_API_KEY",
+            CANARY_KEY + " ",
+            "OPENAI_API_KEY: its value is not allowed; it must be printable ASCII without blanks.",
+        ),
+        (
+            "OPENAI_BASE_URL",
+            f"https://user:{CANARY_KEY}@example.com",
+            f"OPENAI_BASE_URL: its value is not allowed; it must be {ADDRESS}.",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(name: str, value: str, line: str) -> None:
+    """It names the variable, what is wrong, and what is allowed; what may be secret it does not repeat."""
+    assert problems(**{**UPSTREAM, name: value})[0] == line
+
+
+def test_all_wrong_values_are_told_at_once() -> None:
+    """An operator mends them in one go."""
+    lines = problems(PARLEY_PORT="x", PARLEY_LOG_FORMAT="y")
+    assert [line.partition(":")[0] for line in lines] == ["PARLEY_PORT", "PARLEY_LOG_FORMAT"]
+
+
+def test_an_upstream_needs_a_model() -> None:
+    """No default would be right for all."""
+    (line,) = problems(OPENAI_API_KEY="sk-x")
+    assert line.startswith("PARLEY_MODEL: not set, but OPENAI_API_KEY chooses an upstream")
+    (line,) = problems(OPENAI_BASE_URL="http://localhost/v1")
+    assert line.startswith("PARLEY_MODEL: not set, but OPENAI_BASE_URL chooses an upstream")
+
+
+def test_an_upstream_excludes_a_model_file() -> None:
+    """Nobody could tell which one answers."""
+    (line,) = problems(**UPSTREAM, PARLEY_MODEL_PATH="a.gguf")
+    assert line.startswith("PARLEY_MODEL_PATH: it embeds a model, but OPENAI_BASE_URL names an upstream")
+
+
+def test_a_secret_does_not_show() -> None:
+    """In no form that a log or a traceback might take."""
+    settings = Settings(openai_api_key=Secret(CANARY_KEY))
+    assert CANARY_KEY not in f"{settings!r} {settings} {settings.openai_api_key} {settings.openai_api_key!r}"
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_one_meant() -> None:
+    """A typing error would otherwise go unseen; other programs' variables are none of our business."""
+    names = ["PARLEY_MAX_TOKENS", "PARLEY_ZZZ", "PARLEY_OPENAI_API_KEY", "PARLEY_PORT", "OPENAI_ORG_ID", "HOME"]
+    assert list(unknown_variables(dict.fromkeys(names, "1"))) == [
+        ("PARLEY_MAX_TOKENS", "PARLEY_MAX_OUTPUT_TOKENS"),
+        ("PARLEY_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        ("PARLEY_ZZZ", None),
+    ]

@@ -1,0 +1,118 @@
+"""The two ends of server-sent events: what is read from the upstream, and what is sent to the client."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import httpx
+import httpx_sse
+import msgspec
+import pytest
+import sseclient
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, decode_chunk
+from parley.testing import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
+from parley.web.schema import StreamChunk, TextChunk
+from parley.web.sse import encode_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# All that ends a line somewhere, and all that JSON, UTF-8 or the event stream's own grammar might stumble over.
+AWKWARD = 'a\r\n\r\rb\n\nc\u2028d\u2029e\x85f\x0b\x0c\x1c\x1d\x1e data: x\nevent: y\n: z\ufeff\x00"\\\U0001f389é'
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def cut(data: bytes, cuts: list[int]) -> Iterator[bytes]:
+    """Cut bytes at these places."""
+    edges = [0, *sorted(place % (len(data) + 1) for place in cuts), len(data)]
+    return (data[start:end] for start, end in pairwise(edges))
+
+
+def read_with_httpx_sse(pieces: Iterator[bytes]) -> list[tuple[str, str]]:
+    """Read events with the parser that Parley's users have in Python."""
+    response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=pieces)
+    return [(event.event, event.data) for event in httpx_sse.EventSource(response).iter_sse()]
+
+
+def read_with_sseclient(pieces: Iterator[bytes]) -> list[tuple[str, str]]:
+    """Read events with a parser by other people, that works in another way."""
+    return [(event.event, event.data) for event in sseclient.SSEClient(pieces).events()]
+
+
+@given(texts=st.lists(TEXTS, max_size=5), cuts=st.lists(st.integers(min_value=0), max_size=20))
+@example(texts=[AWKWARD], cuts=[])
+@example(texts=[AWKWARD, AWKWARD], cuts=list(range(1000)))
+@pytest.mark.parametrize("read", [read_with_httpx_sse, read_with_sseclient])
+def test_any_text_arrives_as_it_was_sent_wherever_it_is_cut(read: object, texts: list[str], cuts: list[int]) -> None:
+    """Whole streams, through two parsers that share no code."""
+    assert callable(read)
+    chunks = stream_of(*texts)
+    frames = b"".join(encode_frame(chunk) for chunk in chunks)
+    events = read(cut(frames, cuts))
+    assert [msgspec.json.decode(data, type=StreamChunk) for _, data in events] == chunks
+    assert [kind for kind, _ in events] == [json.loads(data)["type"] for _, data in events]
+
+
+@pytest.mark.parametrize("factory", [StartChunkFactory, DoneChunkFactory, ErrorChunkFactory])
+def test_a_frame_is_an_event_line_a_data_line_and_a_blank_one(
+    factory: type[StartChunkFactory | DoneChunkFactory | ErrorChunkFactory],
+) -> None:
+    """With LF, without an id."""
+    frame = encode_frame(factory.build())
+    event, data, *rest = frame.split(b"\n")
+    assert rest == [b"", b""]
+    assert event == b"event: " + json.loads(data.removeprefix(b"data: "))["type"].encode()
+    assert b"\r" not in frame
+
+
+def test_the_frame_of_a_text_is_just_so() -> None:
+    """Byte for byte as the README shows it."""
+    frame = encode_frame(TextChunk(seq=1, text="Hel"))
+    assert frame == b'event: text\ndata: {"type":"text","seq":1,"text":"Hel"}\n\n'
+
+
+PAYLOADS = st.lists(st.binary(max_size=30).filter(lambda data: not {*b"\r\n"} & {*data}), max_size=5)
+
+
+@given(payloads=PAYLOADS, cuts=st.lists(st.integers(min_value=0), max_size=30), end=st.sampled_from([b"\n", b"\r\n"]))
+def test_the_decoder_finds_each_event_wherever_the_bytes_are_cut(
+    payloads: list[bytes], cuts: list[int], end: bytes
+) -> None:
+    """Other fields and comments between them are passed over."""
+    data = b"".join(
+        b": ping" + end + end + b"event: x" + end + b"data: " + payload + end + b"id: 1" + end + end
+        for payload in payloads
+    )
+    decoder = EventDecoder()
+    assert [payload for piece in cut(data, cuts) for payload in decoder.feed(piece)] == payloads
+
+
+def test_several_data_lines_are_one_event() -> None:
+    """Joined by LF, as the standard says; the blank after the colon is optional."""
+    assert EventDecoder().feed(b"data:{\ndata: }\n\n") == [b"{\n}"]
+
+
+def test_an_event_that_is_not_ended_is_none() -> None:
+    """It may be half of one."""
+    assert EventDecoder().feed(b"data: {}\n") == []
+
+
+def test_a_line_without_end_is_given_up() -> None:
+    """It would take all memory."""
+    decoder = EventDecoder()
+    decoder.feed(b"x" * MAX_EVENT_BYTES)
+    with pytest.raises(ValueError, match=r"^$"):
+        decoder.feed(b"x")
+
+
+def test_what_a_chunk_holds_beyond_what_is_read_does_not_matter() -> None:
+    """Servers add to it as they like."""
+    chunk = decode_chunk(b'{"id":"x","choices":[{"delta":{"content":"a","tool_calls":[1]},"logprobs":{}}],"x":[[]]}')
+    assert chunk.choices is not None
+    assert chunk.choices[0].delta is not None
+    assert chunk.choices[0].delta.content == "a"
