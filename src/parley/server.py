@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -57,4 +58,5 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     server = Server(settings)
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
-    server.run()
+    with suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C anew when it has stopped for it
+        server.run()

@@ -133,9 +133,7 @@ async def test_an_embedded_model_that_cannot_be_imported_names_the_command_that_
     ("content", "remedy"),
     [(None, "PARLEY_MODEL_PATH names no file"), (b"GGUF nonsense", "check that PARLEY_MODEL_PATH is a GGUF file")],
 )
-async def test_a_model_file_that_cannot_be_loaded_is_told(
-    tmp_path: Path, content: bytes | None, remedy: str
-) -> None:
+async def test_a_model_file_that_cannot_be_loaded_is_told(tmp_path: Path, content: bytes | None, remedy: str) -> None:
     """Missing, or something else."""
     path = anyio.Path(tmp_path / "model.gguf")
     if content is not None:

@@ -54,7 +54,10 @@ async def parley(**variables: str) -> AsyncIterator[Parley]:
         *PARLEY, env=environment(**variables), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
     served, errors = Parley(process, Logs()), Logs()
-    readers = [asyncio.create_task(_read(process.stdout, served.logs)), asyncio.create_task(_read(process.stderr, errors))]
+    readers = [
+        asyncio.create_task(_read(process.stdout, served.logs)),
+        asyncio.create_task(_read(process.stderr, errors)),
+    ]
     try:
         served.url = await _address(served.logs)
         yield served

@@ -1,0 +1,189 @@
+"""`parley chat`: the terminal client, against a Parley that serves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pexpect
+import pytest
+
+from tests.support.process import PARLEY, environment
+from tests.support.running import running
+from tests.support.upstream import Exchange, answer, delta, hang, respond
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import httpx
+
+    from parley.settings import Settings
+    from tests.support.upstream import ScriptedUpstream
+
+
+@pytest.fixture
+def url(client: httpx.AsyncClient) -> str:
+    """Give the address of a Parley on the scripted upstream."""
+    return str(client.base_url)
+
+
+async def chat(*arguments: str, given: str | None = None, **variables: str) -> tuple[int | None, str, str]:
+    """Run `parley chat` with this on its standard input; return exit code, output and errors."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *PARLEY, "chat", *arguments, env=environment(**variables), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    with anyio.fail_after(30):
+        output, errors = await process.communicate(None if given is None else given.encode())
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def test_a_message_as_an_argument_is_answered(url: str, upstream: ScriptedUpstream) -> None:
+    """The answer alone is the output; what it took stands beside it."""
+    code, output, errors = await chat("--url", url, "Say", "hello")
+    assert (code, output) == (0, "Hello\n")
+    assert errors.startswith("[3 tokens, ")
+    assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say hello"}]
+
+
+async def test_a_message_from_a_pipe_is_answered(url: str, upstream: ScriptedUpstream) -> None:
+    """As it is."""
+    code, output, _ = await chat("--url", url, given="Say\nhello\n")
+    assert (code, output) == (0, "Hello\n")
+    assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say\nhello\n"}]
+
+
+async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) -> None:
+    """Client and server read the same variables; a proxy does not stand between them."""
+    variables = {"PARLEY_PORT": str(client.base_url.port), "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    code, output, _ = await chat("Hi", **variables)
+    assert (code, output) == (0, "Hello\n")
+
+
+async def test_an_answer_cut_short_says_why(url: str, upstream: ScriptedUpstream) -> None:
+    """It ended by length, and that is no failure."""
+    upstream.script = answer("cut", finish_reason="length")
+    code, _, errors = await chat("--url", url, "Hi")
+    assert code == 0
+    assert errors.endswith("ended by length]\n")
+
+
+async def test_a_failure_is_told_in_three_sentences(url: str, upstream: ScriptedUpstream) -> None:
+    """With the code and the correlation id; before the first text and after it."""
+    upstream.script = respond(401, {})
+    code, output, errors = await chat("--url", url, "Hi")
+    assert (code, output) == (1, "")
+    assert errors.startswith(
+        "The model could not be asked. The upstream refused Parley's credentials. Tell the operator"
+    )
+    assert "[upstream_auth, " in errors
+
+    upstream.script = answer("half", finish_reason=None)
+    code, output, errors = await chat("--url", url, "Hi")
+    assert (code, output) == (1, "half")
+    assert "The answer is not whole." in errors
+
+
+async def test_a_server_that_is_not_there_is_told() -> None:
+    """With the command that starts one."""
+    code, output, errors = await chat("Hi", PARLEY_PORT="9")
+    assert (code, output) == (1, "")
+    assert errors == "Nothing answers at http://127.0.0.1:9. Start Parley there: `just serve`.\n"
+
+
+async def test_another_server_is_told(upstream: ScriptedUpstream) -> None:
+    """Whatever it says."""
+    upstream.script = respond(200, {"object": "list"})
+    code, output, errors = await chat("--url", upstream.url, "Hi")
+    assert (code, output) == (1, "")
+    assert "is no Parley, or it broke off." in errors
+
+
+async def test_control_characters_do_not_reach_the_terminal(url: str, upstream: ScriptedUpstream) -> None:
+    """A model could be made to say what a terminal obeys."""
+    upstream.script = answer("a\x1b[2Jb\x07\tc\n東")
+    _, output, _ = await chat("--url", url, "Hi")
+    assert output == "a[2Jb\tc\n東\n"
+
+
+class Terminal:
+    """A `parley chat` in a pseudo-terminal."""
+
+    def __init__(self, url: str) -> None:
+        command, *arguments = PARLEY
+        env: Any = environment(TERM="dumb")
+        self.process = pexpect.spawn(
+            command, [*arguments, "chat", "--url", url], env=env, encoding="utf-8", echo=False, timeout=20
+        )
+
+    async def expect(self, text: str) -> None:
+        """Wait until it has printed this."""
+        await anyio.to_thread.run_sync(self.process.expect_exact, text)  # its own async leaves a pipe open
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        self.process.sendline(line)
+
+
+@pytest.fixture
+async def terminal(make_settings: Callable[..., Settings]) -> AsyncIterator[Terminal]:
+    """Run a conversation with a Parley on the scripted upstream."""
+    async with running(make_settings()) as client:
+        terminal = Terminal(str(client.base_url))
+        await terminal.expect("> ")
+        yield terminal
+        terminal.process.close(force=True)
+
+
+async def test_a_conversation_keeps_its_turns(terminal: Terminal, upstream: ScriptedUpstream) -> None:
+    """The server keeps none; Ctrl-D ends."""
+    terminal.type("One")
+    await terminal.expect("Hello")
+    await terminal.expect("[3 tokens")
+    await terminal.expect("> ")
+    terminal.type("Two")
+    await terminal.expect("Hello")
+    await terminal.expect("> ")
+    terminal.process.sendeof()
+    await anyio.to_thread.run_sync(terminal.process.expect, pexpect.EOF)
+    terminal.process.close()
+    assert terminal.process.exitstatus == 0
+    assert upstream.exchanges[1].json["messages"] == [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Two"},
+    ]
+
+
+async def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, upstream: ScriptedUpstream) -> None:
+    """In mid-answer, before the first text, and at the prompt; the model stops too."""
+
+    async def endless(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("begun"))
+        await exchange.gone.wait()
+
+    upstream.script = endless
+    terminal.type("One")
+    await terminal.expect("begun")
+    terminal.process.sendintr()
+    await terminal.expect("[stopped]")
+    await terminal.expect("> ")
+    with anyio.fail_after(5):
+        await upstream.exchanges[0].gone.wait()
+
+    upstream.script = hang
+    upstream.received.clear()
+    terminal.type("Two")
+    await upstream.next_exchange()
+    terminal.process.sendintr()
+    await terminal.expect("[stopped]")
+    await terminal.expect("> ")
+    terminal.process.sendintr()
+    await terminal.expect("> ")
+
+    upstream.script = answer("Hello")
+    terminal.type("Three")
+    await terminal.expect("Hello")
+    assert upstream.exchanges[-1].json["messages"] == [{"role": "user", "content": "Three"}]
