@@ -1,6 +1,7 @@
 # Every recipe installs what it needs. Settings come from the environment, or from a file `.env` (see .env.example).
 
 set dotenv-load
+set positional-arguments
 
 uv := env("UV", "uv")
 
@@ -10,11 +11,11 @@ serve:
 
 # Talk to the Parley that serves: `just chat`, or `just chat "a question"`
 chat *message:
-    {{ uv }} run parley chat {{ message }}
+    {{ uv }} run parley chat "$@"
 
 # Run the tests: `just test`, or `just test -k something`
 test *arguments:
-    {{ uv }} run pytest {{ arguments }}
+    {{ uv }} run pytest "$@"
 
 # Check the format, the linters, the types and the layers
 check:

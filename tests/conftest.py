@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-pytest_plugins = ["parley.testing"]
+pytest_plugins = ["parley.testing", "pytester"]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
     chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
     options = parser.parse_args(arguments)
+    environment = dict(os.environ)
+    if options.command == "chat":  # which needs no more than the address, and no model
+        environment = {name: environment.get(name, "") for name in ("PARLEY_HOST", "PARLEY_PORT")}
     try:
-        settings = Settings.from_environment(os.environ)
+        settings = Settings.from_environment(environment)
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return terminal.chat(options.url or f"http://{host}:{settings.port}", " ".join(options.message))
     from parley import server  # noqa: PLC0415
 
-    server.serve(settings, unknown_variables(os.environ))
+    server.serve(settings, unknown_variables(environment))
     return 0
 
 

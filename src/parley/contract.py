@@ -9,12 +9,9 @@ from parley.settings import Settings
 
 def contract() -> str:
     """Return the document."""
-    return yaml.safe_dump(
-        msgspec.to_builtins(create_app(Settings()).openapi_schema.to_schema()),
-        sort_keys=False,
-        allow_unicode=True,
-        width=120,
-    )
+    document = msgspec.to_builtins(create_app(Settings()).openapi_schema.to_schema())
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    return f"# Written by `just contract`.\n{text}"
 
 
 if __name__ == "__main__":

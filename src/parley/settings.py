@@ -193,8 +193,7 @@ def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
         case inspect.IntType():
             return f"a whole number from {kind.ge} to {kind.le}"
         case inspect.FloatType():
-            least = f"above {kind.gt:g}" if kind.gt is not None else f"from {kind.ge:g}"
-            return f"a number {least} to {kind.le:g}"
+            return f"a number {f'from {kind.ge:g}' if kind.gt is None else f'above {kind.gt:g}, up'} to {kind.le:g}"
         case inspect.LiteralType():
             return "one of " + ", ".join(map(str, kind.values))
         case inspect.CustomType():

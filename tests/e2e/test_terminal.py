@@ -55,8 +55,13 @@ async def test_a_message_from_a_pipe_is_answered(url: str, upstream: ScriptedUps
 
 
 async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) -> None:
-    """Client and server read the same variables; a proxy does not stand between them."""
-    variables = {"PARLEY_PORT": str(client.base_url.port), "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    """Client and server read the same variables; the server's others, and a proxy, do not matter here."""
+    variables = {
+        "PARLEY_PORT": str(client.base_url.port),
+        "OPENAI_API_KEY": "no model beside it",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "",
+    }
     code, output, _ = await chat("Hi", **variables)
     assert (code, output) == (0, "Hello\n")
 

@@ -82,12 +82,12 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         (
             "PARLEY_IDLE_TIMEOUT_S",
             "0",
-            "PARLEY_IDLE_TIMEOUT_S: '0' is not allowed; it must be a number above 0 to 3600.",
+            "PARLEY_IDLE_TIMEOUT_S: '0' is not allowed; it must be a number above 0, up to 3600.",
         ),
         (
             "PARLEY_IDLE_TIMEOUT_S",
             "inf",
-            "PARLEY_IDLE_TIMEOUT_S: 'inf' is not allowed; it must be a number above 0 to 3600.",
+            "PARLEY_IDLE_TIMEOUT_S: 'inf' is not allowed; it must be a number above 0, up to 3600.",
         ),
         (
             "PARLEY_LOG_LEVEL",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _HIDDEN: Final = "***"
 
+# Where a reader looks first.
+_FIRST: Final = ("timestamp", "level", "event")
+
 _SECRET_NAME: Final = re.compile(
     r"authorization|api[-_]?key|cookie|credential|password|secret|(^|[-_])token$", re.IGNORECASE
 )
@@ -131,4 +134,5 @@ def _is_no_traceback(record: logging.LogRecord) -> bool:
 
 
 def _to_json(event: Mapping[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    ordered = {name: event[name] for name in _FIRST} | dict(event)
+    return msgspec.json.encode(ordered, enc_hook=str).decode()

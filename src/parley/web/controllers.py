@@ -20,6 +20,10 @@ _FAILURES: Final = {
     for status in sorted(set(STATUS.values()))
 }
 
+_NOT_READY: Final = {
+    HTTPStatus.SERVICE_UNAVAILABLE.value: ResponseSpec(Health, generate_examples=False, description="No, and why.")
+}
+
 
 class ChatController(Controller):
     """The main job."""
@@ -86,7 +90,7 @@ class HealthController(Controller):
         """Answer, which is all there is to tell."""
         return Health(status="live")
 
-    @get("/ready", operation_id="getReadiness", summary="Would a chat be answered?")
+    @get("/ready", operation_id="getReadiness", summary="Would a chat be answered?", responses=_NOT_READY)
     async def ready(self, service: NamedDependency[ChatService]) -> Response[Health]:
         """Tell whether the model can be reached and Parley is not shutting down: 200 if so, else 503 and why."""
         problem = await service.check()

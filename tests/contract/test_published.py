@@ -1,0 +1,58 @@
+"""What is published beside the code says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from parley.contract import contract
+from parley.settings import Variable, variables
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_contract_file_is_what_the_app_serves() -> None:
+    """`just contract` writes it anew."""
+    assert (ROOT / "contracts" / "chat-api.yaml").read_text() == contract()
+
+
+def test_the_contract_says_that_chat_streams_chunks() -> None:
+    """The media type, the four chunks, and the error body for every status."""
+    document = yaml.safe_load(contract())
+    responses = document["paths"]["/chat"]["post"]["responses"]
+    chunks = responses.pop("200")["content"]["text/event-stream"]["schema"]["oneOf"]
+    assert [chunk["$ref"].rpartition("/")[2] for chunk in chunks] == [
+        "StartChunk",
+        "TextChunk",
+        "DoneChunk",
+        "ErrorChunk",
+    ]
+    assert sorted(responses) == ["400", "404", "405", "413", "415", "429", "500", "502", "503", "504"]
+    for response in responses.values():
+        assert response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ErrorResponse"
+
+
+def row(variable: Variable) -> str:
+    """Return a setting's row in the README's table."""
+    return f"| `{variable.name}` | {shown(variable.default)} | {variable.allowed} | {variable.description} |"
+
+
+def shown(default: object) -> str:
+    """Return a default as an operator would write it."""
+    return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_the_readme_lists_every_setting_as_it_is() -> None:
+    """In the settings' own words and order."""
+    rows = "\n".join(row(variable) for variable in variables())
+    assert rows in (ROOT / "README.md").read_text(), f"the README's table should read:\n{rows}"
+
+
+def test_the_example_environment_names_every_setting() -> None:
+    """Each commented out, with its default where it has one."""
+    lines = re.findall(r"^# ?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert [name for name, _ in lines] == [variable.name for variable in variables()]
+    defaults = {variable.name: shown(variable.default) for variable in variables() if variable.default is not None}
+    assert {name: value for name, value in lines if name in defaults} == defaults

@@ -1,0 +1,69 @@
+"""`parley.testing`, as those use it who build on Parley."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from parley import testing
+from parley.settings import Settings
+from parley.web.schema import ChatRequest, DoneChunk, ErrorChunk, StreamChunk, TextChunk
+
+if TYPE_CHECKING:
+    from polyfactory.factories.msgspec_factory import MsgspecFactory
+
+FACTORIES = [
+    testing.ChatRequestFactory,
+    testing.ChatResponseFactory,
+    testing.DoneChunkFactory,
+    testing.ErrorChunkFactory,
+    testing.ErrorResponseFactory,
+    testing.HistoryTurnFactory,
+    testing.StartChunkFactory,
+    testing.TextChunkFactory,
+]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_what_a_factory_makes_is_valid_on_the_wire(factory: type[MsgspecFactory[msgspec.Struct]]) -> None:
+    """It survives being encoded and decoded strictly."""
+    for made in factory.batch(20):
+        assert msgspec.json.decode(msgspec.json.encode(made), type=factory.__model__) == made
+
+
+def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:
+    """It is within the ceilings, and asks for what it says."""
+    for request in testing.ChatRequestFactory.batch(20):
+        assert isinstance(request, ChatRequest)
+        prompt = request.to_prompt(Settings())
+        assert (prompt.max_output_tokens, prompt.timeout_s) == (request.max_output_tokens, request.timeout_s)
+
+
+def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
+    """As the wire has it."""
+    chunks = testing.stream_of("Hel", "lo")
+    assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
+    assert chunks[1:3] == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
+    assert isinstance(chunks[3], DoneChunk)
+    *_, last = testing.stream_of("Hel", ended_by=testing.ErrorChunkFactory.build())
+    assert isinstance(last, ErrorChunk)
+    assert last.seq == 2
+    assert msgspec.json.decode(msgspec.json.encode(chunks), type=list[StreamChunk]) == chunks
+
+
+def test_another_project_gets_the_fixtures_by_naming_the_plugin(pytester: pytest.Pytester) -> None:
+    """As the README shows it."""
+    pytester.makeconftest('pytest_plugins = ["parley.testing"]')
+    pytester.makepyfile(
+        """
+        from parley.testing import stream_of
+
+        def test_my_reader(chat_request_factory, error_chunk_factory):
+            assert chat_request_factory.build(message="Hi").message == "Hi"
+            assert [chunk.seq for chunk in stream_of("Hel", "lo")] == [0, 1, 2, 3]
+            assert stream_of("Hel", ended_by=error_chunk_factory.build())[-1].error.code
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
