@@ -16,7 +16,11 @@ from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, 
 from parley.web.sse import EventStream, cancelled_on_disconnect, frames
 
 _FAILURES: Final = {
-    status.value: ResponseSpec(ErrorResponse, generate_examples=False, description=status.phrase)
+    status.value: ResponseSpec(
+        ErrorResponse,
+        generate_examples=False,
+        description=" or ".join(f"`{code}`" for code in STATUS if STATUS[code] is status),
+    )
     for status in sorted(set(STATUS.values()))
 }
 
@@ -85,12 +89,18 @@ class HealthController(Controller):
     path = "/health"
     tags = ("health",)
 
-    @get("/live", operation_id="getLiveness", summary="Is the process alive?")
+    @get("/live", operation_id="getLiveness", summary="Is the process alive?", response_description="Yes.")
     async def live(self) -> Health:
         """Answer, which is all there is to tell."""
         return Health(status="live")
 
-    @get("/ready", operation_id="getReadiness", summary="Would a chat be answered?", responses=_NOT_READY)
+    @get(
+        "/ready",
+        operation_id="getReadiness",
+        summary="Would a chat be answered?",
+        response_description="Yes.",
+        responses=_NOT_READY,
+    )
     async def ready(self, service: NamedDependency[ChatService]) -> Response[Health]:
         """Tell whether the model can be reached and Parley is not shutting down: 200 if so, else 503 and why."""
         problem = await service.check()
