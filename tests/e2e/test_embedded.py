@@ -181,7 +181,7 @@ async def test_a_model_that_dies_is_started_again(model_path: Path) -> None:
             *_, last = [decode_chunk(event.data) async for event in events]
         assert isinstance(last, ErrorChunk)
         assert last.error.code is ErrorCode.UPSTREAM_TRUNCATED
-        assert (await served.logs.line("embedded_model_died"))["exit_code"] == -signal.SIGKILL
+        assert (await served.logs.line("embedded_model_down"))["exit_code"] == -signal.SIGKILL
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
         error = problem(await client.post("/chat", json=FRANCE))

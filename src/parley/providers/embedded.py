@@ -112,7 +112,7 @@ class EmbeddedProvider:
                 await self._close_upstream()
                 if now() - started > _STEADY_S:
                     backoff_s = _FIRST_BACKOFF_S
-                _log.error("embedded_model_died", exit_code=exit_code, restart_in_s=backoff_s)
+                _log.error("embedded_model_down", exit_code=exit_code, restart_in_s=backoff_s)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
                 try:
