@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvicorn
 
 from parley.app import create_app
+from parley.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +38,9 @@ class Server(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 access_log=False,
+                http=partial(  # type: ignore[arg-type]  # uvicorn calls it as it would call the class
+                    Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s
+                ),
                 log_config=None,
                 server_header=False,
                 timeout_graceful_shutdown=round(settings.request_timeout_s) + _GRACE_S,

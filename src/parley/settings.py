@@ -86,6 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection upstream.")] = 5.0
     first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first text.")] = 20.0
     idle_timeout_s: Annotated[_Seconds, Meta(description="Longest gap between two texts.")] = 10.0
+    read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
+    write_timeout_s: Annotated[
+        _Seconds, Meta(description="Longest wait for a client to take something of its answer.")
+    ] = 10.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")
     ] = "info"

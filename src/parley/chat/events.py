@@ -41,27 +41,6 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: int
 
 
-class Ending(msgspec.Struct):
-    """What a model learns about how its reply ends, noted while it reads the upstream's stream.
-
-    openai-agents has no place for a finish reason, and drops queued text when a model raises after its first text;
-    so the model notes both here, and the service reads them after the last text.
-    """
-
-    finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-    failure: ChatError | None = None
-    deltas: int = 0
-
-    def best_usage(self) -> Usage:
-        """Return the upstream's usage; failing that, the deltas seen as an estimate; failing that, nothing known."""
-        if self.usage is not None:
-            return self.usage
-        if self.deltas:
-            return Usage(output_tokens=self.deltas, source=UsageSource.ESTIMATE)
-        return Usage()
-
-
 class ReplyStarted(msgspec.Struct, frozen=True):
     """The model has begun to answer; comes right before the first text."""
 

@@ -14,7 +14,6 @@ from openai.types.responses import ResponseCompletedEvent, ResponseTextDeltaEven
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import (
-    Ending,
     Event,
     FinishReason,
     ReplyFailed,
@@ -24,6 +23,7 @@ from parley.chat.events import (
     Timing,
     Usage,
 )
+from parley.chat.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -53,8 +53,8 @@ class Provider(Protocol):
     def temperature(self) -> float | None:
         """The sampling temperature; `None` leaves it to the upstream."""
 
-    def model(self, ending: Ending) -> Model:
-        """Make the model for one run, which notes in `ending` how the reply ends.
+    def model(self, run: Run) -> Model:
+        """Make the model for one run, which waits by its deadlines and notes in it how the reply ends.
 
         Raises:
             ChatError: where the provider cannot serve now.
@@ -96,14 +96,15 @@ class ChatService:
         Closing the generator, or cancelling the task that waits on it, stops the model and closes its connection.
         What the reply cost is bound to the request's log line, however it ended.
         """
-        clock = _Clock(self._settings, prompt.timeout_s)
-        ending = Ending()
+        stopwatch = _Stopwatch()
+        run = Run(self._settings, stopwatch.started + prompt.timeout_s)
         failure: ChatError | None = None
         try:
             try:
-                async with aclosing(self._texts(prompt, ending, clock)) as texts:
+                async with aclosing(self._texts(prompt, run)) as texts:
                     async for text in texts:
-                        if clock.first_text():
+                        if stopwatch.first_token is None:
+                            stopwatch.first_token = stopwatch.now()
                             yield ReplyStarted(self._provider.model_name)
                         yield ReplyText(text)
             except ChatError as error:
@@ -111,21 +112,21 @@ class ChatService:
             except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
                 _log.exception("unexpected_error")
                 failure = ChatError(ErrorCode.INTERNAL)
-            timing = clock.timing()
+            timing = stopwatch.timing()
             # Once the model has said why it finished, nothing that fails later takes anything from the answer.
-            if ending.finish_reason is None:
-                failure = failure or ending.failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
-                yield ReplyFailed(error=failure, usage=ending.best_usage(), timing=timing)
+            if run.finish_reason is None:
+                failure = failure or run.failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+                yield ReplyFailed(error=failure, usage=run.best_usage(), timing=timing)
             else:
-                if timing.first_token_ms is None:  # an empty answer
+                if stopwatch.first_token is None:  # an empty answer
                     yield ReplyStarted(self._provider.model_name)
-                yield ReplyFinished(finish_reason=ending.finish_reason, usage=ending.best_usage(), timing=timing)
+                yield ReplyFinished(finish_reason=run.finish_reason, usage=run.best_usage(), timing=timing)
         finally:
-            usage = ending.best_usage()
+            usage = run.best_usage()
             structlog.contextvars.bind_contextvars(
                 model=self._provider.model_name,
-                finish_reason=ending.finish_reason,
-                first_token_ms=clock.timing().first_token_ms,
+                finish_reason=run.finish_reason,
+                first_token_ms=stopwatch.timing().first_token_ms,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
                 usage_source=usage.source,
@@ -158,25 +159,17 @@ class ChatService:
                         )
         raise AssertionError("a reply has a last event")
 
-    async def _texts(self, prompt: Prompt, ending: Ending, clock: _Clock) -> AsyncGenerator[str, None]:
-        """Yield the texts of one run, each within its deadline."""
-        result = self._run(prompt, ending)
+    async def _texts(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
+        """Yield the texts of one run; its model keeps the deadlines."""
+        result = self._start(prompt, run)
         events = result.stream_events()
         try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(clock.next_deadline()) as deadline:
-                        event = await anext(events)
-                except TimeoutError:
-                    if deadline.expired():
-                        raise clock.expiry() from None
-                    raise
-                except StopAsyncIteration:
-                    return
+            async for event in events:
                 if event.type != "raw_response_event":
                     continue
                 if isinstance(event.data, ResponseTextDeltaEvent):
                     yield event.data.delta
+                    run.took(event.data.delta)
                 elif isinstance(event.data, ResponseCompletedEvent):
                     return
         finally:
@@ -187,13 +180,13 @@ class ChatService:
                 if result.run_loop_task is not None:
                     await asyncio.wait({result.run_loop_task})
 
-    def _run(self, prompt: Prompt, ending: Ending) -> RunResultStreaming:
+    def _start(self, prompt: Prompt, run: Run) -> RunResultStreaming:
         if self._draining:
             raise ChatError(ErrorCode.SHUTTING_DOWN)
         agent = Agent(
             name="parley",
             instructions=self._provider.instructions,
-            model=self._provider.model(ending),
+            model=self._provider.model(run),
             model_settings=ModelSettings(
                 temperature=self._provider.temperature, max_tokens=prompt.max_output_tokens, include_usage=True
             ),
@@ -206,39 +199,15 @@ class ChatService:
         )
 
 
-class _Clock:
-    """The deadlines and the timing of one reply."""
+class _Stopwatch:
+    """The timing of one reply."""
 
-    def __init__(self, settings: Settings, timeout_s: float) -> None:
-        self._now = asyncio.get_running_loop().time
-        self._started = self._now()
-        self._end = self._started + timeout_s
-        self._first_token_end = self._started + settings.first_token_timeout_s
-        self._idle_timeout_s = settings.idle_timeout_s
-        self._first_token: float | None = None
-
-    def first_text(self) -> bool:
-        """Tell whether this text is the first."""
-        if self._first_token is not None:
-            return False
-        self._first_token = self._now()
-        return True
-
-    def next_deadline(self) -> float:
-        """Return the loop's time by which the next text must be here."""
-        if self._first_token is None:
-            return min(self._end, self._first_token_end)
-        return min(self._end, self._now() + self._idle_timeout_s)
-
-    def expiry(self) -> ChatError:
-        """Return the error for the deadline that has passed."""
-        if self._now() >= self._end:
-            return ChatError(ErrorCode.REQUEST_TIMEOUT)
-        if self._first_token is None:
-            return ChatError(ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT)
-        return ChatError(ErrorCode.UPSTREAM_IDLE_TIMEOUT)
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time
+        self.started = self.now()
+        self.first_token: float | None = None
 
     def timing(self) -> Timing:
         """Return the milliseconds so far."""
-        first_token_ms = None if self._first_token is None else round((self._first_token - self._started) * 1000)
-        return Timing(first_token_ms=first_token_ms, total_ms=round((self._now() - self._started) * 1000))
+        first_token_ms = None if self.first_token is None else round((self.first_token - self.started) * 1000)
+        return Timing(first_token_ms=first_token_ms, total_ms=round((self.now() - self.started) * 1000))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from agents import Model
 
-    from parley.chat.events import Ending
+    from parley.chat.run import Run
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -86,7 +86,7 @@ class EmbeddedProvider:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
 
-    def model(self, ending: Ending) -> Model:
+    def model(self, run: Run) -> Model:
         """Make the model for one run.
 
         Raises:
@@ -95,7 +95,7 @@ class EmbeddedProvider:
         if self._upstream is None:
             detail = "The embedded model is being restarted."
             raise ChatError(ErrorCode.UPSTREAM_UNREACHABLE, detail=detail, retry_after_s=1)
-        return self._upstream.model(ending)
+        return self._upstream.model(run)
 
     async def check(self) -> ErrorCode | None:
         """Tell whether the model is loaded."""

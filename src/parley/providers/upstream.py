@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +16,7 @@ from agents import Model, ModelResponse
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseOutputMessage, ResponseTextDeltaEvent
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import Ending, FinishReason, Usage, UsageSource
+from parley.chat.events import FinishReason, Usage, UsageSource
 from parley.providers.wire import Chunk, EventDecoder, decode_chunk
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agents import ModelSettings, TResponseInputItem, TResponseStreamEvent
+
+    from parley.chat.run import Run
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 
@@ -81,9 +83,9 @@ class UpstreamProvider:
         """Close the connections."""
         await self._client.close()
 
-    def model(self, ending: Ending) -> Model:
+    def model(self, run: Run) -> Model:
         """Make the model for one run."""
-        return UpstreamModel(self._client, self.model_name, self._max_tokens, self._neutralise, ending)
+        return UpstreamModel(self._client, self.model_name, self._max_tokens, self._neutralise, run)
 
     async def check(self) -> ErrorCode | None:
         """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
@@ -112,13 +114,13 @@ class UpstreamModel(Model):
         name: str,
         max_tokens: str,
         neutralise: Callable[[str], str],
-        ending: Ending,
+        run: Run,
     ) -> None:
         self._client = client
         self._name = name
         self._max_tokens = max_tokens
         self._neutralise = neutralise
-        self._ending = ending
+        self._run = run
 
     async def get_response(self, *_: Any, **__: Any) -> ModelResponse:
         """Refuse: Parley only streams."""
@@ -152,15 +154,18 @@ class UpstreamModel(Model):
             body["temperature"] = model_settings.temperature
         create: Any = self._client.chat.completions.with_streaming_response.create  # its overloads ask for literals
         try:
-            async with create(**body) as response, aclosing(self._texts(response)) as texts:
+            async with AsyncExitStack() as stack:
+                response = await self._run.within(stack.enter_async_context(create(**body)))
+                texts = await stack.enter_async_context(aclosing(self._texts(response)))
                 async for text in texts:
-                    self._ending.deltas += 1
+                    self._run.saw(text)
                     yield _text_event(text)
+                    await self._run.room()
         except (ChatError, openai.OpenAIError, httpx2.HTTPError, msgspec.DecodeError, ValueError) as error:
             failure = _named(error)
-            if not self._ending.deltas and self._ending.finish_reason is None:
+            if not self._run.deltas and self._run.finish_reason is None:
                 raise failure from error
-            self._ending.failure = failure
+            self._run.failure = failure
         yield _completed()
 
     async def _texts(self, response: openai.AsyncAPIResponse[Any]) -> AsyncGenerator[str, None]:
@@ -168,7 +173,7 @@ class UpstreamModel(Model):
         decoder = EventDecoder()
         is_completion = False
         async with aclosing(response.http_response.aiter_bytes()) as reads:
-            async for data in reads:
+            while (data := await self._run.within(anext(reads, None))) is not None:
                 for payload in decoder.feed(data):
                     if payload == b"[DONE]":
                         await _read_to_end(reads)
@@ -178,14 +183,14 @@ class UpstreamModel(Model):
                         yield text
         if not is_completion:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
-        if self._ending.finish_reason is None:
+        if self._run.finish_reason is None:
             raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
 
     def _read(self, chunk: Chunk) -> str | None:
         if chunk.error is not None and chunk.error != b"null":
             raise ChatError(ErrorCode.UPSTREAM_ERROR)
         if chunk.usage is not None and any(count is not None for count in msgspec.structs.astuple(chunk.usage)):
-            self._ending.usage = Usage(
+            self._run.usage = Usage(
                 input_tokens=chunk.usage.prompt_tokens,
                 output_tokens=chunk.usage.completion_tokens,
                 total_tokens=chunk.usage.total_tokens,
@@ -195,7 +200,7 @@ class UpstreamModel(Model):
             return None
         choice = chunk.choices[0]
         if choice.finish_reason:
-            self._ending.finish_reason = _finish_reason(choice.finish_reason)
+            self._run.finish_reason = _finish_reason(choice.finish_reason)
         return (choice.delta.content or choice.delta.refusal) if choice.delta else None
 
 

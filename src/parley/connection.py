@@ -1,0 +1,86 @@
+"""Owns a client's connection: uvicorn's, with deadlines for what the client has to do."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import h11
+import structlog
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+# What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
+_SEND_BUFFER_BYTES: Final = 65_536
+_WRITE_BUFFER_HIGH: Final = 16_384
+_WRITE_BUFFER_LOW: Final = 12_288
+
+
+class Connection(H11Protocol):
+    """Cuts off clients that send a request too slowly, or nothing, and those that take nothing of an answer."""
+
+    def __init__(self, *, read_timeout_s: float, write_timeout_s: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._reading = _Deadline(self, "request", read_timeout_s)
+        self._writing = _Deadline(self, "client", write_timeout_s)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Await the first request."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(_WRITE_BUFFER_HIGH, _WRITE_BUFFER_LOW)
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._reading.start()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of a request; the time for the whole runs from its first byte."""
+        self._reading.start()
+        super().data_received(data)
+        if self.conn.their_state not in {h11.IDLE, h11.SEND_BODY}:
+            self._reading.clear()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to take something."""
+        super().pause_writing()
+        self._writing.start()
+
+    def resume_writing(self) -> None:
+        """Go on: it has."""
+        super().resume_writing()
+        self._writing.clear()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._reading.clear()
+        self._writing.clear()
+        super().connection_lost(exc)
+
+
+class _Deadline:
+    """The time for one thing that a client has to do."""
+
+    def __init__(self, connection: Connection, awaited: str, timeout_s: float) -> None:
+        self._connection = connection
+        self._awaited = awaited
+        self._timeout_s = timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Let the time run, where it doesn't already."""
+        if self._timer is None:
+            self._timer = self._connection.loop.call_later(self._timeout_s, self._cut)
+
+    def clear(self) -> None:
+        """Stop the time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cut(self) -> None:
+        """Break the connection, which cancels what is served over it."""
+        _log.info("connection_timed_out", awaited=self._awaited)
+        self._connection.transport.abort()
