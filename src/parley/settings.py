@@ -86,10 +86,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection upstream.")] = 5.0
     first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first text.")] = 20.0
     idle_timeout_s: Annotated[_Seconds, Meta(description="Longest gap between two texts.")] = 10.0
+    hold_headers_s: Annotated[
+        _Seconds,
+        Meta(description="Longest wait for the first text before the headers go out; errors are chunks from then on."),
+    ] = 5.0
+    heartbeat_s: Annotated[
+        _Seconds, Meta(description="Longest silence before a `: ping` line keeps a stream alive.")
+    ] = 10.0
+    max_streams: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)] | None,
+        Meta(description="Answers made at once. Unset: 100 for an upstream; for the embedded model 2, its slots."),
+    ] = None
+    max_queue: Annotated[int, Meta(ge=0, le=100_000, description="Requests that may wait for their turn.")] = 50
+    queue_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a turn.")] = 5.0
     read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
     write_timeout_s: Annotated[
         _Seconds, Meta(description="Longest wait for a client to take something of its answer.")
     ] = 10.0
+    drain_timeout_s: Annotated[
+        _Seconds, Meta(description="Longest time that running answers are given to end when Parley is told to stop.")
+    ] = 30.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")
     ] = "info"

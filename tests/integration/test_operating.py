@@ -77,6 +77,7 @@ class BrokenProvider:
     model_name = "broken"
     instructions = None
     temperature = None
+    max_streams = 1
 
     def model(self, _: Any) -> Any:
         """Fail in a way that nobody thought of, with words that must stay inside."""

@@ -41,6 +41,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: int
 
 
+class ReplyAdmitted(msgspec.Struct, frozen=True):
+    """There is a place for the reply; the model is being asked."""
+
+
 class ReplyStarted(msgspec.Struct, frozen=True):
     """The model has begun to answer; comes right before the first text."""
 
@@ -69,4 +73,4 @@ class ReplyFailed(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
 
 
-Event = ReplyStarted | ReplyText | ReplyFinished | ReplyFailed
+Event = ReplyAdmitted | ReplyStarted | ReplyText | ReplyFinished | ReplyFailed

@@ -36,13 +36,18 @@ class Run:
         self.deltas = 0
         self._now = asyncio.get_running_loop().time
         self._end = end
-        self._next_text_end = self._now() + settings.first_token_timeout_s
+        self._next_text_end = end
+        self._first_token_timeout_s = settings.first_token_timeout_s
         self._idle_timeout_s = settings.idle_timeout_s
         self._wait: asyncio.Timeout | None = None
         self._stopped: ChatError | None = None
         self._untaken = 0
         self._has_room = asyncio.Event()
         self._has_room.set()
+
+    def begin(self) -> None:
+        """Note that the model is about to be asked; from now on its text is awaited."""
+        self._next_text_end = self._now() + self._first_token_timeout_s
 
     def best_usage(self) -> Usage:
         """Return the upstream's usage; failing that, the deltas seen as an estimate; failing that, nothing known."""

@@ -12,10 +12,12 @@ import structlog
 from agents import Agent, ModelSettings, RunConfig, Runner
 from openai.types.responses import ResponseCompletedEvent, ResponseTextDeltaEvent
 
+from parley.chat.admission import Admission
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import (
     Event,
     FinishReason,
+    ReplyAdmitted,
     ReplyFailed,
     ReplyFinished,
     ReplyStarted,
@@ -53,6 +55,10 @@ class Provider(Protocol):
     def temperature(self) -> float | None:
         """The sampling temperature; `None` leaves it to the upstream."""
 
+    @property
+    def max_streams(self) -> int:
+        """How many replies it is good for at once, where the settings don't say."""
+
     def model(self, run: Run) -> Model:
         """Make the model for one run, which waits by its deadlines and notes in it how the reply ends.
 
@@ -81,6 +87,11 @@ class ChatService:
         self._settings = settings
         self._provider = provider
         self._draining = False
+        self._admission = Admission(
+            places=settings.max_streams or provider.max_streams,
+            queue=settings.max_queue,
+            timeout_s=settings.queue_timeout_s,
+        )
 
     def drain(self) -> None:
         """Refuse new prompts from now on; replies under way go on."""
@@ -101,12 +112,17 @@ class ChatService:
         failure: ChatError | None = None
         try:
             try:
-                async with aclosing(self._texts(prompt, run)) as texts:
-                    async for text in texts:
-                        if stopwatch.first_token is None:
-                            stopwatch.first_token = stopwatch.now()
-                            yield ReplyStarted(self._provider.model_name)
-                        yield ReplyText(text)
+                self._refuse_while_draining()
+                async with self._admission.place():
+                    self._refuse_while_draining()
+                    yield ReplyAdmitted()
+                    run.begin()
+                    async with aclosing(self._texts(prompt, run)) as texts:
+                        async for text in texts:
+                            if stopwatch.first_token is None:
+                                stopwatch.first_token = stopwatch.now()
+                                yield ReplyStarted(self._provider.model_name)
+                            yield ReplyText(text)
             except ChatError as error:
                 failure = error
             except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
@@ -159,6 +175,10 @@ class ChatService:
                         )
         raise AssertionError("a reply has a last event")
 
+    def _refuse_while_draining(self) -> None:
+        if self._draining:
+            raise ChatError(ErrorCode.SHUTTING_DOWN)
+
     async def _texts(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
         """Yield the texts of one run; its model keeps the deadlines."""
         result = self._start(prompt, run)
@@ -181,8 +201,6 @@ class ChatService:
                     await asyncio.wait({result.run_loop_task})
 
     def _start(self, prompt: Prompt, run: Run) -> RunResultStreaming:
-        if self._draining:
-            raise ChatError(ErrorCode.SHUTTING_DOWN)
         agent = Agent(
             name="parley",
             instructions=self._provider.instructions,

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.providers.llama_server import Order, Report
+from parley.providers.llama_server import SLOTS, Order, Report
 from parley.providers.upstream import UpstreamProvider
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class EmbeddedProvider:
         self.model_name = settings.model or default_name
         self.instructions = settings.system_prompt or DEFAULT_INSTRUCTIONS
         self.temperature = DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature
+        self.max_streams = SLOTS
         self._upstream: UpstreamProvider | None = None
         self._supervisor: asyncio.Task[None] | None = None
 

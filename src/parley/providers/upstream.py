@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 
+MAX_STREAMS: Final = 100
+
 _CHECK_TIMEOUT_S: Final = 3.0
 _CHECK_KEPT_S: Final = 5.0
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
@@ -55,6 +57,7 @@ class UpstreamProvider:
         self.model_name = model_name
         self.instructions = instructions
         self.temperature = temperature
+        self.max_streams = MAX_STREAMS
         self._neutralise = neutralise
         # The deadlines on text are the service's, which knows what is text; a read timeout would count bytes.
         timeout = httpx2.Timeout(None, connect=connect_timeout_s, pool=connect_timeout_s)

@@ -13,7 +13,7 @@ from parley.settings import Settings
 from parley.web.errors import STATUS, ClientDisconnectedError
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
-from parley.web.sse import EventStream, cancelled_on_disconnect, frames
+from parley.web.sse import EventStream, cancelled_on_disconnect
 
 _FAILURES: Final = {
     status.value: ResponseSpec(
@@ -45,14 +45,16 @@ class ChatController(Controller):
     )
     async def stream(
         self,
-        request: ChatAPIRequest,
         data: JSONBody[ChatRequest],
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> EventStream[StreamChunk]:
         """Answer a message as server-sent events: one start, texts, then exactly one of done or error."""
-        events = service.stream(data.to_prompt(settings))
-        return EventStream(frames(events, request.state.correlation_id))
+        return EventStream(
+            service.stream(data.to_prompt(settings)),
+            hold_headers_s=settings.hold_headers_s,
+            heartbeat_s=settings.heartbeat_s,
+        )
 
     @post(
         "/complete",

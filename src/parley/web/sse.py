@@ -12,12 +12,12 @@ import structlog
 from litestar.response import ServerSentEvent
 from litestar.response.streaming import ASGIStreamingResponse
 
-from parley.chat.events import ReplyFailed, ReplyFinished, ReplyStarted, ReplyText
+from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyStarted, ReplyText
 from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 
     from litestar import Litestar, Request
     from litestar.types import Receive, Scope, Send
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from parley.chat.events import Event
 
 ChunkT = TypeVar("ChunkT")
+
+# A comment, and a line end more would make it an event without data for some clients.
+PING: Final = b": ping\n"
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -35,25 +38,7 @@ def encode_frame(chunk: StreamChunk) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind, _encoder.encode(chunk))
 
 
-async def frames(events: AsyncGenerator[Event, None], correlation_id: str) -> AsyncGenerator[bytes, None]:
-    """Yield the frame of each event of a reply.
-
-    Raises:
-        ChatError: where the reply failed before it started: nothing is sent yet, so it can be an HTTP error.
-    """
-    seq = 0
-    try:
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, ReplyFailed) and seq == 0:
-                    raise event.error
-                yield encode_frame(_chunk(event, seq, correlation_id))
-                seq += 1
-    finally:
-        structlog.contextvars.bind_contextvars(chunks=seq)
-
-
-def _chunk(event: Event, seq: int, correlation_id: str) -> StreamChunk:
+def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: int, correlation_id: str) -> StreamChunk:
     match event:
         case ReplyText():
             return TextChunk(seq=seq, text=event.text)
@@ -73,15 +58,22 @@ def _chunk(event: Event, seq: int, correlation_id: str) -> StreamChunk:
 async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[anyio.CancelScope]:
     """Cancel the body when the client goes, and say so in the request's log line; the request must have been read."""
     with anyio.CancelScope() as scope:
-        listener = asyncio.create_task(_cancel_on_disconnect(receive, scope))
-        try:
+        async with _alongside(_cancel_on_disconnect(receive, scope)):
             yield scope
-        finally:
-            listener.cancel()
-            with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
-                await listener
     if scope.cancelled_caught:
         structlog.contextvars.bind_contextvars(outcome="client_disconnected")
+
+
+@asynccontextmanager
+async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do something beside the body, for as long as that takes."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
+            await task
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -91,12 +83,18 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
 
 
 class EventStream(ServerSentEvent, Generic[ChunkT]):
-    """A stream of chunks as server-sent events, whose headers wait for the first of them."""
+    """A reply as server-sent events; the headers wait for the first text, so that what fails before is an HTTP error."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
-        """Take frames that are already encoded; the response closes their generator."""
+    def __init__(self, events: AsyncGenerator[Event, None], *, hold_headers_s: float, heartbeat_s: float) -> None:
+        """Take the events of a reply, whose generator the response closes.
+
+        `hold_headers_s` is the longest that the headers wait, once the reply has a place; `heartbeat_s` is the longest
+        silence after them.
+        """
         super().__init__(())
-        self._frames = frames
+        self._events = events
+        self._hold_headers_s = hold_headers_s
+        self._heartbeat_s = heartbeat_s
 
     def to_asgi_response(
         self,
@@ -109,7 +107,9 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
     ) -> ASGIStreamingResponse:
         """Make the response that streams."""
         return _EventStreamResponse(
-            iterator=self._frames,
+            self._events,
+            self._hold_headers_s,
+            self._heartbeat_s,
             headers={**(headers or {}), **self.headers},
             media_type=self.media_type,
             status_code=status_code,
@@ -117,18 +117,56 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
 
 
 class _EventStreamResponse(ASGIStreamingResponse):
-    """Owns the frames from the first to the close, whoever ends them."""
+    """Owns the events from the first to the close, whoever ends them."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's signature
-        frames: Any = self.iterator
-        started = False
-        async with cancelled_on_disconnect(receive) as client, aclosing(frames):
-            first = await anext(frames)
-            started = True
-            await self.start_response(send)
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            async for frame in frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        if client.cancelled_caught and not started:
+    def __init__(
+        self, events: AsyncGenerator[Event, None], hold_headers_s: float, heartbeat_s: float, **options: Any
+    ) -> None:
+        super().__init__(iterator=(), **options)
+        self._events = events
+        self._hold_headers_s = hold_headers_s
+        self._heartbeat_s = heartbeat_s
+        self._admitted = asyncio.Event()
+        self._is_open = False
+        self._last_sent = 0.0
+        self._now = asyncio.get_running_loop().time
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the chunks as they come."""
+        correlation_id = scope["state"]["correlation_id"]
+        seq = 0
+        try:
+            async with (
+                cancelled_on_disconnect(receive) as client,
+                _alongside(self._beat(send)),
+                aclosing(self._events) as events,
+            ):
+                async for event in events:
+                    if isinstance(event, ReplyAdmitted):
+                        self._admitted.set()
+                        continue
+                    if isinstance(event, ReplyFailed) and not self._is_open:
+                        raise event.error
+                    await self._send(send, encode_frame(_chunk(event, seq, correlation_id)))
+                    seq += 1
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            structlog.contextvars.bind_contextvars(chunks=seq)
+        if client.cancelled_caught and not self._is_open:
             raise ClientDisconnectedError
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        if not self._is_open:
+            self._is_open = True
+            await self.start_response(send)
+        self._last_sent = self._now()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _beat(self, send: Send) -> None:
+        """Send the headers when they have waited long enough, and a comment after each long silence."""
+        await self._admitted.wait()
+        await asyncio.sleep(self._hold_headers_s)
+        while True:
+            if not self._is_open or self._now() - self._last_sent >= self._heartbeat_s:
+                await self._send(send, PING)
+            await asyncio.sleep(self._last_sent + self._heartbeat_s - self._now())
