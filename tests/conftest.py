@@ -60,6 +60,7 @@ def make_settings(upstream: ScriptedUpstream) -> Callable[..., Settings]:
             "openai_base_url": upstream.url,
             "openai_api_key": Secret(CANARY_KEY),
             "model": "scripted-1",
+            "retries": 0,
             "log_level": "debug",
             "log_format": "json",
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -20,9 +20,9 @@ from parley.web.openapi import openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from parley.settings import Settings
+    from parley.settings import Secret, Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -32,13 +32,15 @@ def create_app(settings: Settings) -> Litestar:
 
     `app.state.service` is the `ChatService`, for the server to drain.
     """
-    provider = _provider(settings)
-    service = ChatService(settings, provider)
+    providers = list(_providers(settings))
+    service = ChatService(settings, providers)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         try:
-            async with provider:
+            async with AsyncExitStack() as stack:
+                for provider in providers:
+                    await stack.enter_async_context(provider)
                 yield
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
@@ -63,14 +65,23 @@ def create_app(settings: Settings) -> Litestar:
     )
 
 
-def _provider(settings: Settings) -> EmbeddedProvider | UpstreamProvider:
+def _providers(settings: Settings) -> Iterator[EmbeddedProvider | UpstreamProvider]:
+    """Make the provider, and its fallback where there is one."""
     if settings.embedded:
-        return EmbeddedProvider(settings)
-    key = settings.openai_api_key
+        yield EmbeddedProvider(settings)
+    else:
+        yield _upstream(settings, settings.openai_base_url, settings.openai_api_key, settings.model)
+    if settings.fallback_model:
+        base_url = settings.fallback_base_url or settings.openai_base_url
+        key = settings.fallback_api_key or (None if settings.fallback_base_url else settings.openai_api_key)
+        yield _upstream(settings, base_url, key, settings.fallback_model)
+
+
+def _upstream(settings: Settings, base_url: str | None, key: Secret | None, model: str | None) -> UpstreamProvider:
     return UpstreamProvider(
-        base_url=settings.openai_base_url or OPENAI_BASE_URL,
+        base_url=base_url or OPENAI_BASE_URL,
         api_key=key.reveal() if key else "none",  # the client wants one; servers that need none ignore it
-        model_name=settings.model or "",
+        model_name=model or "",
         instructions=settings.system_prompt,
         temperature=settings.temperature,
         connect_timeout_s=settings.connect_timeout_s,

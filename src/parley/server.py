@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -13,6 +15,7 @@ from parley.app import create_app
 from parley.connection import Connection
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
     from types import FrameType
 
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Seconds beyond the longest that a reply may take, so that none is cut.
-_GRACE_S: Final = 2
+# Seconds for answers to end in when they have been told to, before uvicorn cuts them.
+_GRACE_S: Final = 5
 
 
 class Server(uvicorn.Server):
@@ -31,6 +34,7 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings) -> None:
         """Make the app and the server for it."""
         app = create_app(settings)
+        self._drain_timeout_s = settings.drain_timeout_s
         self._service: ChatService = app.state.service
         super().__init__(
             uvicorn.Config(
@@ -43,10 +47,18 @@ class Server(uvicorn.Server):
                 ),
                 log_config=None,
                 server_header=False,
-                timeout_graceful_shutdown=round(settings.request_timeout_s) + _GRACE_S,
+                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _GRACE_S,
                 ws="none",
             )
         )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the running answers; when their time is up, have each end by itself."""
+        timer = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._service.stop)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal to stop."""

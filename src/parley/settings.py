@@ -86,6 +86,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection upstream.")] = 5.0
     first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first text.")] = 20.0
     idle_timeout_s: Annotated[_Seconds, Meta(description="Longest gap between two texts.")] = 10.0
+    retries: Annotated[
+        int, Meta(ge=0, le=10, description="Times to ask the upstream again that failed for a moment, before any text.")
+    ] = 2
+    fallback_base_url: Annotated[
+        _Address | None, Meta(description="Another API to ask where the first fails before any text. Unset: the same.")
+    ] = None
+    fallback_api_key: Annotated[
+        Secret | None, Meta(description="Its key. Unset: the same, for the same API; for another none.")
+    ] = None
+    fallback_model: Annotated[_Name | None, Meta(description="The model to ask there; it turns the fallback on.")] = (
+        None
+    )
     hold_headers_s: Annotated[
         _Seconds,
         Meta(description="Longest wait for the first text before the headers go out; errors are chunks from then on."),
@@ -136,7 +148,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
             except msgspec.ValidationError:
                 # A key or an address may be a secret, or hold one.
-                shown = "its value" if variable.field.startswith("openai_") else repr(text[:100])
+                shown = "its value" if variable.field.endswith(("_key", "_url")) else repr(text[:100])
                 problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
         settings = cls(**values)
         problems += settings._conflicts()
@@ -145,7 +157,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
     def _conflicts(self) -> Iterator[str]:
+        if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
+            yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
         if self.embedded:
+            if self.fallback_model and not self.fallback_base_url and not self.fallback_api_key:
+                yield "PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it; set it too."
             return
         given = "OPENAI_BASE_URL" if self.openai_base_url else "OPENAI_API_KEY"
         if self.model_path:

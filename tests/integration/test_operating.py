@@ -93,7 +93,7 @@ async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
 ) -> None:
     """The line has the correlation id, what it was and where, and none of its words."""
     settings = make_settings()
-    service = ChatService(settings, BrokenProvider())
+    service = ChatService(settings, [BrokenProvider()])
     with redirect_stdout(logs):
         app = Litestar(
             [ChatController],

@@ -55,6 +55,7 @@ async def test_an_answer_streams_as_start_texts_and_done(client: httpx.AsyncClie
         "status": 200,
         "outcome": "completed",
         "model": "scripted-1",
+        "attempts": 1,
         "chunks": 4,
         "finish_reason": "stop",
         "input_tokens": 7,

@@ -41,13 +41,27 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "PARLEY_CONNECT_TIMEOUT_S": "7.5",
         "PARLEY_FIRST_TOKEN_TIMEOUT_S": "8",
         "PARLEY_IDLE_TIMEOUT_S": "9",
+        "PARLEY_RETRIES": "3",
+        "PARLEY_FALLBACK_BASE_URL": "https://example.org/v1",
+        "PARLEY_FALLBACK_API_KEY": CANARY_KEY,
+        "PARLEY_FALLBACK_MODEL": "other-model",
+        "PARLEY_HOLD_HEADERS_S": "1",
+        "PARLEY_HEARTBEAT_S": "2",
+        "PARLEY_MAX_STREAMS": "3",
+        "PARLEY_MAX_QUEUE": "0",
+        "PARLEY_QUEUE_TIMEOUT_S": "4",
+        "PARLEY_READ_TIMEOUT_S": "5",
+        "PARLEY_WRITE_TIMEOUT_S": "6",
+        "PARLEY_DRAIN_TIMEOUT_S": "7",
         "PARLEY_LOG_LEVEL": "debug",
         "PARLEY_LOG_FORMAT": "console",
     }
     settings = Settings.from_environment(environment)
     assert settings.openai_api_key is not None
     assert settings.openai_api_key.reveal() == CANARY_KEY
-    assert msgspec.structs.replace(settings, openai_api_key=None) == Settings(
+    assert settings.fallback_api_key is not None
+    assert settings.fallback_api_key.reveal() == CANARY_KEY
+    assert msgspec.structs.replace(settings, openai_api_key=None, fallback_api_key=None) == Settings(
         openai_base_url="https://example.com/v1",
         model="some-model",
         system_prompt="Be brief.\nBe kind.",
@@ -59,6 +73,17 @@ def test_every_setting_is_read_from_its_variable() -> None:
         connect_timeout_s=7.5,
         first_token_timeout_s=8.0,
         idle_timeout_s=9.0,
+        retries=3,
+        fallback_base_url="https://example.org/v1",
+        fallback_model="other-model",
+        hold_headers_s=1.0,
+        heartbeat_s=2.0,
+        max_streams=3,
+        max_queue=0,
+        queue_timeout_s=4.0,
+        read_timeout_s=5.0,
+        write_timeout_s=6.0,
+        drain_timeout_s=7.0,
         log_level="debug",
         log_format="console",
     )

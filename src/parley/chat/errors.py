@@ -113,7 +113,7 @@ EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
         retryable=True,
     ),
     ErrorCode.SHUTTING_DOWN: Explanation(
-        "The request was refused.",
+        "The request was not served to its end.",
         "This Parley is shutting down.",
         "Send it again; another instance, or the restarted one, will answer.",
         retryable=True,

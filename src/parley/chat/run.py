@@ -34,6 +34,7 @@ class Run:
         self.usage: Usage | None = None
         self.failure: ChatError | None = None
         self.deltas = 0
+        self.attempts = 0
         self._now = asyncio.get_running_loop().time
         self._end = end
         self._next_text_end = end
@@ -46,8 +47,15 @@ class Run:
         self._has_room.set()
 
     def begin(self) -> None:
-        """Note that the model is about to be asked; from now on its text is awaited."""
-        self._next_text_end = self._now() + self._first_token_timeout_s
+        """Note that the model is about to be asked, for the first time or again; its text is awaited from the first."""
+        if not self.attempts:
+            self._next_text_end = self._now() + self._first_token_timeout_s
+        self.attempts += 1
+        self.usage = None
+
+    def has_time(self, wait_s: float) -> bool:
+        """Tell whether text may still come in time after such a wait."""
+        return self._stopped is None and self._now() + wait_s < min(self._end, self._next_text_end)
 
     def best_usage(self) -> Usage:
         """Return the upstream's usage; failing that, the deltas seen as an estimate; failing that, nothing known."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import anyio
 import msgspec
 import structlog
-from agents import Agent, ModelSettings, RunConfig, Runner
+from agents import Agent, ModelRetrySettings, ModelSettings, RetryDecision, RunConfig, Runner
 from openai.types.responses import ResponseCompletedEvent, ResponseTextDeltaEvent
 
 from parley.chat.admission import Admission
@@ -28,7 +28,7 @@ from parley.chat.events import (
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from agents import Model, RunResultStreaming
 
@@ -38,6 +38,20 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 _CLEAN_UP_TIMEOUT_S: Final = 5.0
+
+# What may have passed within a second or two; so may an upstream's HTTP error.
+_PASSING: Final = {ErrorCode.UPSTREAM_RATE_LIMITED, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_TRUNCATED}
+_LONGEST_RETRY_AFTER_S: Final = 5
+
+# What one provider fails by, before its first text, another need not.
+_ANOTHER_MAY_ANSWER: Final = {
+    ErrorCode.UPSTREAM_AUTH,
+    ErrorCode.UPSTREAM_RATE_LIMITED,
+    ErrorCode.UPSTREAM_UNREACHABLE,
+    ErrorCode.UPSTREAM_ERROR,
+    ErrorCode.UPSTREAM_TRUNCATED,
+    ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT,
+}
 
 
 class Provider(Protocol):
@@ -83,23 +97,37 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class ChatService:
     """Answers prompts; keeps nothing of a conversation."""
 
-    def __init__(self, settings: Settings, provider: Provider) -> None:
+    def __init__(self, settings: Settings, providers: Sequence[Provider]) -> None:
+        """Take the providers in the order in which they are asked; a later one only where those before it failed."""
         self._settings = settings
-        self._provider = provider
-        self._draining = False
+        self._providers = providers
+        self._is_draining = False
+        self._runs: set[Run] = set()
         self._admission = Admission(
-            places=settings.max_streams or provider.max_streams,
+            places=settings.max_streams or providers[0].max_streams,
             queue=settings.max_queue,
             timeout_s=settings.queue_timeout_s,
         )
 
     def drain(self) -> None:
         """Refuse new prompts from now on; replies under way go on."""
-        self._draining = True
+        self._is_draining = True
+
+    def stop(self) -> None:
+        """End the replies under way, each with what has come of it and an error."""
+        for run in self._runs:
+            run.stop(ChatError(ErrorCode.SHUTTING_DOWN))
 
     async def check(self) -> ErrorCode | None:
         """Tell whether a prompt would be answered now; if not, the error that it would meet."""
-        return ErrorCode.SHUTTING_DOWN if self._draining else await self._provider.check()
+        if self._is_draining:
+            return ErrorCode.SHUTTING_DOWN
+        problem = None
+        for provider in self._providers:
+            problem = await provider.check()
+            if problem is None:
+                break
+        return problem
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
         """Yield the events of one reply; the last is `ReplyFinished` or `ReplyFailed`, and nothing is raised.
@@ -108,7 +136,8 @@ class ChatService:
         What the reply cost is bound to the request's log line, however it ended.
         """
         stopwatch = _Stopwatch()
-        run = Run(self._settings, stopwatch.started + prompt.timeout_s)
+        end = stopwatch.started + prompt.timeout_s
+        provider, run = self._providers[0], Run(self._settings, end)
         failure: ChatError | None = None
         try:
             try:
@@ -116,13 +145,20 @@ class ChatService:
                 async with self._admission.place():
                     self._refuse_while_draining()
                     yield ReplyAdmitted()
-                    run.begin()
-                    async with aclosing(self._texts(prompt, run)) as texts:
-                        async for text in texts:
-                            if stopwatch.first_token is None:
-                                stopwatch.first_token = stopwatch.now()
-                                yield ReplyStarted(self._provider.model_name)
-                            yield ReplyText(text)
+                    for provider in self._providers:
+                        run, failure = Run(self._settings, end), None
+                        try:
+                            async with aclosing(self._texts(prompt, provider, run)) as texts:
+                                async for text in texts:
+                                    if stopwatch.first_token is None:
+                                        stopwatch.first_token = stopwatch.now()
+                                        yield ReplyStarted(provider.model_name)
+                                    yield ReplyText(text)
+                        except ChatError as error:
+                            failure = error
+                        if run.deltas or failure is None or failure.code not in _ANOTHER_MAY_ANSWER:
+                            break
+                        _log.warning("provider_failed", model=provider.model_name, error_code=failure.code)
             except ChatError as error:
                 failure = error
             except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
@@ -135,12 +171,13 @@ class ChatService:
                 yield ReplyFailed(error=failure, usage=run.best_usage(), timing=timing)
             else:
                 if stopwatch.first_token is None:  # an empty answer
-                    yield ReplyStarted(self._provider.model_name)
+                    yield ReplyStarted(provider.model_name)
                 yield ReplyFinished(finish_reason=run.finish_reason, usage=run.best_usage(), timing=timing)
         finally:
             usage = run.best_usage()
             structlog.contextvars.bind_contextvars(
-                model=self._provider.model_name,
+                model=provider.model_name,
+                attempts=run.attempts,
                 finish_reason=run.finish_reason,
                 first_token_ms=stopwatch.timing().first_token_ms,
                 input_tokens=usage.input_tokens,
@@ -176,13 +213,14 @@ class ChatService:
         raise AssertionError("a reply has a last event")
 
     def _refuse_while_draining(self) -> None:
-        if self._draining:
+        if self._is_draining:
             raise ChatError(ErrorCode.SHUTTING_DOWN)
 
-    async def _texts(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
+    async def _texts(self, prompt: Prompt, provider: Provider, run: Run) -> AsyncGenerator[str, None]:
         """Yield the texts of one run; its model keeps the deadlines."""
-        result = self._start(prompt, run)
+        result = self._start(prompt, provider, run)
         events = result.stream_events()
+        self._runs.add(run)
         try:
             async for event in events:
                 if event.type != "raw_response_event":
@@ -193,6 +231,7 @@ class ChatService:
                 elif isinstance(event.data, ResponseCompletedEvent):
                     return
         finally:
+            self._runs.discard(run)
             # Closing the events alone leaves the run, and the upstream's connection, going on to its end.
             result.cancel()
             with anyio.move_on_after(_CLEAN_UP_TIMEOUT_S, shield=True):
@@ -200,13 +239,20 @@ class ChatService:
                 if result.run_loop_task is not None:
                     await asyncio.wait({result.run_loop_task})
 
-    def _start(self, prompt: Prompt, run: Run) -> RunResultStreaming:
+    def _start(self, prompt: Prompt, provider: Provider, run: Run) -> RunResultStreaming:
         agent = Agent(
             name="parley",
-            instructions=self._provider.instructions,
-            model=self._provider.model(run),
+            instructions=provider.instructions,
+            model=provider.model(run),
             model_settings=ModelSettings(
-                temperature=self._provider.temperature, max_tokens=prompt.max_output_tokens, include_usage=True
+                temperature=provider.temperature,
+                max_tokens=prompt.max_output_tokens,
+                include_usage=True,
+                retry=ModelRetrySettings(
+                    max_retries=self._settings.retries,
+                    backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True},
+                    policy=lambda context: _retry(context.error, run),
+                ),
             ),
         )
         return Runner.run_streamed(
@@ -215,6 +261,19 @@ class ChatService:
             max_turns=1,
             run_config=RunConfig(tracing_disabled=True),
         )
+
+
+def _retry(error: Exception, run: Run) -> RetryDecision:
+    """Decide whether to ask the same model again; openai-agents never does after the first text."""
+    if not isinstance(error, ChatError):
+        return RetryDecision(retry=False)
+    is_passing = error.code in _PASSING or (
+        error.code is ErrorCode.UPSTREAM_ERROR and error.upstream_status is not None and error.explanation.retryable
+    )
+    delay_s = error.retry_after_s or 0
+    return RetryDecision(
+        retry=is_passing and delay_s <= _LONGEST_RETRY_AFTER_S and run.has_time(delay_s), delay=error.retry_after_s
+    )
 
 
 class _Stopwatch:

@@ -155,6 +155,7 @@ class UpstreamModel(Model):
         }
         if model_settings.temperature is not None:
             body["temperature"] = model_settings.temperature
+        self._run.begin()
         create: Any = self._client.chat.completions.with_streaming_response.create  # its overloads ask for literals
         try:
             async with AsyncExitStack() as stack:
@@ -245,7 +246,9 @@ def _refusal(error: openai.APIStatusError) -> ChatError:
         return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return ChatError(
-            ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=_retry_after_s(error.response), upstream_status=status
+            ErrorCode.UPSTREAM_RATE_LIMITED,
+            retry_after_s=_retry_after_s(error.response),
+            upstream_status=status,
         )
     if status == HTTPStatus.BAD_REQUEST and _is_context_length(error):
         return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, upstream_status=status)
@@ -255,7 +258,11 @@ def _refusal(error: openai.APIStatusError) -> ChatError:
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}:
         detail = "The upstream refused the request."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
-    return ChatError(ErrorCode.UPSTREAM_ERROR, upstream_status=status)
+    return ChatError(
+        ErrorCode.UPSTREAM_ERROR,
+        retry_after_s=_retry_after_s(error.response),
+        upstream_status=status,
+    )
 
 
 def _is_context_length(error: openai.APIStatusError) -> bool:

@@ -83,7 +83,7 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
 
 
 class EventStream(ServerSentEvent, Generic[ChunkT]):
-    """A reply as server-sent events; the headers wait for the first text, so that what fails before is an HTTP error."""
+    """A reply as server-sent events; the headers wait for the first text, so that a failure before is an HTTP error."""
 
     def __init__(self, events: AsyncGenerator[Event, None], *, hold_headers_s: float, heartbeat_s: float) -> None:
         """Take the events of a reply, whose generator the response closes.
