@@ -17,6 +17,10 @@ chat *message:
 test *arguments:
     {{ uv }} run pytest "$@"
 
+# Run an upstream that does wrong what the message names, for Parley to be tried on: see the README
+faulty port="9000":
+    {{ uv }} run python -m tests.support.faults "$@"
+
 # Check the format, the linters, the types and the layers
 check:
     {{ uv }} run ruff format --check

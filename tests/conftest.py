@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parley.settings import Secret, Settings
+from tests.support.canaries import CANARIES, CANARY_KEY
 from tests.support.logs import Logs
-from tests.support.running import CANARIES, CANARY_KEY, running
+from tests.support.running import running
 from tests.support.upstream import ScriptedUpstream
 
 if TYPE_CHECKING:

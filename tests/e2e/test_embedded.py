@@ -19,8 +19,9 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
+from tests.support.canaries import CANARY
 from tests.support.process import parley
-from tests.support.running import CANARY, decode_chunk, problem, stream
+from tests.support.running import decode_chunk, problem, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -12,8 +12,9 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.web.schema import StartChunk
+from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.process import fails, parley
-from tests.support.running import CANARY, CANARY_KEY, decode_chunk, problem, stream
+from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
 if TYPE_CHECKING:

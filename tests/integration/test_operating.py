@@ -16,7 +16,8 @@ from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.request import ChatAPIRequest
-from tests.support.running import CANARY, problem, running, stream
+from tests.support.canaries import CANARY
+from tests.support.running import problem, running, stream
 from tests.support.upstream import respond
 
 if TYPE_CHECKING:

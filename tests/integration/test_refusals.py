@@ -9,7 +9,8 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.web.request import MAX_BODY_BYTES
-from tests.support.running import CANARY, problem
+from tests.support.canaries import CANARY
+from tests.support.running import problem
 
 if TYPE_CHECKING:
     import httpx

@@ -14,7 +14,8 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, Usage, UsageSource
 from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
-from tests.support.running import CANARY, CANARY_KEY, decode_chunk, problem, running, stream
+from tests.support.canaries import CANARY, CANARY_KEY
+from tests.support.running import decode_chunk, problem, running, stream
 from tests.support.upstream import Exchange, answer, delta
 
 if TYPE_CHECKING:

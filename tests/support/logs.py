@@ -27,6 +27,15 @@ class Logs(io.StringIO):
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
         return [line for line in lines if line["event"] == event and not str(line.get("route")).startswith("/health")]
 
+    async def line_of(self, correlation_id: str) -> dict[str, Any]:
+        """Wait for the request line of this correlation id, and return it."""
+        with anyio.fail_after(20):
+            while True:
+                for line in self.lines("request"):
+                    if line["correlation_id"] == correlation_id:
+                        return line
+                await self.written()
+
     async def written(self) -> None:
         """Wait until something more is written."""
         self._written.clear()

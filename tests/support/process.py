@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import anyio
 import httpx
 
+from tests.support.canaries import CANARIES
 from tests.support.logs import Logs
-from tests.support.running import CANARIES
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process

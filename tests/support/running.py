@@ -14,16 +14,12 @@ import msgspec
 
 from parley.server import Server
 from parley.web.schema import ErrorResponse, StreamChunk
+from tests.support.canaries import CANARIES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from parley.settings import Settings
-
-# Put into everything that must not come out again.
-CANARY = "canary-5Xq9-text"
-CANARY_KEY = "sk-canary-5Xq9-key"
-CANARIES = (CANARY, CANARY_KEY)
 
 
 @asynccontextmanager
@@ -74,6 +70,5 @@ def problem(response: httpx.Response) -> ErrorResponse:
     assert error.detail
     assert error.action
     assert error.correlation_id == response.headers["x-correlation-id"]
-    assert CANARY not in response.text
-    assert CANARY_KEY not in response.text
+    assert not any(canary in response.text for canary in CANARIES)
     return error

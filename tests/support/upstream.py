@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -22,7 +24,9 @@ class Exchange:
     connection: int
     writer: asyncio.StreamWriter
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when Parley has closed the connection before the script was through."""
+    """Set when the connection is closed, by whomever."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the connection is closed, or the answer was sent to its end."""
 
     @property
     def json(self) -> Any:
@@ -37,7 +41,8 @@ class Exchange:
 
     async def write(self, data: bytes) -> None:
         """Send bytes of the body."""
-        await self._send(b"%x\r\n%b\r\n" % (len(data), data))
+        if data:  # an empty chunk would be the end
+            await self._send(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def events(self, *payloads: object) -> None:
         """Send server-sent events; a string goes as it is, all else as JSON."""
@@ -48,18 +53,23 @@ class Exchange:
     async def end(self) -> None:
         """End the body; the connection can be used again."""
         await self._send(b"0\r\n\r\n")
+        self.over.set()
 
     def abort(self) -> None:
         """Break the connection with an RST."""
+        connection = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     def set_gone(self, _: object) -> None:
         """Note that nothing more can be sent."""
         self.gone.set()
+        self.over.set()
 
     async def _send(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
+        await asyncio.sleep(0)  # draining alone does not let Parley, in the same loop, have its turn
 
 
 Script = Callable[[Exchange], Awaitable[None]]
@@ -88,6 +98,16 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
     return script
 
 
+def in_turn(*scripts: Script) -> Script:
+    """Do these one after the other, one for each request; the last for all that follow."""
+    remaining = list(scripts)
+
+    async def script(exchange: Exchange) -> None:
+        await (remaining.pop(0) if len(remaining) > 1 else remaining[0])(exchange)
+
+    return script
+
+
 def respond(status: int, body: object, **headers: str) -> Script:
     """Answer with JSON, as for an HTTP error."""
 
@@ -107,7 +127,8 @@ async def hang(exchange: Exchange) -> None:
 class ScriptedUpstream:
     """Runs `script` for each chat completion and keeps what it was sent; `models_script` answers GET /models."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self._port = port
         self.script: Script = answer("Hel", "lo")
         self.models_script: Script = respond(200, {"object": "list", "data": []})
         self.models_requests = 0
@@ -123,7 +144,7 @@ class ScriptedUpstream:
         return f"http://{host}:{port}/v1"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:

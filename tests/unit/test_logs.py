@@ -13,8 +13,8 @@ import structlog
 
 from parley.settings import Settings
 from parley.telemetry import logs as telemetry
+from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.logs import Logs
-from tests.support.running import CANARY, CANARY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

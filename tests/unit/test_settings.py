@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from parley.settings import Secret, Settings, SettingsError, unknown_variables, variables
-from tests.support.running import CANARY_KEY
+from tests.support.canaries import CANARY_KEY
 
 ADDRESS = "an http:// or https:// address without user, query or fragment"
 UPSTREAM = {"OPENAI_BASE_URL": "http://localhost:1234/v1", "PARLEY_MODEL": "some-model"}

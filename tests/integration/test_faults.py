@@ -1,0 +1,121 @@
+"""The matrix: every fault of an upstream, over both operations, and what the caller and the operator learn of it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+import pytest
+
+from parley.settings import Secret, Settings
+from parley.web.errors import STATUS
+from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
+from tests.support.canaries import CANARIES, CANARY, CANARY_KEY
+from tests.support.faults import FAULTS, Fault, show_named_fault
+from tests.support.logs import Logs
+from tests.support.running import problem, running, stream
+from tests.support.upstream import ScriptedUpstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import httpx
+
+
+@pytest.fixture(scope="module")
+async def faulty() -> AsyncIterator[ScriptedUpstream]:
+    """Run the faulty upstream."""
+    async with ScriptedUpstream() as upstream:
+        upstream.script = show_named_fault
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def all_logs() -> Logs:
+    """Hold the logs of all cases."""
+    return Logs()
+
+
+@pytest.fixture(scope="module")
+async def parley(faulty: ScriptedUpstream, all_logs: Logs) -> AsyncIterator[httpx.AsyncClient]:
+    """Run one Parley for all cases: none may leave anything behind for the next. Its deadlines are short."""
+    settings = Settings(
+        openai_base_url=faulty.url,
+        openai_api_key=Secret(CANARY_KEY),
+        model="scripted-1",
+        retries=0,
+        first_token_timeout_s=1,
+        idle_timeout_s=1,
+        log_level="debug",
+        log_format="json",
+    )
+    async with running(settings, all_logs) as client:
+        yield client
+    assert not any(canary in all_logs.getvalue() for canary in CANARIES)
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+@pytest.mark.parametrize("name", FAULTS)
+async def test_every_fault_is_told_as_what_it_is(
+    parley: httpx.AsyncClient, faulty: ScriptedUpstream, all_logs: Logs, path: str, name: str
+) -> None:
+    """Status or last chunk, text, usage, log line; and nothing goes on upstream."""
+    fault = FAULTS[name]
+    correlation_id = uuid.uuid4().hex
+    before = len(faulty.exchanges)
+    request = {"message": f"{CANARY} {name}"}
+    headers = {"X-Correlation-ID": correlation_id}
+
+    with anyio.fail_after(15):
+        if path == "/chat" and fault.text is not None:
+            check_stream(await stream(parley, request, headers=headers), fault)
+        else:
+            check_response(await parley.post(path, json=request, headers=headers), fault)
+        (exchange,) = faulty.exchanges[before:]
+        await exchange.over.wait()
+        line = await all_logs.line_of(correlation_id)
+
+    is_http_error = fault.code is not None and (fault.text is None or path == "/chat/complete")
+    assert line["status"] == (STATUS[fault.code] if fault.code and is_http_error else 200)
+    assert line["outcome"] == ("completed" if fault.code is None else "failed")
+    assert line.get("error_code") == fault.code
+    assert line.get("upstream_status") == fault.upstream_status
+    assert line["usage_source"] == fault.source
+    assert line["output_tokens"] is None or line["output_tokens"] > 0
+    assert line["attempts"] == 1
+    assert line["level"] == ("warning" if fault.code and STATUS[fault.code] >= 500 else "info")
+    assert not [line for line in all_logs.lines("unexpected_error") if line["correlation_id"] == correlation_id]
+
+
+def check_stream(chunks: list[Any], fault: Fault) -> None:
+    """Check a whole stream."""
+    start, *texts, last = chunks
+    assert isinstance(start, StartChunk)
+    assert all(isinstance(text, TextChunk) for text in texts)
+    assert "".join(text.text for text in texts) == fault.text
+    assert last.usage.source is fault.source
+    if fault.code is None:
+        assert isinstance(last, DoneChunk)
+        assert last.finish_reason is fault.finish_reason
+    else:
+        assert isinstance(last, ErrorChunk)
+        assert (last.error.code, last.error.retryable) == (fault.code, fault.retryable)
+
+
+def check_response(response: httpx.Response, fault: Fault) -> None:
+    """Check an HTTP error, or a whole answer."""
+    if fault.code is None:
+        assert response.status_code == 200
+        answer = msgspec.json.decode(response.content, type=ChatResponse)
+        assert (answer.text, answer.finish_reason, answer.usage.source) == (
+            fault.text,
+            fault.finish_reason,
+            fault.source,
+        )
+        return
+    assert response.status_code == STATUS[fault.code]
+    error = problem(response)
+    assert (error.code, error.retryable, error.retry_after_s) == (fault.code, fault.retryable, fault.retry_after_s)
+    assert response.headers.get("retry-after") == (None if fault.retry_after_s is None else str(fault.retry_after_s))

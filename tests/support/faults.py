@@ -1,0 +1,268 @@
+"""Owns the faults: all that an upstream is known to do wrong, each by name, with what Parley's client must learn of it.
+
+Run as a program (`just faulty`), it serves an upstream that shows the fault which the message names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from parley.chat.errors import ErrorCode
+from parley.chat.events import FinishReason, UsageSource
+from tests.support.canaries import CANARY, CANARY_KEY
+from tests.support.upstream import USAGE, Exchange, Script, ScriptedUpstream, answer, delta, hang, respond
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Upstreams are known to quote the prompt and the key.
+ECHO = {"error": {"message": f"{CANARY} {CANARY_KEY}", "type": CANARY, "param": CANARY, "code": CANARY}}
+ABC = ("a", "b", "c")
+MANY = 100_000
+UNICODE = 'Zürich 東京 🎉 "quoted"\n\u2028 end'
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What the upstream does, and what must come of it."""
+
+    script: Script
+    text: str | None = "abc"
+    """The text that reaches the client; `None` where there is no stream, but an HTTP error."""
+    code: ErrorCode | None = None
+    """The error; `None` where the answer is done."""
+    finish_reason: FinishReason = FinishReason.STOP
+    source: UsageSource = UsageSource.ESTIMATE
+    """Who counted, in the stream's last chunk."""
+    retryable: bool = True
+    retry_after_s: int | None = None
+    upstream_status: int | None = None
+
+
+def failing(script: Script, code: ErrorCode = ErrorCode.UPSTREAM_ERROR, **more: object) -> Fault:
+    """Make a fault from which no text comes."""
+    return Fault(script, text=None, code=code, source=UsageSource.NONE, **more)  # type: ignore[arg-type]
+
+
+def breaking(script: Script, code: ErrorCode = ErrorCode.UPSTREAM_TRUNCATED) -> Fault:
+    """Make a fault that breaks the answer after `abc`."""
+    return Fault(script, code=code)
+
+
+def status(number: int, code: ErrorCode = ErrorCode.UPSTREAM_ERROR, *, retryable: bool = True, **headers: str) -> Fault:
+    """Make a refusal by HTTP status, whose body quotes what it should not."""
+    return failing(respond(number, ECHO, **headers), code, retryable=retryable, upstream_status=number)
+
+
+def say(body: bytes, content_type: str = "text/event-stream") -> Script:
+    """Answer 200 with these bytes."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(content_type=content_type)
+        await exchange.write(body)
+        await exchange.end()
+
+    return script
+
+
+def say_in_pieces(body: bytes, size: int) -> Script:
+    """Answer 200 with these bytes, cut without regard for what they are."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        for start in range(0, len(body), size):
+            await exchange.write(body[start : start + size])
+        await exchange.end()
+
+    return script
+
+
+def sse(*payloads: object, end: str = "\n\n") -> bytes:
+    """Encode events; a string goes as it is, all else as JSON."""
+    texts = (payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False) for payload in payloads)
+    return "".join(f"data: {text}{end}" for text in texts).encode()
+
+
+def after(texts: Iterable[str], then: Script) -> Script:
+    """Stream texts, then do this."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(*(delta(text) for text in texts))
+        await then(exchange)
+
+    return script
+
+
+async def pause(exchange: Exchange, seconds: float) -> None:
+    """Let time pass, unless Parley leaves."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(exchange.gone.wait(), seconds)
+
+
+async def ping(exchange: Exchange) -> None:
+    """Send comments for ever, and no text."""
+    while not exchange.gone.is_set():
+        await exchange.write(b": ping\n\n")
+        await pause(exchange, 0.02)
+
+
+async def reset(exchange: Exchange) -> None:
+    """Break the connection with an RST."""
+    exchange.abort()
+
+
+async def close(exchange: Exchange) -> None:
+    """Close the connection with a FIN, without ending the body."""
+    exchange.writer.close()
+
+
+async def end(exchange: Exchange) -> None:
+    """End the body in good order."""
+    await exchange.end()
+
+
+async def headers_late(exchange: Exchange) -> None:
+    """Think for a while before anything is said."""
+    await pause(exchange, 0.2)
+    await answer(*ABC)(exchange)
+
+
+async def text_late(exchange: Exchange) -> None:
+    """Think for a while after the headers."""
+    await exchange.head()
+    await pause(exchange, 0.2)
+    await exchange.events(*(delta(text) for text in ABC), delta(finish_reason="stop"), {"choices": [], "usage": USAGE})
+    await exchange.end()
+
+
+async def reason_then_reset(exchange: Exchange) -> None:
+    """Say why the answer ends, and break the connection before its usage."""
+    await exchange.events(_STOP)
+    exchange.abort()
+
+
+_TIMEOUT = ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT
+_IDLE = ErrorCode.UPSTREAM_IDLE_TIMEOUT
+_LIMIT = ErrorCode.UPSTREAM_RATE_LIMITED
+_LONG = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+_COUNTED = UsageSource.UPSTREAM
+_STOP = delta(finish_reason="stop")
+_TOOL = {
+    "choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "x", "arguments": "{}"}}]}}]
+}
+
+FAULTS: dict[str, Fault] = {
+    "none": Fault(answer(*ABC), source=_COUNTED),
+    # It says nothing, or too late.
+    "hang": failing(hang, _TIMEOUT),
+    "headers_then_hang": failing(after((), hang), _TIMEOUT),
+    "pings_only": failing(after((), ping), _TIMEOUT),
+    "headers_late": Fault(headers_late, source=_COUNTED),
+    "text_late": Fault(text_late, source=_COUNTED),
+    "stall": breaking(after(ABC, hang), _IDLE),
+    "stall_with_pings": breaking(after(ABC, ping), _IDLE),
+    # It breaks off.
+    "reset": failing(reset, ErrorCode.UPSTREAM_UNREACHABLE),
+    "close": failing(close, ErrorCode.UPSTREAM_UNREACHABLE),
+    "headers_then_reset": failing(after((), reset), ErrorCode.UPSTREAM_TRUNCATED),
+    "headers_then_close": failing(after((), close), ErrorCode.UPSTREAM_TRUNCATED),
+    "reset_after_text": breaking(after(ABC, reset)),
+    "close_after_text": breaking(after(ABC, close)),
+    "no_reason": breaking(after(ABC, end)),
+    "no_reason_but_done": breaking(say(sse(*map(delta, ABC), "[DONE]"))),
+    "nothing": failing(say(b"")),
+    "only_done": failing(say(sse("[DONE]"))),
+    "role_then_end": failing(
+        say(sse({"choices": [{"delta": {"role": "assistant"}}]}, "[DONE]")), ErrorCode.UPSTREAM_TRUNCATED
+    ),
+    "reset_after_reason": Fault(after(ABC, reason_then_reset)),
+    # It says something else.
+    "html": failing(say(b"<html>" + CANARY.encode() + b"</html>", "text/html")),
+    "json": failing(say(b'{"choices": []}', "application/json")),
+    "malformed": failing(say(b'data: {"choices": [' + CANARY.encode() + b"\n\n")),
+    "malformed_after_text": breaking(
+        say(sse(*map(delta, ABC)) + b"data: {" + CANARY.encode() + b"\n\n"), ErrorCode.UPSTREAM_ERROR
+    ),
+    "not_utf8": failing(say(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n')),
+    "another_shape": failing(say(sse({"choices": 5}))),
+    "error_in_band": failing(say(sse(ECHO))),
+    "error_in_band_after_text": breaking(say(sse(*map(delta, ABC), ECHO, delta("d"))), ErrorCode.UPSTREAM_ERROR),
+    "cut_in_code_points": Fault(say_in_pieces(sse(delta(UNICODE), _STOP, "[DONE]"), 1), text=UNICODE),
+    "cut_in_frames_with_crlf": Fault(
+        say_in_pieces(sse(delta(UNICODE), _STOP, "[DONE]", end="\r\n\r\n"), 7), text=UNICODE
+    ),
+    "tool_call": failing(say(sse(_TOOL, delta(finish_reason="tool_calls"), "[DONE]")), retryable=False),
+    # It refuses.
+    "400": status(400, retryable=False),
+    "401": status(401, ErrorCode.UPSTREAM_AUTH, retryable=False),
+    "403": status(403, ErrorCode.UPSTREAM_AUTH, retryable=False),
+    "404": status(404, retryable=False),
+    "408": status(408),
+    "409": status(409),
+    "422": status(422, retryable=False),
+    "429": status(429, _LIMIT),
+    "429_retry_after": failing(respond(429, ECHO, retry_after="7"), _LIMIT, upstream_status=429, retry_after_s=7),
+    "429_retry_after_absurd": status(429, _LIMIT, retry_after="86400"),
+    "429_retry_after_words": status(429, _LIMIT, retry_after="soon"),
+    "500": status(500),
+    "500_without_json": failing(respond(500, CANARY), upstream_status=500),
+    "502": status(502),
+    "503": status(503),
+    "503_retry_after": failing(respond(503, ECHO, retry_after="7"), upstream_status=503, retry_after_s=7),
+    "529": status(529),
+    "context_length_openai": failing(
+        respond(400, {"error": {"message": CANARY, "code": "context_length_exceeded"}}),
+        _LONG,
+        retryable=False,
+        upstream_status=400,
+    ),
+    "context_length_llama_cpp": failing(
+        respond(400, {"error": {"message": CANARY, "code": 400, "type": "exceed_context_size_error"}}),
+        _LONG,
+        retryable=False,
+        upstream_status=400,
+    ),
+    "context_length_vllm": failing(
+        respond(400, {"error": {"message": "This model's maximum context length is 4096 tokens.", "code": 400}}),
+        _LONG,
+        retryable=False,
+        upstream_status=400,
+    ),
+    # It answers, in a way that is easily taken wrong.
+    "length": Fault(answer(*ABC, finish_reason="length"), finish_reason=FinishReason.LENGTH, source=_COUNTED),
+    "content_filter": Fault(
+        answer(*ABC, finish_reason="content_filter"), finish_reason=FinishReason.CONTENT_FILTER, source=_COUNTED
+    ),
+    "no_usage": Fault(answer(*ABC, usage=None)),
+    "empty": Fault(answer(), text="", source=_COUNTED),
+    "empty_without_usage": Fault(answer(usage=None), text="", source=UsageSource.NONE),
+    "refusal": Fault(say(sse({"choices": [{"delta": {"refusal": "abc"}}]}, _STOP, "[DONE]"))),
+    "enormous_chunk": Fault(answer("x" * 900_000), text="x" * 900_000, source=_COUNTED),
+    "endless_line": failing(say(b"data: " + b"x" * (2 << 20))),
+    "many_tokens": Fault(say_in_pieces(sse(*[delta("x")] * MANY, _STOP, "[DONE]"), 65_536), text="x" * MANY),
+}
+
+
+async def show_named_fault(exchange: Exchange) -> None:
+    """Show the fault that the last message names."""
+    fault = FAULTS.get(exchange.json["messages"][-1]["content"].split()[-1], FAULTS["none"])
+    await fault.script(exchange)
+
+
+async def main() -> None:
+    """Serve until Ctrl-C."""
+    async with ScriptedUpstream(port=int(sys.argv[1])) as upstream:
+        upstream.script = show_named_fault
+        print(f"A faulty upstream at {upstream.url}. Name a fault in the message:\n{' '.join(FAULTS)}")  # noqa: T201
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main())
