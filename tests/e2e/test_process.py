@@ -11,16 +11,20 @@ import httpx_sse
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import StartChunk
+from parley.chat.events import Usage, UsageSource
+from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.process import fails, parley
 from tests.support.running import decode_chunk, problem, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
+from tests.support.upstream import Exchange, ScriptedUpstream, delta, hang
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import httpx
+
 REQUEST = {"message": CANARY}
+STREAMS = 100
 
 
 def leading_to(upstream: ScriptedUpstream, **variables: str) -> dict[str, str]:
@@ -70,6 +74,65 @@ async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(upstrea
     assert refusal.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"shutting_down"' in refusal
     assert len(upstream.exchanges) == 1
+
+
+async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(upstream: ScriptedUpstream) -> None:
+    """A hundred of a hundred get an error chunk and what they cost; then the process ends, without a second signal."""
+    begun = 0
+    all_begun = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal begun
+        await exchange.head()
+        await exchange.events(delta("a"))
+        begun += 1
+        if begun == STREAMS:
+            all_begun.set()
+        await exchange.gone.wait()
+
+    upstream.script = script
+    streams: list[list[StreamChunk]] = []
+    async with parley(**leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="1")) as served, served.client() as client:
+
+        async def read() -> None:
+            streams.append(await stream(client, REQUEST))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(STREAMS):
+                group.start_soon(read)
+            await all_begun.wait()
+            served.process.send_signal(signal.SIGTERM)
+            assert await served.wait() == -signal.SIGTERM
+        lines = served.logs.lines("request")
+    assert len(streams) == STREAMS
+    for start, text, error in streams:
+        assert isinstance(start, StartChunk)
+        assert text == TextChunk(seq=1, text="a")
+        assert isinstance(error, ErrorChunk)
+        assert (error.error.code, error.error.retryable) == (ErrorCode.SHUTTING_DOWN, True)
+        assert error.usage == Usage(output_tokens=1, source=UsageSource.ESTIMATE)
+    assert [line["error_code"] for line in lines] == ["shutting_down"] * STREAMS
+
+
+async def test_who_waits_for_a_first_text_or_a_turn_is_told_too(upstream: ScriptedUpstream) -> None:
+    """By an HTTP error, as nothing was sent yet."""
+    upstream.script = hang
+    variables = leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="0.5", PARLEY_MAX_STREAMS="1", PARLEY_QUEUE_TIMEOUT_S="60")
+    responses: list[httpx.Response] = []
+    async with parley(**variables) as served, served.client() as client:
+
+        async def ask() -> None:
+            responses.append(await client.post("/chat", json=REQUEST))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await upstream.next_exchange()
+            group.start_soon(ask)
+            await client.get("/health/live")  # it has come in by then
+            served.process.send_signal(signal.SIGTERM)
+            assert await served.wait() == -signal.SIGTERM
+    assert [problem(response).code for response in responses] == [ErrorCode.SHUTTING_DOWN] * 2
+    assert [response.status_code for response in responses] == [503, 503]
 
 
 async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:

@@ -39,6 +39,12 @@ async def running(settings: Settings, output: TextIO | None = None) -> AsyncIter
                     server.should_exit = True
 
 
+def read_chunks(data: bytes) -> list[StreamChunk]:
+    """Read the chunks of a whole body."""
+    response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=data)
+    return [decode_chunk(event.data) for event in httpx_sse.EventSource(response).iter_sse()]
+
+
 def decode_chunk(data: str) -> StreamChunk:
     """Decode through the union that the contract publishes."""
     chunk: StreamChunk = msgspec.json.decode(data, type=StreamChunk)

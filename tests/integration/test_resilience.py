@@ -1,0 +1,438 @@
+"""What Parley does about trouble: it retries, falls back, keeps alive, admits, and cuts off who does not read."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.chat.events import Usage
+from parley.settings import Secret
+from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
+from tests.support.canaries import CANARY
+from tests.support.faults import after, reset
+from tests.support.running import kind, problem, read_chunks, running, stream
+from tests.support.upstream import Exchange, Script, ScriptedUpstream, answer, delta, hang, in_turn, respond
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+
+    MakeSettings = Callable[..., Settings]
+
+REQUEST = {"message": CANARY}
+
+
+# Retries
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+@pytest.mark.parametrize(
+    "trouble", [respond(408, {}), respond(409, {}), respond(429, {}), respond(500, {}), respond(529, {}), reset]
+)
+async def test_trouble_that_passes_is_not_the_callers(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, path: str, trouble: Script
+) -> None:
+    """The upstream is asked again, and the log says how often."""
+    upstream.script = in_turn(trouble, answer("Hel", "lo"))
+    async with running(make_settings(retries=1), logs) as client:
+        response = await client.post(path, json=REQUEST)
+    assert response.status_code == 200
+    assert len(upstream.exchanges) == 2
+    assert (await logs.line())["attempts"] == 2
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+async def test_the_upstream_is_asked_again_as_often_as_is_set(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, retries: int
+) -> None:
+    """Then its error is the caller's."""
+    upstream.script = respond(503, {})
+    async with running(make_settings(retries=retries)) as client:
+        assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_ERROR
+    assert len(upstream.exchanges) == 1 + retries
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        respond(400, {}),
+        respond(401, {}),
+        respond(404, {}),
+        respond(422, {}),
+        respond(429, {}, retry_after="6"),  # it would be longer than anybody waits
+        after(("a",), reset),
+    ],
+)
+async def test_what_asking_again_does_not_mend_is_not_asked_again(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, script: Script
+) -> None:
+    """And nothing is, once a text has gone out."""
+    upstream.script = script
+    async with running(make_settings(retries=2)) as client:
+        await client.post("/chat", json=REQUEST)
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """The caller is told at once, and how long to wait."""
+    upstream.script = respond(429, {}, retry_after="5")
+    async with running(make_settings(retries=2, first_token_timeout_s=4)) as client:
+        error = problem(await client.post("/chat", json=REQUEST))
+    assert (error.code, error.retry_after_s) == (ErrorCode.UPSTREAM_RATE_LIMITED, 5)
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_connection_that_has_gone_stale_costs_nobody_an_answer(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """The upstream closes it just when it is used again."""
+    upstream.script = in_turn(answer("a"), reset, answer("b"))
+    async with running(make_settings(retries=1)) as client:
+        for _ in range(2):
+            assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
+
+
+# Fallback
+
+
+@pytest.fixture
+async def second() -> AsyncIterator[ScriptedUpstream]:
+    """Run another upstream."""
+    async with ScriptedUpstream() as second:
+        second.script = answer("from ", "the second")
+        yield second
+
+
+@pytest.mark.parametrize(
+    "script", [respond(401, {}), respond(404, {}), respond(429, {}), respond(500, {}), reset, hang, after((), hang)]
+)
+async def test_where_the_first_model_fails_the_second_answers(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream, logs: Logs, script: Script
+) -> None:
+    """The start chunk and the log say which it was."""
+    upstream.script = script
+    settings = make_settings(
+        first_token_timeout_s=1,
+        fallback_base_url=second.url,
+        fallback_api_key=Secret("sk-second-key"),
+        fallback_model="second-1",
+    )
+    async with running(settings, logs) as client:
+        start, *texts, done = await stream(client, REQUEST)
+    assert isinstance(start, StartChunk)
+    assert start.model == "second-1"
+    assert [text.text for text in texts if isinstance(text, TextChunk)] == ["from ", "the second"]
+    assert isinstance(done, DoneChunk)
+    assert second.exchanges[0].headers["authorization"] == "Bearer sk-second-key"
+    assert (await logs.line())["model"] == "second-1"
+    assert (await logs.line("provider_failed"))["model"] == "scripted-1"
+
+
+async def test_the_second_model_may_be_one_of_the_same_upstream(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """Address and key are the first's then."""
+    upstream.script = in_turn(respond(404, {}), answer("a"))
+    async with running(make_settings(fallback_model="second-1")) as client:
+        await stream(client, REQUEST)
+    assert [exchange.json["model"] for exchange in upstream.exchanges] == ["scripted-1", "second-1"]
+    assert len({exchange.headers["authorization"] for exchange in upstream.exchanges}) == 1
+
+
+async def test_a_key_is_not_sent_to_another_upstream(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream
+) -> None:
+    """It is that one's secret."""
+    upstream.script = respond(500, {})
+    async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
+        await stream(client, REQUEST)
+    assert second.exchanges[0].headers["authorization"] != upstream.exchanges[0].headers["authorization"]
+
+
+@pytest.mark.parametrize(
+    ("script", "last"),
+    [
+        (respond(400, {"error": {"code": "context_length_exceeded"}}), None),
+        (after(("a",), reset), ErrorCode.UPSTREAM_TRUNCATED),
+    ],
+)
+async def test_the_second_model_is_not_asked_for_what_it_could_not_mend(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream, script: Script, last: Any
+) -> None:
+    """A request that is too long, an answer that has begun."""
+    upstream.script = script
+    async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
+        response = await client.post("/chat", json=REQUEST)
+    assert response.status_code == (400 if last is None else 200)
+    assert second.exchanges == []
+
+
+async def test_where_both_fail_the_second_error_is_told(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream
+) -> None:
+    """It is the last that was tried."""
+    upstream.script = respond(500, {})
+    second.script = respond(401, {})
+    async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
+        assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_AUTH
+
+
+# Headers and heartbeats
+
+
+async def test_a_slow_model_gets_its_headers_and_a_pulse(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """A comment and one line end, before the first text and between two; no parser makes an event of them."""
+    pings = [asyncio.Event(), asyncio.Event()]
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await pings[0].wait()
+        await exchange.events(delta("a"))
+        await pings[1].wait()
+        await exchange.events(delta("b"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    received = b""
+    async with (
+        running(make_settings(hold_headers_s=0.05, heartbeat_s=0.05), logs) as client,
+        client.stream("POST", "/chat", json=REQUEST) as response,
+    ):
+        assert response.status_code == 200
+        async for data in response.aiter_bytes():
+            received += data
+            if received.endswith(b": ping\n"):
+                pings[b"event: text" in received].set()
+    assert received.startswith(b": ping\n")
+    assert b": ping\n\n" not in received
+    assert [kind(chunk) for chunk in read_chunks(received)] == ["start", "text", "text", "done"]
+    assert (await logs.line())["chunks"] == 4
+
+
+async def test_a_failure_after_the_headers_is_a_stream_of_one_error(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Status and Retry-After can no longer say it."""
+    upstream.script = hang
+    async with running(make_settings(hold_headers_s=0.05, first_token_timeout_s=1), logs) as client:
+        (error,) = await stream(client, REQUEST)
+    assert isinstance(error, ErrorChunk)
+    assert (error.error.code, error.usage) == (ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT, Usage())
+    line = await logs.line()
+    assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_first_token_timeout")
+
+
+# Admission
+
+
+class Gate:
+    """A script that answers once the gate is open."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.arrivals = 0
+        self.arrived = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Wait, then answer."""
+        self.arrivals += 1
+        self.arrived.set()
+        await asyncio.wait(
+            {asyncio.ensure_future(self.open.wait()), asyncio.ensure_future(exchange.gone.wait())},
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await answer("Hi")(exchange)
+
+
+async def test_more_than_the_places_wait_and_more_than_the_queue_are_refused(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """The refusal comes at once, says when to come again, and costs no upstream call; health goes on."""
+    gate = upstream.script = Gate()
+    statuses: list[int] = []
+    async with running(make_settings(max_streams=2, max_queue=1, queue_timeout_s=20), logs) as client:
+
+        async def ask() -> None:
+            statuses.append((await client.post("/chat", json=REQUEST)).status_code)
+
+        with anyio.fail_after(15):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(ask)
+                while gate.arrivals < 2:
+                    await gate.arrived.wait()
+                    gate.arrived.clear()
+                while (response := await client.post("/chat", json={**REQUEST, "timeout_s": 1})).status_code == 504:
+                    pass  # the third had not come yet, and this one took its place in the queue
+                assert response.status_code == 503
+                error = problem(response)
+                assert (error.code, error.retryable) == (ErrorCode.OVERLOADED, True)
+                assert error.retry_after_s is not None
+                assert 1 <= error.retry_after_s <= 60
+                assert response.headers["retry-after"] == str(error.retry_after_s)
+                assert gate.arrivals == 2
+                assert (await client.get("/health/ready")).status_code == 200
+                gate.open.set()
+    assert statuses == [200, 200, 200]
+    assert gate.arrivals == 3
+
+
+async def test_a_wait_in_vain_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
+    """By an HTTP error: headers are not sent while a request waits for its turn."""
+    gate = upstream.script = Gate()
+    settings = make_settings(max_streams=1, queue_timeout_s=0.2, hold_headers_s=0.01)
+    async with running(settings) as client, anyio.create_task_group() as group:
+        group.start_soon(lambda: client.post("/chat", json=REQUEST))
+        await gate.arrived.wait()
+        assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.OVERLOADED
+        gate.open.set()
+
+
+async def test_who_leaves_the_queue_leaves_no_gap(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
+    """Neither there nor among the places."""
+    gate = upstream.script = Gate()
+    async with running(make_settings(max_streams=1, max_queue=1, queue_timeout_s=20)) as client:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: client.post("/chat", json=REQUEST))
+            await gate.arrived.wait()
+            for _ in range(3):
+                with anyio.move_on_after(0.1):
+                    assert (await client.post("/chat", json=REQUEST)).status_code == 200
+            gate.open.set()
+        assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
+
+
+async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """Every exchange upstream is over, and all places are free: as many streams run at once as there are."""
+    places = 20
+
+    async def trickle(exchange: Exchange) -> None:
+        await exchange.head()
+        while not exchange.gone.is_set():
+            await exchange.events(delta("word "))
+
+    upstream.script = trickle
+    async with running(make_settings(max_streams=places, max_queue=1000, log_level="warning")) as client:
+        limit = anyio.CapacityLimiter(50)
+
+        async def leave(after_bytes: int, path: str) -> None:
+            async with limit:
+                with anyio.move_on_after(0.001 * (after_bytes % 60)):
+                    async with connection(client) as own, own.stream("POST", path, json=REQUEST) as response:
+                        async for data in response.aiter_bytes():
+                            after_bytes -= len(data)
+                            if after_bytes <= 0:
+                                break
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                for number in range(1000):
+                    group.start_soon(leave, number * 7, "/chat/complete" if number % 5 == 0 else "/chat")
+            assert len(upstream.exchanges) > places, "or nothing was tried"
+            for exchange in upstream.exchanges:
+                await exchange.gone.wait()
+
+        gate = upstream.script = Gate()
+        async with anyio.create_task_group() as group:
+            for _ in range(places):
+                group.start_soon(lambda: client.post("/chat", json=REQUEST))
+            with anyio.fail_after(10):
+                while gate.arrivals < places:
+                    await gate.arrived.wait()
+                    gate.arrived.clear()
+            gate.open.set()
+
+
+@asynccontextmanager
+async def connection(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
+    """Make a client for the same Parley that shares no connection with the first."""
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=20, trust_env=False) as own:
+        yield own
+
+
+# Clients that do not do their part
+
+
+@asynccontextmanager
+async def sending(
+    client: httpx.AsyncClient, data: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.ReadTransport]]:
+    """Open a connection and send this; yield what reads the answer."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1024)
+    try:
+        writer.write(data)
+        yield reader, writer.transport  # type: ignore[misc]  # it reads and writes
+    finally:
+        writer.transport.abort()
+
+
+CHAT = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /ch", b"POST /chat HTTP/1.1\r\nHost: x\r\nX: ", CHAT, CHAT + b'{"mess'], ids=range(5)
+)
+async def test_a_request_that_does_not_come_is_given_up(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, sent: bytes
+) -> None:
+    """Silence, half a header, half a body: the connection is closed."""
+    async with running(make_settings(read_timeout_s=0.2), logs) as client:
+        async with sending(client, sent) as (reader, _):
+            with anyio.fail_after(10):
+                assert await reader.read() == b""
+        assert (await logs.line("connection_timed_out"))["awaited"] == "request"
+    assert upstream.exchanges == []
+
+
+async def endless(exchange: Exchange) -> None:
+    """Send text for as long as Parley takes it."""
+    await exchange.head()
+    while not exchange.gone.is_set():
+        await exchange.events(*[delta("word ")] * 100)
+
+
+async def test_a_client_that_does_not_read_stops_the_model_and_is_cut_off(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Its connection, and the upstream's."""
+    upstream.script = endless
+    async with running(make_settings(write_timeout_s=0.5, log_level="info"), logs) as client:
+        async with sending(client, CHAT + b'{"message":"x"}') as (_, transport):
+            transport.pause_reading()
+            exchange = await upstream.next_exchange()
+            with anyio.fail_after(20):
+                await exchange.gone.wait()
+        assert (await logs.line("connection_timed_out"))["awaited"] == "client"
+        assert (await logs.line())["outcome"] == "client_disconnected"
+
+
+async def test_the_deadline_holds_while_the_client_does_not_read(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """The upstream's connection is closed; the client that wakes up is told, after all the text that had come."""
+    upstream.script = endless
+    async with running(make_settings(request_timeout_s=2, write_timeout_s=60, log_level="info")) as client:
+        closing = CHAT.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nConnection: close\r\n")
+        async with sending(client, closing + b'{"message":"x"}') as (reader, transport):
+            transport.pause_reading()
+            exchange = await upstream.next_exchange()
+            with anyio.fail_after(20):
+                await exchange.gone.wait()
+                transport.resume_reading()
+                received = await reader.read()
+    assert b'event: error\ndata: {"type":"error"' in received
+    assert b'"code":"request_timeout"' in received
