@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import httpx
 import pytest
 
 from parley.chat.errors import ErrorCode
@@ -21,6 +20,8 @@ from tests.support.upstream import Exchange, Script, ScriptedUpstream, answer, d
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import httpx
 
     from parley.settings import Settings
     from tests.support.logs import Logs
@@ -314,54 +315,60 @@ async def test_who_leaves_the_queue_leaves_no_gap(make_settings: MakeSettings, u
         assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
 
 
+async def leave(client: httpx.AsyncClient, upstream: ScriptedUpstream, number: int) -> None:
+    """Ask, and go away at some point."""
+    match number % 5:
+        case 0:  # in the request
+            async with sending(client, CHAT + b'{"mess'):
+                pass
+        case 1:  # at once after it
+            async with sending(client, CHAT + b'{"message":"x"}'):
+                pass
+        case 2:  # somewhere before the first text, perhaps in the queue
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: client.post("/chat/complete", json=REQUEST))
+                await upstream.next_exchange()
+                group.cancel_scope.cancel()
+        case _:  # somewhere in the stream
+            async with client.stream("POST", "/chat", json=REQUEST) as response:
+                wanted = number % 997
+                async for data in response.aiter_bytes():
+                    wanted -= len(data)
+                    if wanted <= 0:
+                        break
+
+
 async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
     """Every exchange upstream is over, and all places are free: as many streams run at once as there are."""
     places = 20
+    upstream.script = after(["word "] * 20, hang)
+    settings = make_settings(max_streams=places, max_queue=1000, queue_timeout_s=60, log_level="warning")
+    async with running(settings) as client:
+        limit = anyio.CapacityLimiter(30)
 
-    async def trickle(exchange: Exchange) -> None:
-        await exchange.head()
-        while not exchange.gone.is_set():
-            await exchange.events(delta("word "))
-
-    upstream.script = trickle
-    async with running(make_settings(max_streams=places, max_queue=1000, log_level="warning")) as client:
-        limit = anyio.CapacityLimiter(50)
-
-        async def leave(after_bytes: int, path: str) -> None:
+        async def leave_in_turn(number: int) -> None:
             async with limit:
-                with anyio.move_on_after(0.001 * (after_bytes % 60)):
-                    async with connection(client) as own, own.stream("POST", path, json=REQUEST) as response:
-                        async for data in response.aiter_bytes():
-                            after_bytes -= len(data)
-                            if after_bytes <= 0:
-                                break
+                await leave(client, upstream, number)
 
-        with anyio.fail_after(60):
+        with anyio.fail_after(90):
             async with anyio.create_task_group() as group:
                 for number in range(1000):
-                    group.start_soon(leave, number * 7, "/chat/complete" if number % 5 == 0 else "/chat")
-            assert len(upstream.exchanges) > places, "or nothing was tried"
+                    group.start_soon(leave_in_turn, number)
             for exchange in upstream.exchanges:
                 await exchange.gone.wait()
+        assert len(upstream.exchanges) >= 400
 
         gate = upstream.script = Gate()
-        async with anyio.create_task_group() as group:
-            for _ in range(places):
-                group.start_soon(lambda: client.post("/chat", json=REQUEST))
-            with anyio.fail_after(10):
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(places):
+                    group.start_soon(lambda: client.post("/chat", json=REQUEST))
                 while gate.arrivals < places:
                     await gate.arrived.wait()
                     gate.arrived.clear()
-            gate.open.set()
-
-
-@asynccontextmanager
-async def connection(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
-    """Make a client for the same Parley that shares no connection with the first."""
-    async with httpx.AsyncClient(base_url=client.base_url, timeout=20, trust_env=False) as own:
-        yield own
+                gate.open.set()
 
 
 # Clients that do not do their part
