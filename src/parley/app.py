@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from litestar import Litestar
-from litestar.datastructures import State
 from litestar.di import Provide
 
 from parley.chat.service import ChatService
 from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
 from parley.providers.upstream import OPENAI_BASE_URL, UpstreamProvider
+from parley.signals import draining
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController
 from parley.web.errors import EXCEPTION_HANDLERS
@@ -28,10 +28,7 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 def create_app(settings: Settings) -> Litestar:
-    """Assemble the ASGI application; its lifespan opens the provider.
-
-    `app.state.service` is the `ChatService`, for the server to drain.
-    """
+    """Assemble the ASGI application; its lifespan opens the providers, and drains the service at a signal to stop."""
     providers = list(_providers(settings))
     service = ChatService(settings, providers)
 
@@ -41,6 +38,7 @@ def create_app(settings: Settings) -> Litestar:
             async with AsyncExitStack() as stack:
                 for provider in providers:
                     await stack.enter_async_context(provider)
+                stack.enter_context(draining(service, settings.drain_timeout_s))
                 yield
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
@@ -61,7 +59,6 @@ def create_app(settings: Settings) -> Litestar:
         plugins=[TelemetryPlugin(settings)],
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
-        state=State({"service": service}),
     )
 
 

@@ -1,26 +1,24 @@
-"""Owns the server: runs the app on uvicorn, and lets replies end when it is told to stop."""
+"""Owns the server: uvicorn, and how it is told to run the app."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from contextlib import suppress
+import os
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import uvicorn
 
 from parley.app import create_app
 from parley.connection import Connection
+from parley.settings import Settings
+from parley.telemetry import logs
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
-    from types import FrameType
 
-    from parley.chat.service import ChatService
-    from parley.settings import Settings
+    from litestar import Litestar
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -28,42 +26,24 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 _GRACE_S: Final = 5
 
 
-class Server(uvicorn.Server):
-    """A uvicorn that has the service refuse new prompts as soon as it is told to stop."""
+def options(settings: Settings) -> dict[str, Any]:
+    """Return the options of `uvicorn.run` and `uvicorn.Config`."""
+    return {
+        "access_log": False,
+        "host": settings.host,
+        "http": partial(Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s),
+        "log_config": None,
+        "port": settings.port,
+        "server_header": False,
+        "timeout_graceful_shutdown": math.ceil(settings.drain_timeout_s) + _GRACE_S,
+        "workers": settings.workers,
+        "ws": "none",
+    }
 
-    def __init__(self, settings: Settings) -> None:
-        """Make the app and the server for it."""
-        app = create_app(settings)
-        self._drain_timeout_s = settings.drain_timeout_s
-        self._service: ChatService = app.state.service
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                access_log=False,
-                http=partial(  # type: ignore[arg-type]  # uvicorn calls it as it would call the class
-                    Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s
-                ),
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _GRACE_S,
-                ws="none",
-            )
-        )
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the running answers; when their time is up, have each end by itself."""
-        timer = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._service.stop)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            timer.cancel()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal to stop."""
-        self._service.drain()
-        super().handle_exit(sig, frame)
+def create_app_from_environment() -> Litestar:
+    """Assemble the application in a worker process, which has the environment in common with its parent."""
+    return create_app(Settings.from_environment(os.environ))
 
 
 def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
@@ -72,8 +52,10 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     Raises:
         SystemExit: with code 3, where it cannot start; why is logged.
     """
-    server = Server(settings)
+    logs.configure(settings)
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
-    with suppress(KeyboardInterrupt):  # uvicorn raises Ctrl-C anew when it has stopped for it
-        server.run()
+    if settings.workers == 1:
+        uvicorn.run(create_app(settings), **options(settings))
+    else:
+        uvicorn.run(f"{__name__}:{create_app_from_environment.__name__}", factory=True, **options(settings))

@@ -77,6 +77,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     host: Annotated[_Name, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = 8000
+    workers: Annotated[
+        int, Meta(ge=1, le=64, description="Processes that serve; with an upstream only. All limits are of each.")
+    ] = 1
     max_output_tokens: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Default and ceiling of a request's `max_output_tokens`.")
     ] = 2000
@@ -160,6 +163,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
             yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
         if self.embedded:
+            if self.workers > 1:
+                yield (
+                    f"PARLEY_WORKERS: {self.workers} is not allowed with the embedded model, which gains nothing; "
+                    "unset it, or set OPENAI_BASE_URL."
+                )
             if self.fallback_model and not self.fallback_base_url and not self.fallback_api_key:
                 yield "PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it; set it too."
             return

@@ -76,7 +76,10 @@ async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(upstrea
     assert len(upstream.exchanges) == 1
 
 
-async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(upstream: ScriptedUpstream) -> None:
+@pytest.mark.parametrize(("workers", "exit_code"), [(1, -signal.SIGTERM), (2, 0)])
+async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(
+    upstream: ScriptedUpstream, workers: int, exit_code: int
+) -> None:
     """A hundred of a hundred get an error chunk and what they cost; then the process ends, without a second signal."""
     begun = 0
     all_begun = asyncio.Event()
@@ -92,7 +95,9 @@ async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(upstream
 
     upstream.script = script
     streams: list[list[StreamChunk]] = []
-    async with parley(**leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="1")) as served, served.client() as client:
+    variables = leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="1", PARLEY_WORKERS=str(workers))
+    async with parley(**variables) as served, served.client() as client:
+        await served.logs.line("Application startup complete.", number=workers)
 
         async def read() -> None:
             streams.append(await stream(client, REQUEST))
@@ -102,7 +107,7 @@ async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(upstream
                 group.start_soon(read)
             await all_begun.wait()
             served.process.send_signal(signal.SIGTERM)
-            assert await served.wait() == -signal.SIGTERM
+            assert await served.wait() == exit_code
         lines = served.logs.lines("request")
     assert len(streams) == STREAMS
     for start, text, error in streams:

@@ -11,8 +11,10 @@ import anyio
 import httpx
 import httpx_sse
 import msgspec
+import uvicorn
 
-from parley.server import Server
+from parley.app import create_app
+from parley.server import options
 from parley.web.schema import ErrorResponse, StreamChunk
 from tests.support.canaries import CANARIES
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 async def running(settings: Settings, output: TextIO | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """Serve, logging to `output` if that is given, and yield a client."""
     with redirect_stdout(output or sys.stdout):
-        server = Server(settings)
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), **options(settings)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = "http://{}:{}".format(*listener.getsockname())
         async with anyio.create_task_group() as group:

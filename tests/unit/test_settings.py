@@ -36,6 +36,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "PARLEY_TEMPERATURE": "0.5",
         "PARLEY_HOST": "::1",
         "PARLEY_PORT": "0",
+        "PARLEY_WORKERS": "2",
         "PARLEY_MAX_OUTPUT_TOKENS": "5",
         "PARLEY_REQUEST_TIMEOUT_S": "6",
         "PARLEY_CONNECT_TIMEOUT_S": "7.5",
@@ -68,6 +69,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         temperature=0.5,
         host="::1",
         port=0,
+        workers=2,
         max_output_tokens=5,
         request_timeout_s=6.0,
         connect_timeout_s=7.5,
@@ -159,6 +161,16 @@ def test_an_upstream_excludes_a_model_file() -> None:
     """Nobody could tell which one answers."""
     (line,) = problems(**UPSTREAM, PARLEY_MODEL_PATH="a.gguf")
     assert line.startswith("PARLEY_MODEL_PATH: it embeds a model, but OPENAI_BASE_URL names an upstream")
+
+
+def test_the_embedded_model_excludes_workers_and_half_a_fallback() -> None:
+    """It is one process, and has no other model beside it."""
+    (line,) = problems(PARLEY_WORKERS="2")
+    assert line.startswith("PARLEY_WORKERS: 2 is not allowed with the embedded model")
+    (line,) = problems(PARLEY_FALLBACK_MODEL="x")
+    assert line.startswith("PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it")
+    (line,) = problems(PARLEY_FALLBACK_BASE_URL="http://localhost/v1")
+    assert line.startswith("PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is")
 
 
 def test_a_secret_does_not_show() -> None:
