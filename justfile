@@ -21,6 +21,11 @@ test *arguments:
 faulty port="9000":
     {{ uv }} run python -m tests.support.faults "$@"
 
+# Measure: twice the load that it can bear, and clients that do not read
+bench seconds="20":
+    {{ uv }} run python -m tests.bench.overload "$@"
+    {{ uv }} run python -m tests.bench.stuck "$@"
+
 # Check the format, the linters, the types and the layers
 check:
     {{ uv }} run ruff format --check
