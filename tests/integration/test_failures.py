@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,22 @@ async def send_one(exchange: Exchange) -> None:
     await exchange.head()
     await exchange.events(delta("a"))
     await exchange.gone.wait()
+
+
+async def test_the_connection_has_a_deadline(make_settings: Callable[..., Settings], logs: Logs) -> None:
+    """Something listens, but its queue is full, so that Linux leaves the handshake unanswered."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)  # noqa: FBT003  # it has no name
+            waiting.connect_ex(address)
+        settings = make_settings(openai_base_url=f"http://127.0.0.1:{address[1]}/v1", connect_timeout_s=0.3)
+        async with running(settings, logs) as client:
+            response = await client.post("/chat", json=REQUEST)
+    assert response.status_code == 502
+    assert problem(response).code is ErrorCode.UPSTREAM_UNREACHABLE
+    assert (await logs.line())["total_ms"] >= 300
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import anyio
 import msgspec
 import pytest
 
+from parley.chat.errors import ErrorCode
 from parley.settings import Secret, Settings
 from parley.web.errors import STATUS
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
@@ -76,6 +78,10 @@ async def test_every_fault_is_told_as_what_it_is(
         (exchange,) = faulty.exchanges[before:]
         await exchange.over.wait()
         line = await all_logs.line_of(correlation_id)
+        if fault.code in {ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT, ErrorCode.UPSTREAM_IDLE_TIMEOUT}:
+            while exchange.connection.closed is None:
+                await asyncio.sleep(0)
+            assert exchange.connection.closed_by == "parley"
 
     is_http_error = fault.code is not None and (fault.text is None or path == "/chat/complete")
     assert line["status"] == (STATUS[fault.code] if fault.code and is_http_error else 200)

@@ -405,6 +405,15 @@ async def test_a_request_that_does_not_come_is_given_up(
     assert upstream.exchanges == []
 
 
+async def test_a_header_without_end_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
+    """By uvicorn, in its own words, before Parley sees a request."""
+    sent = b"POST /chat HTTP/1.1\r\nX: " + b"x" * 200_000
+    async with running(make_settings()) as client, sending(client, sent) as (reader, _):
+        with anyio.fail_after(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+    assert upstream.exchanges == []
+
+
 async def endless(exchange: Exchange) -> None:
     """Send text for as long as Parley takes it."""
     await exchange.head()

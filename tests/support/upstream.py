@@ -9,9 +9,18 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
+@dataclass
+class Connection:
+    """One connection in the ledger; times are the loop's."""
+
+    opened: float
+    closed: float | None = None
+    closed_by: Literal["parley", "upstream"] | None = None
 
 
 @dataclass
@@ -21,7 +30,7 @@ class Exchange:
     path: str
     headers: dict[str, str]
     body: bytes
-    connection: int
+    connection: Connection
     writer: asyncio.StreamWriter
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the connection is closed, by whomever."""
@@ -125,7 +134,10 @@ async def hang(exchange: Exchange) -> None:
 
 
 class ScriptedUpstream:
-    """Runs `script` for each chat completion and keeps what it was sent; `models_script` answers GET /models."""
+    """Runs `script` for each chat completion; `models_script` answers GET /models.
+
+    `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self._port = port
@@ -134,7 +146,7 @@ class ScriptedUpstream:
         self.models_requests = 0
         self.exchanges: list[Exchange] = []
         self.received = asyncio.Event()
-        self._connections = 0
+        self.connections: list[Connection] = []
         self._handlers: set[asyncio.Task[None]] = set()
 
     @property
@@ -163,8 +175,9 @@ class ScriptedUpstream:
         task = asyncio.current_task()
         assert task is not None
         self._handlers.add(task)
-        self._connections += 1
-        connection = self._connections
+        now = asyncio.get_running_loop().time
+        connection = Connection(opened=now())
+        self.connections.append(connection)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             start = b""
             while True:
@@ -176,10 +189,12 @@ class ScriptedUpstream:
                 start = await next_byte
                 if not start:
                     break
+        connection.closed_by = "upstream" if writer.is_closing() else "parley"
+        connection.closed = now()
         writer.close()
 
     async def _read(
-        self, start: bytes, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, start: bytes, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> Exchange:
         head = start + await reader.readuntil(b"\r\n\r\n")
         request, *lines = head.decode().rstrip("\r\n").split("\r\n")
