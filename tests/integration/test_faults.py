@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +78,7 @@ async def test_every_fault_is_told_as_what_it_is(
         await exchange.over.wait()
         line = await all_logs.line_of(correlation_id)
         if fault.code in {ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT, ErrorCode.UPSTREAM_IDLE_TIMEOUT}:
-            while exchange.connection.closed is None:
-                await asyncio.sleep(0)
+            await exchange.connection.is_closed.wait()
             assert exchange.connection.closed_by == "parley"
 
     is_http_error = fault.code is not None and (fault.text is None or path == "/chat/complete")

@@ -21,6 +21,7 @@ class Connection:
     opened: float
     closed: float | None = None
     closed_by: Literal["parley", "upstream"] | None = None
+    is_closed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -191,6 +192,7 @@ class ScriptedUpstream:
                     break
         connection.closed_by = "upstream" if writer.is_closing() else "parley"
         connection.closed = now()
+        connection.is_closed.set()
         writer.close()
 
     async def _read(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
 import structlog
-from agents import Agent, ModelRetrySettings, ModelSettings, RetryDecision, RunConfig, Runner
+from agents import Agent, ModelRetrySettings, ModelSettings, RunConfig, Runner
 from openai.types.responses import ResponseCompletedEvent, ResponseTextDeltaEvent
 
 from parley.chat.admission import Admission
@@ -25,23 +25,21 @@ from parley.chat.events import (
     Timing,
     Usage,
 )
+from parley.chat.retries import decide_retry
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from agents import Model, RunResultStreaming
+    from agents import RunResultStreaming
 
     from parley.chat.messages import Prompt
+    from parley.chat.provider import Provider
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 _CLEAN_UP_TIMEOUT_S: Final = 5.0
-
-# What may have passed within a second or two; so may an upstream's HTTP error.
-_PASSING: Final = {ErrorCode.UPSTREAM_RATE_LIMITED, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_TRUNCATED}
-_LONGEST_RETRY_AFTER_S: Final = 5
 
 # What one provider fails by, before its first text, another need not.
 _ANOTHER_MAY_ANSWER: Final = {
@@ -52,36 +50,6 @@ _ANOTHER_MAY_ANSWER: Final = {
     ErrorCode.UPSTREAM_TRUNCATED,
     ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT,
 }
-
-
-class Provider(Protocol):
-    """Where replies come from."""
-
-    @property
-    def model_name(self) -> str:
-        """The name that replies are published under."""
-
-    @property
-    def instructions(self) -> str | None:
-        """The system prompt."""
-
-    @property
-    def temperature(self) -> float | None:
-        """The sampling temperature; `None` leaves it to the upstream."""
-
-    @property
-    def max_streams(self) -> int:
-        """How many replies it is good for at once, where the settings don't say."""
-
-    def model(self, run: Run) -> Model:
-        """Make the model for one run, which waits by its deadlines and notes in it how the reply ends.
-
-        Raises:
-            ChatError: where the provider cannot serve now.
-        """
-
-    async def check(self) -> ErrorCode | None:
-        """Tell whether the model can be reached; if not, the error that a request would meet."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,7 +219,7 @@ class ChatService:
                 retry=ModelRetrySettings(
                     max_retries=self._settings.retries,
                     backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True},
-                    policy=lambda context: _retry(context.error, run),
+                    policy=lambda context: decide_retry(context.error, run),
                 ),
             ),
         )
@@ -261,19 +229,6 @@ class ChatService:
             max_turns=1,
             run_config=RunConfig(tracing_disabled=True),
         )
-
-
-def _retry(error: Exception, run: Run) -> RetryDecision:
-    """Decide whether to ask the same model again; openai-agents never does after the first text."""
-    if not isinstance(error, ChatError):
-        return RetryDecision(retry=False)
-    is_passing = error.code in _PASSING or (
-        error.code is ErrorCode.UPSTREAM_ERROR and error.upstream_status is not None and error.explanation.retryable
-    )
-    delay_s = error.retry_after_s or 0
-    return RetryDecision(
-        retry=is_passing and delay_s <= _LONGEST_RETRY_AFTER_S and run.has_time(delay_s), delay=error.retry_after_s
-    )
 
 
 class _Stopwatch:

@@ -16,7 +16,8 @@ from agents import Model, ModelResponse
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseOutputMessage, ResponseTextDeltaEvent
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import FinishReason, Usage, UsageSource
+from parley.chat.events import Usage, UsageSource
+from parley.providers.failures import named, named_finish, refusal
 from parley.providers.wire import Chunk, EventDecoder, decode_chunk
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ MAX_STREAMS: Final = 100
 _CHECK_TIMEOUT_S: Final = 3.0
 _CHECK_KEPT_S: Final = 5.0
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
-_MAX_RETRY_AFTER_S: Final = 3600
 
 
 class UpstreamProvider:
@@ -100,7 +100,7 @@ class UpstreamProvider:
         try:
             await self._client.models.with_raw_response.list(timeout=_CHECK_TIMEOUT_S)
         except openai.APIStatusError as error:
-            code = _refusal(error).code
+            code = refusal(error).code
             unusable = code is ErrorCode.UPSTREAM_AUTH or error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
             return code if unusable else None
         except openai.APIError:
@@ -166,7 +166,7 @@ class UpstreamModel(Model):
                     yield _text_event(text)
                     await self._run.room()
         except (ChatError, openai.OpenAIError, httpx2.HTTPError, msgspec.DecodeError, ValueError) as error:
-            failure = _named(error)
+            failure = named(error)
             if not self._run.deltas and self._run.finish_reason is None:
                 raise failure from error
             self._run.failure = failure
@@ -204,7 +204,7 @@ class UpstreamModel(Model):
             return None
         choice = chunk.choices[0]
         if choice.finish_reason:
-            self._run.finish_reason = _finish_reason(choice.finish_reason)
+            self._run.finish_reason = named_finish(choice.finish_reason)
         return (choice.delta.content or choice.delta.refusal) if choice.delta else None
 
 
@@ -214,70 +214,6 @@ async def _read_to_end(reads: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
             async for _ in reads:
                 pass
-
-
-def _finish_reason(reason: str) -> FinishReason:
-    try:
-        return FinishReason(reason)
-    except ValueError:
-        detail = "The upstream ended the answer for a reason that is not stop, length or content_filter."
-        raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False) from None
-
-
-def _named(error: Exception) -> ChatError:
-    """Name what went wrong between the request and the last event."""
-    match error:
-        case ChatError():
-            return error
-        case openai.APIStatusError():
-            return _refusal(error)
-        case openai.APIConnectionError():
-            return ChatError(ErrorCode.UPSTREAM_UNREACHABLE)
-        case httpx2.HTTPError():
-            return ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
-        case _:
-            return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream sent something that is not a completion.")
-
-
-def _refusal(error: openai.APIStatusError) -> ChatError:
-    """Name an HTTP error of the upstream; its text is read here and goes no further."""
-    status = error.status_code
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return ChatError(
-            ErrorCode.UPSTREAM_RATE_LIMITED,
-            retry_after_s=_retry_after_s(error.response),
-            upstream_status=status,
-        )
-    if status == HTTPStatus.BAD_REQUEST and _is_context_length(error):
-        return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, upstream_status=status)
-    if status == HTTPStatus.NOT_FOUND:
-        detail = "The upstream does not know the model, or the address is not its API's."
-        return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
-    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}:
-        detail = "The upstream refused the request."
-        return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
-    return ChatError(
-        ErrorCode.UPSTREAM_ERROR,
-        retry_after_s=_retry_after_s(error.response),
-        upstream_status=status,
-    )
-
-
-def _is_context_length(error: openai.APIStatusError) -> bool:
-    # OpenAI's code, llama.cpp's type, and the words of vLLM, which has neither.
-    return (
-        error.code == "context_length_exceeded"
-        or error.type == "exceed_context_size_error"
-        or "maximum context length" in error.message
-    )
-
-
-def _retry_after_s(response: httpx2.Response) -> int | None:
-    """Return the seconds that the upstream asks to wait, where they are a sane number."""
-    value = response.headers.get("retry-after", "")
-    return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_RETRY_AFTER_S else None
 
 
 def _text_event(text: str) -> ResponseTextDeltaEvent:
