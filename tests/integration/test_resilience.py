@@ -291,13 +291,15 @@ async def test_more_than_the_places_wait_and_more_than_the_queue_are_refused(
 
 
 async def test_a_wait_in_vain_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
-    """By an HTTP error: headers are not sent while a request waits for its turn."""
+    """By an HTTP error, as headers are not sent while a request waits; or when its own time is over."""
     gate = upstream.script = Gate()
     settings = make_settings(max_streams=1, queue_timeout_s=0.2, hold_headers_s=0.01)
     async with running(settings) as client, anyio.create_task_group() as group:
         group.start_soon(lambda: client.post("/chat", json=REQUEST))
         await gate.arrived.wait()
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.OVERLOADED
+        impatient = {**REQUEST, "timeout_s": 0.1}
+        assert problem(await client.post("/chat", json=impatient)).code is ErrorCode.REQUEST_TIMEOUT
         gate.open.set()
 
 

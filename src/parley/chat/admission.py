@@ -29,13 +29,13 @@ class Admission:
         self._usual_stay_s = 1.0
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place.
+    async def place(self, end: float) -> AsyncIterator[None]:
+        """Hold a place, waited for until the loop's time `end` at most.
 
         Raises:
             ChatError: where none is free, and there is no room in the queue or the wait was in vain.
         """
-        await self._enter()
+        await self._enter(end)
         now = asyncio.get_running_loop().time
         entered = now()
         try:
@@ -44,15 +44,16 @@ class Admission:
             self._usual_stay_s += _WEIGHT_OF_THE_LATEST * (now() - entered - self._usual_stay_s)
             self._free.release()
 
-    async def _enter(self) -> None:
+    async def _enter(self, end: float) -> None:
+        now = asyncio.get_running_loop().time
         if self._free.locked() and self._waiting >= self._queue:
             raise self._overloaded()
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout_at(min(end, now() + self._timeout_s)):
                 await self._free.acquire()
         except TimeoutError:
-            raise self._overloaded() from None
+            raise (ChatError(ErrorCode.REQUEST_TIMEOUT) if now() >= end else self._overloaded()) from None
         finally:
             self._waiting -= 1
 

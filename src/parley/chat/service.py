@@ -110,7 +110,7 @@ class ChatService:
         try:
             try:
                 self._refuse_while_draining()
-                async with self._admission.place():
+                async with self._admission.place(end):
                     self._refuse_while_draining()
                     yield ReplyAdmitted()
                     for provider in self._providers:
