@@ -58,6 +58,7 @@ async def stream(client: httpx.AsyncClient, request: object, **options: Any) -> 
     async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=request, **options) as source:
         assert source.response.status_code == 200, await source.response.aread()
         events = [event async for event in source.aiter_sse()]
+    assert not any(canary in event.data for event in events for canary in CANARIES)
     chunks = [decode_chunk(event.data) for event in events]
     assert [event.event for event in events] == [kind(chunk) for chunk in chunks]
     assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
