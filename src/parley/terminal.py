@@ -41,7 +41,7 @@ def chat(url: str, message: str) -> int:
     mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
     with httpx.Client(base_url=url, timeout=_TIMEOUT, mounts=mounts) as client:
         if message or not sys.stdin.isatty():
-            return _once(client, message or sys.stdin.read())
+            return _once(client, message or sys.stdin.read().rstrip("\n"))
         return _converse(client)
 
 

@@ -48,10 +48,10 @@ async def test_a_message_as_an_argument_is_answered(url: str, upstream: Scripted
 
 
 async def test_a_message_from_a_pipe_is_answered(url: str, upstream: ScriptedUpstream) -> None:
-    """As it is."""
+    """Without the line end that `echo` adds."""
     code, output, _ = await chat("--url", url, given="Say\nhello\n")
     assert (code, output) == (0, "Hello\n")
-    assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say\nhello\n"}]
+    assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say\nhello"}]
 
 
 async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) -> None:
