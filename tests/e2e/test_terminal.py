@@ -54,6 +54,30 @@ async def test_a_message_from_a_pipe_is_answered(url: str, upstream: ScriptedUps
     assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say\nhello"}]
 
 
+async def test_a_reader_that_has_had_enough_stops_the_answer(url: str, upstream: ScriptedUpstream) -> None:
+    """As in `parley chat | head`: no traceback, and the model stops."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        while not exchange.gone.is_set():
+            await exchange.events(delta("word "))
+
+    upstream.script = script
+    command = f'"$0" -m parley chat --url {url} Hi | head -c 9'
+    process = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        command,
+        PARLEY[0],
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    with anyio.fail_after(30):
+        assert await process.communicate() == (b"word word", b"")
+        await upstream.exchanges[0].gone.wait()
+
+
 async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) -> None:
     """Client and server read the same variables; the server's others, and a proxy, do not matter here."""
     variables = {
