@@ -16,8 +16,6 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 # What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
 _SEND_BUFFER_BYTES: Final = 65_536
-_WRITE_BUFFER_HIGH: Final = 16_384
-_WRITE_BUFFER_LOW: Final = 12_288
 
 
 class Connection(H11Protocol):
@@ -31,7 +29,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Await the first request."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(_WRITE_BUFFER_HIGH, _WRITE_BUFFER_LOW)
+        transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._reading.start()
@@ -40,7 +38,13 @@ class Connection(H11Protocol):
         """Take a piece of a request; the time for the whole runs from its first byte."""
         self._reading.start()
         super().data_received(data)
-        if self.conn.their_state not in {h11.IDLE, h11.SEND_BODY}:
+
+    def handle_events(self) -> None:
+        """Take what is complete, also of a request that waited for the answer to the one before it."""
+        super().handle_events()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._reading.start()
+        elif self.conn.their_state is not h11.IDLE:
             self._reading.clear()
 
     def pause_writing(self) -> None:

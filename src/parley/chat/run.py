@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from parley.chat.errors import ChatError, ErrorCode
@@ -102,7 +103,8 @@ class Run:
         """End the run as soon as may be, with this error; text that is there already still goes out."""
         self._stopped = error
         if self._wait is not None:
-            self._wait.reschedule(self._now())
+            with suppress(RuntimeError):  # its own deadline is passing at this very moment
+                self._wait.reschedule(self._now())
 
     async def _until(self, deadline: float, wait: Awaitable[T]) -> T:
         try:

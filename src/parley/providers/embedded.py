@@ -100,7 +100,7 @@ class EmbeddedProvider:
 
     async def check(self) -> ErrorCode | None:
         """Tell whether the model is loaded."""
-        return None if self._upstream is not None else ErrorCode.UPSTREAM_UNREACHABLE
+        return await self._upstream.check() if self._upstream is not None else ErrorCode.UPSTREAM_UNREACHABLE
 
     async def _supervise(self, child: asyncio.subprocess.Process) -> None:
         """Serve from the child; whenever it dies, start another, more slowly each time that it does not last."""

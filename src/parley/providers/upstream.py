@@ -69,7 +69,7 @@ class UpstreamProvider:
             http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=trust_env),
         )
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
-        self._max_tokens = "max_completion_tokens" if base_url == OPENAI_BASE_URL else "max_tokens"
+        self._max_tokens = "max_completion_tokens" if base_url.rstrip("/") == OPENAI_BASE_URL else "max_tokens"
         self._checked: tuple[float, ErrorCode | None] | None = None
 
         _completed()  # the first costs 60 ms to build, which no request should wait for
@@ -98,12 +98,13 @@ class UpstreamProvider:
 
     async def _check(self) -> ErrorCode | None:
         try:
-            await self._client.models.with_raw_response.list(timeout=_CHECK_TIMEOUT_S)
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                await self._client.models.with_raw_response.list()
         except openai.APIStatusError as error:
             code = refusal(error).code
             unusable = code is ErrorCode.UPSTREAM_AUTH or error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
             return code if unusable else None
-        except openai.APIError:
+        except (openai.APIError, TimeoutError):
             return ErrorCode.UPSTREAM_UNREACHABLE
         return None
 

@@ -56,10 +56,10 @@ class EventDecoder:
         """Return the data of the events that these bytes complete.
 
         Raises:
-            ValueError: where a line grows past `MAX_EVENT_BYTES`.
+            ValueError: where an event grows past `MAX_EVENT_BYTES`.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_EVENT_BYTES:
+        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
             raise ValueError
         complete: list[bytes] = []
         for line in lines:
