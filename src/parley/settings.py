@@ -18,7 +18,7 @@ _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200
 _Address = Annotated[
     str,
     Meta(
-        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?\Z",
+        pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?(/[^\s?#]*)?\Z",
         extra={"allowed": "an http:// or https:// address without user, query or fragment"},
     ),
 ]

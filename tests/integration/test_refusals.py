@@ -155,6 +155,13 @@ async def test_another_method_is_not_allowed(
         assert (await logs.line())["status"] == 405
 
 
+async def test_an_unknown_path_beside_the_contract_is_not_found(client: httpx.AsyncClient) -> None:
+    """Where Litestar has a web page of its own."""
+    response = await client.get("/schema/nothing")
+    assert response.status_code == 404
+    assert problem(response).code is ErrorCode.NOT_FOUND
+
+
 @pytest.mark.parametrize("path", ["/", "/nothing", f"/{CANARY}", "/chat/x", "/%00"])
 async def test_an_unknown_path_is_not_found(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, path: str

@@ -143,6 +143,13 @@ def test_a_wrong_value_is_refused_in_one_line(name: str, value: str, line: str) 
     assert problems(**{**UPSTREAM, name: value})[0] == line
 
 
+@pytest.mark.parametrize("address", ["http://h:x/v1", "http://[::1", "http://", "http://h:/v1", "ftp://h/v1"])
+def test_an_address_that_no_client_can_use_is_refused(address: str) -> None:
+    """Otherwise the start would end in a traceback."""
+    (line,) = problems(OPENAI_BASE_URL=address, PARLEY_MODEL="x")
+    assert line.startswith("OPENAI_BASE_URL: its value is not allowed")
+
+
 def test_all_wrong_values_are_told_at_once() -> None:
     """An operator mends them in one go."""
     lines = problems(PARLEY_PORT="x", PARLEY_LOG_FORMAT="y")
