@@ -15,10 +15,11 @@ _PREFIX = "PARLEY_"
 
 _Seconds = Annotated[float, Meta(gt=0, le=3600)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 _Address = Annotated[
     str,
     Meta(
-        pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?(/[^\s?#]*)?\Z",
+        pattern=rf"^https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:{_PORT})?(/[^\s?#]*)?\Z",
         extra={"allowed": "an http:// or https:// address without user, query or fragment"},
     ),
 ]
@@ -148,8 +149,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if not text:
                 continue
             try:
+                text.encode()  # what is not UTF-8 in the environment could not be sent on
                 values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
-            except msgspec.ValidationError:
+            except (msgspec.ValidationError, UnicodeEncodeError):
                 # A key or an address may be a secret, or hold one.
                 shown = "its value" if variable.field.endswith(("_key", "_url")) else repr(text[:100])
                 problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
@@ -243,4 +245,4 @@ def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
         case inspect.CustomType():
             return "printable ASCII without blanks"
         case _:
-            return "any text"
+            return "any text in UTF-8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import signal
 import threading
 from contextlib import contextmanager
@@ -19,22 +20,30 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     """Drain the service at SIGTERM or SIGINT, beside what the server does then; after `timeout_s`, stop its replies.
 
     It hooks on to the server's own handlers, as uvicorn tells the app nothing before all its connections are closed.
+    To a worker, its parent's death is a SIGTERM: nobody else would stop it.
     """
     loop = asyncio.get_running_loop()
-    servers: dict[int, Any] = {}
+    numbers = [signal.SIGTERM, signal.SIGINT] if threading.current_thread() is threading.main_thread() else []
+    servers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    parent = multiprocessing.parent_process() if servers else None
 
     def handle(number: int, frame: Any) -> None:
         service.drain()
         loop.call_soon_threadsafe(loop.call_later, timeout_s, service.stop)
-        servers[number](number, frame)
+        servers[signal.Signals(number)](number, frame)
 
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-        servers.update((number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT))
-    servers = {number: handler for number, handler in servers.items() if callable(handler)}
+    def lose_parent(sentinel: int) -> None:
+        loop.remove_reader(sentinel)
+        signal.raise_signal(signal.SIGTERM)
+
     for number in servers:
         signal.signal(number, handle)
+    if parent:
+        loop.add_reader(parent.sentinel, lose_parent, parent.sentinel)
     try:
         yield
     finally:
+        if parent:
+            loop.remove_reader(parent.sentinel)
         for number, handler in servers.items():
             signal.signal(number, handler)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Final
 
 import httpx
 import httpx_sse
 import msgspec
 
+from parley.chat.errors import ErrorCode
 from parley.web.schema import (
     MAX_HISTORY_TURNS,
     ChatRequest,
@@ -36,9 +38,17 @@ _decode_error: Final = msgspec.json.Decoder(ErrorResponse).decode
 class ChatFailedError(Exception):
     """The server could not be reached, or its answer failed; the message is for a person."""
 
+    def __init__(self, message: str, code: ErrorCode | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 def chat(url: str, message: str) -> int:
     """Ask one message (given, or piped in), or converse until the input ends; return the exit code."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what is not UTF-8 here, or cannot be shown here, is no failure
+    message = os.fsencode(message).decode(errors="replace")
     mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
     with httpx.Client(base_url=url, timeout=_TIMEOUT, mounts=mounts) as client:
         if message or not sys.stdin.isatty():
@@ -78,6 +88,9 @@ def _converse(client: httpx.Client) -> int:
             answer = _show(ask(client, message, history[-MAX_HISTORY_TURNS:]))
         except ChatFailedError as error:
             _note(str(error))
+            if error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED and history:
+                del history[: (len(history) + 2) // 4 * 2]
+                _note("[The older half of the conversation is forgotten. Ask again.]")
         except KeyboardInterrupt:
             _note("\n[stopped]")
         else:
@@ -95,7 +108,8 @@ def ask(client: httpx.Client, message: str, history: list[HistoryTurn]) -> Itera
     try:
         with httpx_sse.connect_sse(client, "POST", "/chat", content=body, headers=headers) as source:
             if source.response.status_code != httpx.codes.OK:
-                raise ChatFailedError(_explain(_decode_error(source.response.read())))
+                failure = _decode_error(source.response.read())
+                raise ChatFailedError(_explain(failure), failure.code)
             for event in source.iter_sse():
                 chunk = _decode_chunk(event.data)
                 if isinstance(chunk, ErrorChunk):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,11 @@ from parley.chat.events import FinishReason, UsageSource
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.process import parley
+from tests.support.process import parley, watched
 from tests.support.running import decode_chunk, problem, stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from tests.support.process import Parley
 
@@ -118,17 +117,20 @@ async def test_a_message_longer_than_the_context_is_refused(client: httpx.AsyncC
 
 
 async def test_as_many_answers_as_it_has_slots_are_made_at_once(client: httpx.AsyncClient) -> None:
-    """And one more waits its turn; all get the same answer."""
+    """None of these ends before all have begun; and one more waits its turn."""
     answers: list[str] = []
 
     async def ask() -> None:
         answers.append((await complete(client, **FRANCE)).text)
 
-    async with anyio.create_task_group() as group:
-        for _ in range(SLOTS + 1):
-            group.start_soon(ask)
-    assert len(answers) == SLOTS + 1
-    assert all("Paris" in answer for answer in answers)
+    async with anyio.create_task_group() as group, AsyncExitStack() as stack:
+        for _ in range(SLOTS):
+            source = await stack.enter_async_context(httpx_sse.aconnect_sse(client, "POST", "/chat", json=LONG))
+            events = source.aiter_sse()
+            while not isinstance(decode_chunk((await anext(events)).data), TextChunk):
+                pass
+        group.start_soon(ask)
+    assert "Paris" in answers[0]
 
 
 async def test_nobody_else_can_use_the_models_own_port(embedded: Parley) -> None:
@@ -196,6 +198,18 @@ async def test_a_model_that_dies_is_started_again(model_path: Path) -> None:
         assert "Paris" in (await complete(client, **FRANCE)).text
 
 
+async def test_a_model_that_hangs_is_not_ready() -> None:
+    """Its port still takes connections."""
+    async with parley() as served, served.client() as client:
+        child = (await served.logs.line("embedded_model_ready"))["pid"]
+        os.kill(child, signal.SIGSTOP)
+        try:
+            ready = await client.get("/health/ready")
+        finally:
+            os.kill(child, signal.SIGCONT)
+    assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> None:
     """However it goes, also with an answer under way whose client has left."""
@@ -239,17 +253,3 @@ async def listening_address(pid: int) -> str:
             host = ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
             return f"http://{host}:{int(port, 16)}"
     raise AssertionError("it listens nowhere")
-
-
-@contextmanager
-def watched(pid: int) -> Iterator[asyncio.Event]:
-    """Watch a process that is not our child; the event is set when it has ended."""
-    gone = asyncio.Event()
-    descriptor = os.pidfd_open(pid)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, gone.set)
-    try:
-        yield gone
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage, UsageSource
 from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.process import fails, parley
+from tests.support.process import fails, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, hang
 
@@ -138,6 +139,19 @@ async def test_who_waits_for_a_first_text_or_a_turn_is_told_too(upstream: Script
             assert await served.wait() == -signal.SIGTERM
     assert [problem(response).code for response in responses] == [ErrorCode.SHUTTING_DOWN] * 2
     assert [response.status_code for response in responses] == [503, 503]
+
+
+async def test_workers_do_not_outlive_their_parent(upstream: ScriptedUpstream) -> None:
+    """Even where nothing could tell them: nobody would stop them any more."""
+    async with parley(**leading_to(upstream, PARLEY_WORKERS="2")) as served:
+        await served.logs.line("Application startup complete.", number=2)
+        pids = [int(number) for number in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())]
+        assert len(pids) == 2
+        with watched(pids[0]) as first, watched(pids[1]) as second:
+            served.process.kill()
+            with anyio.fail_after(10):
+                await first.wait()
+                await second.wait()
 
 
 async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:

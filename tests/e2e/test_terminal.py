@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.process import PARLEY, environment
 from tests.support.running import running
-from tests.support.upstream import Exchange, answer, delta, hang, respond
+from tests.support.upstream import Exchange, answer, delta, hang, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,14 +28,16 @@ def url(client: httpx.AsyncClient) -> str:
     return str(client.base_url)
 
 
-async def chat(*arguments: str, given: str | None = None, **variables: str) -> tuple[int | None, str, str]:
+async def chat(
+    *arguments: str | bytes, given: str | bytes | None = None, **variables: str
+) -> tuple[int | None, str, str]:
     """Run `parley chat` with this on its standard input; return exit code, output and errors."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *PARLEY, "chat", *arguments, env=environment(**variables), stdin=pipe, stdout=pipe, stderr=pipe
     )
     with anyio.fail_after(30):
-        output, errors = await process.communicate(None if given is None else given.encode())
+        output, errors = await process.communicate(given.encode() if isinstance(given, str) else given)
     return process.returncode, output.decode(), errors.decode()
 
 
@@ -52,6 +54,15 @@ async def test_a_message_from_a_pipe_is_answered(url: str, upstream: ScriptedUps
     code, output, _ = await chat("--url", url, given="Say\nhello\n")
     assert (code, output) == (0, "Hello\n")
     assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say\nhello"}]
+
+
+async def test_what_is_not_utf8_is_replaced(url: str, upstream: ScriptedUpstream) -> None:
+    """In an argument, in a pipe; and what cannot be shown is a question mark."""
+    await chat("--url", url, b"caf\xe9")
+    await chat("--url", url, given=b"caf\xe9")
+    assert [exchange.json["messages"][0]["content"] for exchange in upstream.exchanges] == ["caf\ufffd"] * 2
+    upstream.script = answer("caf\xe9")
+    assert (await chat("--url", url, "Hi", PYTHONIOENCODING="ascii"))[:2] == (0, "caf?\n")
 
 
 async def test_a_reader_that_has_had_enough_stops_the_answer(url: str, upstream: ScriptedUpstream) -> None:
@@ -216,3 +227,20 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, u
     terminal.type("Three")
     await terminal.expect("Hello")
     assert upstream.exchanges[-1].json["messages"] == [{"role": "user", "content": "Three"}]
+
+
+async def test_a_conversation_too_long_goes_on_without_its_older_half(
+    terminal: Terminal, upstream: ScriptedUpstream
+) -> None:
+    """The model would refuse it for ever."""
+    too_long = respond(400, {"error": {"code": "context_length_exceeded"}})
+    upstream.script = in_turn(answer("A"), answer("B"), answer("C"), too_long, answer("D"))
+    for number in range(3):
+        terminal.type(str(number))
+        await terminal.expect("> ")
+    terminal.type("3")
+    await terminal.expect("The older half of the conversation is forgotten.")
+    await terminal.expect("> ")
+    terminal.type("4")
+    await terminal.expect("D")
+    assert [turn["content"] for turn in upstream.exchanges[-1].json["messages"]] == ["2", "C", "4"]

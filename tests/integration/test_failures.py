@@ -17,7 +17,7 @@ from parley.web.schema import ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import ECHO, after, ping
 from tests.support.running import decode_chunk, problem, running, stream
-from tests.support.upstream import Exchange, Script, delta, hang, respond
+from tests.support.upstream import Script, hang, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,13 +56,6 @@ async def test_an_upstream_that_is_not_there_is_unreachable(
         response = await client.post(path, json=REQUEST)
         assert response.status_code == 502
         assert problem(response).code is ErrorCode.UPSTREAM_UNREACHABLE
-
-
-async def send_one(exchange: Exchange) -> None:
-    """Send one text, then comments only."""
-    await exchange.head()
-    await exchange.events(delta("a"))
-    await exchange.gone.wait()
 
 
 async def test_the_connection_has_a_deadline(make_settings: Callable[..., Settings], logs: Logs) -> None:
@@ -127,7 +120,7 @@ async def test_the_next_text_has_a_deadline(
     code: ErrorCode,
 ) -> None:
     """The stream ends with the error, and the upstream's connection is closed."""
-    upstream.script = send_one
+    upstream.script = after(("a",), hang)
     async with running(make_settings(**changes), logs) as client:
         with anyio.fail_after(10):
             start, text, error = await stream(client, {**REQUEST, **request_changes})
@@ -144,7 +137,7 @@ async def test_a_client_that_leaves_a_stream_stops_the_model(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
     """The upstream's connection is closed within a second, and the log says why, and what it cost."""
-    upstream.script = send_one
+    upstream.script = after(("a",), hang)
     async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
         async for event in source.aiter_sse():
             if isinstance(decode_chunk(event.data), TextChunk):

@@ -47,8 +47,8 @@ async def parley(faulty: ScriptedUpstream, all_logs: Logs) -> AsyncIterator[http
         openai_api_key=Secret(CANARY_KEY),
         model="scripted-1",
         retries=0,
-        first_token_timeout_s=1,
-        idle_timeout_s=1,
+        first_token_timeout_s=1.5,  # far more than the faults that are late but in time
+        idle_timeout_s=1.5,
         log_level="debug",
         log_format="json",
     )

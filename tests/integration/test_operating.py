@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from litestar import Litestar
 from litestar.di import Provide
@@ -17,6 +18,7 @@ from parley.web.controllers import ChatController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.request import ChatAPIRequest
 from tests.support.canaries import CANARY
+from tests.support.faults import after, ping
 from tests.support.running import problem, running, stream
 from tests.support.upstream import respond
 
@@ -61,6 +63,16 @@ async def test_a_parley_whose_upstream_refuses_is_not_ready_and_says_why(
     assert ready.status_code == (200 if reason is None else 503)
     assert ready.json()["reason"] == reason
     assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_an_upstream_that_answers_without_end_is_not_waited_for(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """Each byte comes soon, the last one never."""
+    upstream.models_script = after((), ping)
+    with anyio.fail_after(10):
+        ready = await client.get("/health/ready")
+    assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
 
 
 async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[..., Settings], logs: Logs) -> None:

@@ -139,16 +139,16 @@ async def test_a_body_of_just_the_limit_is_read(client: httpx.AsyncClient) -> No
         ("GET", "/chat", {"POST", "OPTIONS"}),
         ("PUT", "/chat", {"POST", "OPTIONS"}),
         ("GET", "/chat/complete", {"POST", "OPTIONS"}),
-        ("POST", "/health/live", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/health/live", {"GET", "OPTIONS"}),
     ],
 )
 async def test_another_method_is_not_allowed(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, method: str, path: str, allowed: set[str]
 ) -> None:
-    """The header says which are, and the log line which route it was."""
+    """The header says which are."""
     response = await client.request(method, path)
     assert response.status_code == 405
-    assert set(response.headers["allow"].split(", ")) <= allowed
+    assert set(response.headers["allow"].split(", ")) == allowed
     assert problem(response).code is ErrorCode.METHOD_NOT_ALLOWED
     assert upstream.exchanges == []
     if path.startswith("/chat"):

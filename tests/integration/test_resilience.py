@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
 from parley.settings import Secret
-from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
+from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import after, reset
 from tests.support.running import kind, problem, read_chunks, running, stream
@@ -179,13 +180,15 @@ async def test_the_second_model_is_not_asked_for_what_it_could_not_mend(
 
 
 async def test_where_both_fail_the_second_error_is_told(
-    make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream
+    make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream, logs: Logs
 ) -> None:
-    """It is the last that was tried."""
+    """It is the last that was tried; the first has a line of its own."""
     upstream.script = respond(500, {})
     second.script = respond(401, {})
-    async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
+    async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1"), logs) as client:
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_AUTH
+    line = await logs.line("provider_failed")
+    assert (line["model"], line["error_code"]) == ("scripted-1", "upstream_error")
 
 
 # Headers and heartbeats
@@ -425,13 +428,116 @@ async def test_a_request_that_does_not_come_is_given_up(
     assert upstream.exchanges == []
 
 
-async def test_a_header_without_end_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
-    """By uvicorn, in its own words, before Parley sees a request."""
-    sent = b"POST /chat HTTP/1.1\r\nX: " + b"x" * 200_000
-    async with running(make_settings()) as client, sending(client, sent) as (reader, _):
-        with anyio.fail_after(10):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /chat HTTP/1.1\r\nX: " + b"x" * 70_000,
+        b"POST /chat HTTP/1.1\r\n" + b"X: x\r\n" * 20_000,
+        b"POST /" + b"x" * 70_000,
+        b"\x16\x03\x01 hello",
+        b"CANARY /chat HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
+        CHAT.replace(b"15", b"-1"),
+        CHAT.replace(b"Host", b"Transfer-Encoding: chunked\r\nHost"),
+    ],
+    ids=range(8),
+)
+async def test_what_is_no_http_request_gets_the_error_that_all_get(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, sent: bytes
+) -> None:
+    """Three sentences, a correlation id, a line in the log; then the connection is closed."""
+    async with running(make_settings(), logs) as client:
+        async with sending(client, sent) as (reader, _):
+            with anyio.fail_after(10):
+                head, body = (await reader.read()).split(b"\r\n\r\n")
+        line = await logs.line()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    error = msgspec.json.decode(body, type=ErrorResponse)
+    assert error.code is ErrorCode.INVALID_REQUEST
+    assert b"x-correlation-id: " + error.correlation_id.encode() in head
+    assert (line["correlation_id"], line["status"]) == (error.correlation_id, 400)
     assert upstream.exchanges == []
+
+
+async def test_what_is_no_http_request_does_not_get_into_an_answer(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """The connection breaks, and the model stops."""
+    upstream.script = after(("a",), hang)
+    request = CHAT + b'{"message":"x"}'
+    async with running(make_settings()) as client, sending(client, request) as (reader, transport):
+        with anyio.fail_after(10):
+            received = await reader.readuntil(b'"text":"a"}')
+            transport.write(b"\x16\x03\x01 hello")  # type: ignore[attr-defined]  # it reads and writes
+            with suppress(ConnectionError):
+                received += await reader.read()
+            await upstream.exchanges[0].gone.wait()
+    assert received.count(b"HTTP/1.1") == 1
+
+
+async def test_another_protocol_is_not_spoken(make_settings: MakeSettings, logs: Logs) -> None:
+    """Who asks for one is answered as if they had not, and the log gives no advice."""
+    upgrade = CHAT.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: h2c\r\nHost")
+    async with running(make_settings(), logs) as client, sending(client, upgrade + b'{"message":"x"}') as (reader, _):
+        with anyio.fail_after(10):
+            received = await reader.read()
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"event: done" in received
+    assert "WebSocket" not in logs.getvalue()
+
+
+async def test_who_asks_for_another_protocol_has_the_same_deadline_for_the_body(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """And what follows the body is no request."""
+    upgrade = CHAT.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: h2c\r\nHost")
+    async with running(make_settings(read_timeout_s=0.2)) as client:
+        async with sending(client, upgrade + b'{"mess') as (reader, _):
+            with anyio.fail_after(10):
+                assert await reader.read() == b""
+        assert upstream.exchanges == []
+        async with sending(client, upgrade + b'{"message":"x"}' + CHAT) as (reader, _):
+            with anyio.fail_after(10), suppress(ConnectionError):
+                assert b"200" not in await reader.read()
+
+
+async def test_a_request_that_waits_behind_another_has_its_deadline_when_its_turn_comes(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Half a request, sent after a whole one, takes nothing from the answer to that, and then no more time."""
+    gate = upstream.script = Gate()
+    settings = make_settings(read_timeout_s=0.1, hold_headers_s=0.05, heartbeat_s=0.05)
+    async with running(settings, logs) as client:
+        async with sending(client, CHAT + b'{"message":"x"}' + CHAT + b'{"mess') as (reader, _):
+            with anyio.fail_after(10):
+                for _ in range(6):
+                    await reader.readuntil(b": ping\n")
+                assert logs.lines("connection_timed_out") == []
+                gate.open.set()
+                received = await reader.read()
+        assert (await logs.line("connection_timed_out"))["awaited"] == "request"
+    assert b"event: done" in received
+    assert b"HTTP/1.1" not in received
+
+
+async def test_a_last_piece_that_is_not_read_holds_up_no_shutdown(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Of some of these answers, just a little does not fit into the machine's buffers."""
+    sizes = range(40_000, 400_000, 20_000)
+
+    async def script(exchange: Exchange) -> None:
+        await answer("x" * int(exchange.json["messages"][-1]["content"]))(exchange)
+
+    upstream.script = script
+    with anyio.fail_after(20):
+        async with running(make_settings(write_timeout_s=0.3), logs) as client, AsyncExitStack() as stack:
+            for size in sizes:
+                request = CHAT.replace(b"15", b"20") + b'{"message":"%6d"}' % size
+                _, transport = await stack.enter_async_context(sending(client, request))
+                transport.pause_reading()
+            await logs.line(number=len(sizes))
+            stack.pop_all()  # and they stay, reading nothing
 
 
 async def endless(exchange: Exchange) -> None:
@@ -470,5 +576,9 @@ async def test_the_deadline_holds_while_the_client_does_not_read(
                 await exchange.gone.wait()
                 transport.resume_reading()
                 received = await reader.read()
-    assert b'event: error\ndata: {"type":"error"' in received
-    assert b'"code":"request_timeout"' in received
+    body = b"".join(received.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2])  # the lines between are the pieces' sizes
+    _, *texts, error = chunks = read_chunks(body)
+    assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
+    assert {text.text for text in texts if isinstance(text, TextChunk)} == {"word "}
+    assert isinstance(error, ErrorChunk)
+    assert (error.error.code, error.usage.output_tokens) == (ErrorCode.REQUEST_TIMEOUT, len(texts))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx_sse
 import msgspec
-import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, Usage, UsageSource
@@ -167,38 +165,6 @@ async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
                     texts.append(chunk.text)
                     seen.set()
     assert texts == ["first", "second"]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-async def test_the_answer_does_not_depend_on_how_the_upstream_cuts_its_bytes(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream, size: int
-) -> None:
-    """Cuts fall inside code points, inside lines, inside frames."""
-    text = 'Zürich 東京 🎉 "quoted"\n\u2028 end'
-
-    async def script(exchange: Exchange) -> None:
-        events = [json.dumps(delta(text), ensure_ascii=False), json.dumps(delta(finish_reason="stop")), "[DONE]"]
-        data = "".join(f": ping\r\n\r\ndata: {event}\r\n\r\n" for event in events).encode()
-        await exchange.head()
-        for start in range(0, len(data), size):
-            await exchange.write(data[start : start + size])
-        await exchange.end()
-
-    upstream.script = script
-    _, *texts, done = await stream(client, REQUEST)
-    assert texts == [TextChunk(seq=1, text=text)]
-    assert isinstance(done, DoneChunk)
-
-
-@pytest.mark.parametrize("reason", list(FinishReason))
-async def test_the_finish_reason_is_the_upstreams(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream, reason: FinishReason
-) -> None:
-    """openai-agents drops it, so it is read from the upstream's own chunk."""
-    upstream.script = answer("cut", finish_reason=reason)
-    done = (await stream(client, REQUEST))[-1]
-    assert isinstance(done, DoneChunk)
-    assert done.finish_reason is reason
 
 
 async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(

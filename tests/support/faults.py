@@ -10,6 +10,7 @@ import json
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from parley.chat.errors import ErrorCode
@@ -88,6 +89,16 @@ def sse(*payloads: object, end: str = "\n\n") -> bytes:
     return "".join(f"data: {text}{end}" for text in texts).encode()
 
 
+def in_cycle(*scripts: Script) -> Script:
+    """Do these one after the other, one for each request, again and again."""
+    turns = cycle(scripts)
+
+    async def script(exchange: Exchange) -> None:
+        await next(turns)(exchange)
+
+    return script
+
+
 def after(texts: Iterable[str], then: Script) -> Script:
     """Stream texts, then do this."""
 
@@ -147,6 +158,12 @@ async def reason_then_reset(exchange: Exchange) -> None:
     exchange.abort()
 
 
+async def reason_then_hang(exchange: Exchange) -> None:
+    """Say why the answer ends, and nothing more."""
+    await exchange.events(_STOP)
+    await exchange.gone.wait()
+
+
 _TIMEOUT = ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT
 _IDLE = ErrorCode.UPSTREAM_IDLE_TIMEOUT
 _LIMIT = ErrorCode.UPSTREAM_RATE_LIMITED
@@ -182,6 +199,7 @@ FAULTS: dict[str, Fault] = {
         say(sse({"choices": [{"delta": {"role": "assistant"}}]}, "[DONE]")), ErrorCode.UPSTREAM_TRUNCATED
     ),
     "reset_after_reason": Fault(after(ABC, reason_then_reset)),
+    "hang_after_reason": Fault(after(ABC, reason_then_hang)),
     # It says something else.
     "html": failing(say(b"<html>" + CANARY.encode() + b"</html>", "text/html")),
     "json": failing(say(b'{"choices": []}', "application/json")),
@@ -249,17 +267,22 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+SCRIPTS = {name: fault.script for name, fault in FAULTS.items()} | {
+    # Twice of three times, for whoever tries the retries by hand.
+    "fails_twice": in_cycle(respond(503, ECHO), respond(503, ECHO), answer(*ABC))
+}
+
+
 async def show_named_fault(exchange: Exchange) -> None:
     """Show the fault that the last message names."""
-    fault = FAULTS.get(exchange.json["messages"][-1]["content"].split()[-1], FAULTS["none"])
-    await fault.script(exchange)
+    await SCRIPTS.get(exchange.json["messages"][-1]["content"].split()[-1], SCRIPTS["none"])(exchange)
 
 
 async def main() -> None:
     """Serve until Ctrl-C."""
     async with ScriptedUpstream(port=int(sys.argv[1])) as upstream:
         upstream.script = show_named_fault
-        print(f"A faulty upstream at {upstream.url}. Name a fault in the message:\n{' '.join(FAULTS)}")  # noqa: T201
+        print(f"A faulty upstream at {upstream.url}. Name a fault in the message:\n{' '.join(SCRIPTS)}")  # noqa: T201
         await asyncio.Event().wait()
 
 

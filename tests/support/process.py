@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,7 +17,7 @@ from tests.support.logs import Logs
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 PARLEY = (sys.executable, "-m", "parley")
 
@@ -92,3 +92,17 @@ async def fails(**variables: str) -> tuple[int, str, str]:
         output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[asyncio.Event]:
+    """Watch a process that is not our child; the event is set when it has ended."""
+    gone = asyncio.Event()
+    descriptor = os.pidfd_open(pid)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        yield gone
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

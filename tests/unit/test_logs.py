@@ -52,6 +52,10 @@ def configure(output: Logs) -> Iterator[Callable[..., None]]:
         {"cookie": CANARY},
         {"password": CANARY},
         {"client_secret": CANARY},
+        {"private_key": CANARY},
+        {"db_pwd": CANARY},
+        {"passphrase": CANARY},
+        {"headers": {"key": CANARY}},
         {"access_token": CANARY},
         {"headers": {"authorization": CANARY, "x-api-key": CANARY}},
         {"headers": [{"authorization": CANARY}]},
@@ -61,6 +65,8 @@ def configure(output: Logs) -> Iterator[Callable[..., None]]:
         {"note": f"authorization=Basic {CANARY}"},
         {"note": f'"api_key": "{CANARY}"'},
         {"note": f"token={CANARY}"},
+        {"note": f"passphrase={CANARY}"},
+        {"note": f'Authorization: Digest username="x", response="{CANARY}"'},
         {"note": f"http://user:{CANARY}@example.com/"},
         {"notes": ["fine", f"sk-{CANARY}"]},
         {"error": ValueError(f"secret: {CANARY}")},
@@ -79,7 +85,7 @@ def test_a_secret_is_hidden_by_its_name_and_by_its_looks(
     assert line["kept"] == "kept"
 
 
-@pytest.mark.parametrize("prefix", ["api_key=", "api-key: ", "secret ", "'token': '"])
+@pytest.mark.parametrize("prefix", ["api_key=", "api-key: ", "api_key is ", "secret ", "'token': '"])
 def test_long_hex_beside_a_secrets_name_is_hidden(configure: Callable[..., None], output: Logs, prefix: str) -> None:
     """Alone it may be a correlation id."""
     configure()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from parley import testing
+from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Settings
-from parley.web.schema import ChatRequest, DoneChunk, ErrorChunk, StreamChunk, TextChunk
+from parley.web.schema import ChatRequest, DoneChunk, ErrorChunk, ErrorResponse, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from polyfactory.factories.msgspec_factory import MsgspecFactory
 
-FACTORIES = [
+FACTORIES: list[type[MsgspecFactory[Any]]] = [
     testing.ChatRequestFactory,
     testing.ChatResponseFactory,
     testing.DoneChunkFactory,
@@ -27,10 +28,36 @@ FACTORIES = [
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_what_a_factory_makes_is_valid_on_the_wire(factory: type[MsgspecFactory[msgspec.Struct]]) -> None:
+def test_what_a_factory_makes_is_valid_on_the_wire(factory: type[MsgspecFactory[Any]]) -> None:
     """It survives being encoded and decoded strictly."""
     for made in factory.batch(20):
         assert msgspec.json.decode(msgspec.json.encode(made), type=factory.__model__) == made
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_seed_makes_a_factory_build_the_same_again(factory: type[MsgspecFactory[Any]]) -> None:
+    """Whatever the others have built meanwhile."""
+    factory.seed_random(1)
+    first = factory.batch(3)
+    for other in FACTORIES:
+        if other is not factory:
+            other.build()
+    factory.seed_random(1)
+    assert factory.batch(3) == first
+
+
+def test_what_is_built_could_be_true() -> None:
+    """Usage adds up, the end is after the beginning, an error says what its code means."""
+    for chunk in testing.DoneChunkFactory.batch(20):
+        assert isinstance(chunk, DoneChunk)
+        assert chunk.usage.input_tokens
+        assert chunk.usage.output_tokens
+        assert chunk.usage.total_tokens == chunk.usage.input_tokens + chunk.usage.output_tokens
+        assert chunk.timing.first_token_ms is not None
+        assert chunk.timing.first_token_ms <= chunk.timing.total_ms
+    for code in ErrorCode:
+        error = testing.ErrorResponseFactory.build(code=code)
+        assert error == ErrorResponse.of(ChatError(code), error.correlation_id)
 
 
 def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:

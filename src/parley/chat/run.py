@@ -20,6 +20,9 @@ T = TypeVar("T")
 _ROOM: Final = 131_072
 _WEIGHT_OF_A_PIECE: Final = 1024
 
+# The usage comes right after the finish reason, or never.
+_LAST_WORD_TIMEOUT_S: Final = 1.0
+
 
 class Run:
     """One reply, or one attempt at it, between the service that wants it and the model that gives it.
@@ -77,8 +80,14 @@ class Run:
     def saw(self, text: str) -> None:
         """Note a delta, which moves the deadline for the next."""
         self.deltas += 1
-        self._next_text_end = self._now() + self._idle_timeout_s
+        if self.finish_reason is None:
+            self._next_text_end = self._now() + self._idle_timeout_s
         self._untaken += _WEIGHT_OF_A_PIECE + len(text)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Note why the model has finished; what may follow is not waited for long."""
+        self.finish_reason = reason
+        self._next_text_end = self._now() + _LAST_WORD_TIMEOUT_S
 
     async def room(self) -> None:
         """Wait until the client has taken enough of the text; the upstream is not silent meanwhile, just not read.

@@ -124,7 +124,8 @@ class ChatService:
                                     yield ReplyText(text)
                         except ChatError as error:
                             failure = error
-                        if run.deltas or failure is None or failure.code not in _ANOTHER_MAY_ANSWER:
+                        is_last = provider is self._providers[-1]
+                        if is_last or run.deltas or failure is None or failure.code not in _ANOTHER_MAY_ANSWER:
                             break
                         _log.warning("provider_failed", model=provider.model_name, error_code=failure.code)
             except ChatError as error:

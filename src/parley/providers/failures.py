@@ -10,6 +10,7 @@ import openai
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
+from parley.providers.wire import NotACompletionError
 
 _MAX_RETRY_AFTER_S: Final = 3600
 
@@ -25,8 +26,10 @@ def named(error: Exception) -> ChatError:
             return ChatError(ErrorCode.UPSTREAM_UNREACHABLE)
         case httpx2.HTTPError():
             return ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
-        case _:
+        case NotACompletionError():
             return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream sent something that is not a completion.")
+        case _:  # the client's own, about a response that it could not read
+            return ChatError(ErrorCode.UPSTREAM_ERROR)
 
 
 def refusal(error: openai.APIStatusError) -> ChatError:

@@ -18,7 +18,7 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseOut
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Usage, UsageSource
 from parley.providers.failures import named, named_finish, refusal
-from parley.providers.wire import Chunk, EventDecoder, decode_chunk
+from parley.providers.wire import Chunk, EventDecoder, NotACompletionError, decode_chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -59,7 +59,7 @@ class UpstreamProvider:
         self.temperature = temperature
         self.max_streams = MAX_STREAMS
         self._neutralise = neutralise
-        # The deadlines on text are the service's, which knows what is text; a read timeout would count bytes.
+        # The deadlines on text are the run's, which knows what is text; a read timeout would count bytes.
         timeout = httpx2.Timeout(None, connect=connect_timeout_s, pool=connect_timeout_s)
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
@@ -71,7 +71,6 @@ class UpstreamProvider:
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
         self._max_tokens = "max_completion_tokens" if base_url.rstrip("/") == OPENAI_BASE_URL else "max_tokens"
         self._checked: tuple[float, ErrorCode | None] | None = None
-
         _completed()  # the first costs 60 ms to build, which no request should wait for
 
     async def __aenter__(self) -> Self:
@@ -141,7 +140,7 @@ class UpstreamModel(Model):
         """Yield a text event for each delta, then one completed event.
 
         Raises:
-            ChatError: where it fails before the first text; later failures are noted in the ending.
+            ChatError: where it fails before the first text; later failures are noted in the run.
         """
         turns: Any = input  # the service's own: each a role and a text
         messages = [{"role": turn["role"], "content": self._neutralise(turn["content"])} for turn in turns]
@@ -166,7 +165,7 @@ class UpstreamModel(Model):
                     self._run.saw(text)
                     yield _text_event(text)
                     await self._run.room()
-        except (ChatError, openai.OpenAIError, httpx2.HTTPError, msgspec.DecodeError, ValueError) as error:
+        except (ChatError, openai.OpenAIError, httpx2.HTTPError, NotACompletionError) as error:
             failure = named(error)
             if not self._run.deltas and self._run.finish_reason is None:
                 raise failure from error
@@ -176,16 +175,18 @@ class UpstreamModel(Model):
     async def _texts(self, response: openai.AsyncAPIResponse[Any]) -> AsyncGenerator[str, None]:
         """Yield the text of each delta up to the stream's end, noting finish reason and usage on the way."""
         decoder = EventDecoder()
-        is_completion = False
+        is_completion = is_done = False
         async with aclosing(response.http_response.aiter_bytes()) as reads:
-            while (data := await self._run.within(anext(reads, None))) is not None:
+            while not is_done and (data := await self._run.within(anext(reads, None))) is not None:
                 for payload in decoder.feed(data):
                     if payload == b"[DONE]":
-                        await _read_to_end(reads)
+                        is_done = True
                         break
                     is_completion = True
                     if text := self._read(decode_chunk(payload)):
                         yield text
+            if is_done:
+                await _read_to_end(reads)
         if not is_completion:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
         if self._run.finish_reason is None:
@@ -205,7 +206,7 @@ class UpstreamModel(Model):
             return None
         choice = chunk.choices[0]
         if choice.finish_reason:
-            self._run.finish_reason = named_finish(choice.finish_reason)
+            self._run.finish(named_finish(choice.finish_reason))
         return (choice.delta.content or choice.delta.refusal) if choice.delta else None
 
 

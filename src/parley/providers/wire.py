@@ -39,7 +39,23 @@ class Chunk(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
-decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
+_decode: Final = msgspec.json.Decoder(Chunk).decode
+
+
+class NotACompletionError(Exception):
+    """These bytes are not those of a stream of chunks."""
+
+
+def decode_chunk(payload: bytes) -> Chunk:
+    """Decode an event's data.
+
+    Raises:
+        NotACompletionError: where it is no chunk.
+    """
+    try:
+        return _decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotACompletionError from error
 
 
 class EventDecoder:
@@ -56,11 +72,11 @@ class EventDecoder:
         """Return the data of the events that these bytes complete.
 
         Raises:
-            ValueError: where an event grows past `MAX_EVENT_BYTES`.
+            NotACompletionError: where an event grows past `MAX_EVENT_BYTES`.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
-            raise ValueError
+            raise NotACompletionError
         complete: list[bytes] = []
         for line in lines:
             text = line.removesuffix(b"\r")

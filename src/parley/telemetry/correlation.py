@@ -67,6 +67,11 @@ def _correlation_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == HEADER and _ACCEPTED.fullmatch(value):
             return value.decode()
+    return new_correlation_id()
+
+
+def new_correlation_id() -> str:
+    """Make an id for a request that brings none."""
     return uuid.uuid4().hex
 
 

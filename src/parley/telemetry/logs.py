@@ -24,13 +24,15 @@ _HIDDEN: Final = "***"
 _FIRST: Final = ("timestamp", "level", "event")
 
 _SECRET_NAME: Final = re.compile(
-    r"authorization|api[-_]?key|cookie|credential|password|secret|(^|[-_])token$", re.IGNORECASE
+    r"authorization|(api|private|secret|access)[-_]?key|^key$|cookie|credential|pass(word|phrase)|secret|(^|[-_])(token|pwd)$",
+    re.IGNORECASE,
 )
 _SECRET_VALUE: Final = re.compile(
     r"(?i:bearer)\s+[\w.~+/=-]+"
     r"|\bsk-[\w-]{6,}"
-    r"|(?i:authorization|api[-_ ]?key|password|secret|token)[\"']?\s*[:=]\s*[\"']?(?i:basic\s+)?[\w.~+/=-]{8,}"
-    r"|(?i:authorization|key|password|secret|token)\W{1,5}[\w+/=-]{20,}"
+    r"|(?i:authorization|api[-_ ]?key|pass(?:word|phrase)|pwd|secret|token)[\"']?\s*[:=]\s*[\"']?"
+    r"(?i:basic\s+|digest\s.*)?[\w.~+/=-]{8,}"
+    r"|(?i:authorization|key|pass(?:word|phrase)|pwd|secret|token)(?:\W{1,5}|\s+is\s+)[\w+/=-]{20,}"
     r"|://[^\s/@]+@"
 )
 
@@ -82,10 +84,12 @@ def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _redacted(name: str, value: Any) -> Any:
     match value:
-        case None | bool() | int() | float():
+        case None | bool():
             return value
         case _ if _SECRET_NAME.search(name):
             return _HIDDEN
+        case int() | float():
+            return value
         case dict():
             return {key: _redacted(str(key), member) for key, member in value.items()}
         case list() | tuple():
