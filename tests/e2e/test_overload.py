@@ -1,4 +1,4 @@
-"""Twice the load that Parley can bear, as in the benchmark, without its clock."""
+"""Twice the load that Parley can bear, as in the benchmark, for what comes of each request and not for how fast."""
 
 from __future__ import annotations
 
