@@ -155,6 +155,13 @@ async def test_another_method_is_not_allowed(
         assert (await logs.line())["status"] == 405
 
 
+async def test_a_method_that_does_not_exist_is_not_logged(client: httpx.AsyncClient, logs: Logs) -> None:
+    """It is the caller's text."""
+    response = await client.request(CANARY, "/chat")
+    assert response.status_code == 405
+    assert (await logs.line())["method"] == "other"
+
+
 async def test_an_unknown_path_beside_the_contract_is_not_found(client: httpx.AsyncClient) -> None:
     """Where Litestar has a web page of its own."""
     response = await client.get("/schema/nothing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -78,8 +79,10 @@ def new_correlation_id() -> str:
 def _log_request(scope: HTTPScope, status: int | None, outcome: str, started: float) -> None:
     bound = get_contextvars()
     fields: dict[str, Any] = {
-        "method": scope["method"],
-        "route": scope.get("path_template"),  # never the path itself, which is the caller's text
+        "method": scope["method"] if scope["method"] in HTTPMethod.__members__ else "other",
+        "route": scope.get(
+            "path_template"
+        ),  # never the path itself, which is the caller's text, as a made-up method is
         "status": status,
         "outcome": bound.get("outcome", outcome),
         "total_ms": round((time.perf_counter() - started) * 1000),
