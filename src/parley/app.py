@@ -77,7 +77,7 @@ def _providers(settings: Settings) -> Iterator[EmbeddedProvider | UpstreamProvid
 def _upstream(settings: Settings, base_url: str | None, key: Secret | None, model: str | None) -> UpstreamProvider:
     return UpstreamProvider(
         base_url=base_url or OPENAI_BASE_URL,
-        api_key=key.reveal() if key else "none",  # the client wants one; servers that need none ignore it
+        api_key=key.reveal() if key else None,
         model_name=model or "",
         instructions=settings.system_prompt,
         temperature=settings.temperature,

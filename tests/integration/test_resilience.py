@@ -133,7 +133,7 @@ async def test_where_the_first_model_fails_the_second_answers(
         start, *texts, done = await stream(client, REQUEST)
     assert isinstance(start, StartChunk)
     assert start.model == "second-1"
-    assert [text.text for text in texts if isinstance(text, TextChunk)] == ["from ", "the second"]
+    assert "".join(text.text for text in texts if isinstance(text, TextChunk)) == "from the second"
     assert isinstance(done, DoneChunk)
     assert second.exchanges[0].headers["authorization"] == "Bearer sk-second-key"
     assert (await logs.line())["model"] == "second-1"
@@ -154,11 +154,12 @@ async def test_the_second_model_may_be_one_of_the_same_upstream(
 async def test_a_key_is_not_sent_to_another_upstream(
     make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream
 ) -> None:
-    """It is that one's secret."""
+    """It is that one's secret; where there is no key, none is sent."""
     upstream.script = respond(500, {})
     async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
         await stream(client, REQUEST)
-    assert second.exchanges[0].headers["authorization"] != upstream.exchanges[0].headers["authorization"]
+    assert "authorization" in upstream.exchanges[0].headers
+    assert "authorization" not in second.exchanges[0].headers
 
 
 @pytest.mark.parametrize(
@@ -562,6 +563,7 @@ async def test_the_deadline_holds_while_the_client_does_not_read(
     body = b"".join(received.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2])  # the lines between are the pieces' sizes
     _, *texts, error = chunks = read_chunks(body)
     assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
-    assert {text.text for text in texts if isinstance(text, TextChunk)} == {"word "}
+    text = "".join(text.text for text in texts if isinstance(text, TextChunk))
     assert isinstance(error, ErrorChunk)
-    assert (error.error.code, error.usage.output_tokens) == (ErrorCode.REQUEST_TIMEOUT, len(texts))
+    assert (error.error.code, error.usage.output_tokens) == (ErrorCode.REQUEST_TIMEOUT, text.count("word "))
+    assert text == "word " * text.count("word ")

@@ -30,14 +30,17 @@ REQUEST = {"message": CANARY}
 COUNTED = Usage(input_tokens=7, output_tokens=3, total_tokens=10, source=UsageSource.UPSTREAM)
 
 
-async def test_an_answer_streams_as_start_texts_and_done(client: httpx.AsyncClient, logs: Logs) -> None:
+async def test_an_answer_streams_as_start_texts_and_done(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+) -> None:
     """The whole stream, chunk for chunk, and the one line that is logged of it."""
+    upstream.script = answer("Hello")
     start, *texts, done = await stream(client, REQUEST, headers={"X-Correlation-ID": "my.id-1"})
 
     assert start == StartChunk(seq=0, correlation_id="my.id-1", model="scripted-1")
-    assert texts == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
+    assert texts == [TextChunk(seq=1, text="Hello")]
     assert isinstance(done, DoneChunk)
-    assert done == DoneChunk(seq=3, finish_reason=FinishReason.STOP, usage=COUNTED, timing=done.timing)
+    assert done == DoneChunk(seq=2, finish_reason=FinishReason.STOP, usage=COUNTED, timing=done.timing)
     assert done.timing.first_token_ms is not None
     assert 0 <= done.timing.first_token_ms <= done.timing.total_ms
 
@@ -55,7 +58,7 @@ async def test_an_answer_streams_as_start_texts_and_done(client: httpx.AsyncClie
         "outcome": "completed",
         "model": "scripted-1",
         "attempts": 1,
-        "chunks": 4,
+        "chunks": 3,
         "finish_reason": "stop",
         "input_tokens": 7,
         "output_tokens": 3,
@@ -201,16 +204,16 @@ async def test_a_stream_that_ends_without_a_reason_is_truncated(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
     """All that came is delivered, then the truth: the stock client would have called it done."""
-    upstream.script = answer("Hel", "lo", finish_reason=None, usage=None)
+    upstream.script = answer("Hello", finish_reason=None, usage=None)
     start, *texts, error = await stream(client, REQUEST)
 
     assert isinstance(start, StartChunk)
-    assert texts == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
+    assert texts == [TextChunk(seq=1, text="Hello")]
     assert isinstance(error, ErrorChunk)
     assert error.error.code is ErrorCode.UPSTREAM_TRUNCATED
     assert error.error.retryable
     assert error.error.correlation_id == start.correlation_id
-    assert error.usage == Usage(output_tokens=2, source=UsageSource.ESTIMATE)
+    assert error.usage == Usage(output_tokens=1, source=UsageSource.ESTIMATE)
     line = await logs.line()
     assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_truncated")
     assert line["level"] == "warning"

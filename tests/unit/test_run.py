@@ -21,7 +21,12 @@ async def test_a_run_that_is_stopped_just_when_its_time_is_over_ends_once(*, is_
     run = Run(Settings(), end)
     if is_stop_first:
         loop.call_at(end, run.stop, ChatError(ErrorCode.SHUTTING_DOWN))
-    wait = asyncio.ensure_future(run.within(loop.create_future()))
+
+    async def wait_for_ever() -> None:
+        async with run.deadlines():
+            await loop.create_future()
+
+    wait = asyncio.ensure_future(wait_for_ever())
     await asyncio.sleep(0)
     if not is_stop_first:
         loop.call_at(end, run.stop, ChatError(ErrorCode.SHUTTING_DOWN))
@@ -32,10 +37,24 @@ async def test_a_run_that_is_stopped_just_when_its_time_is_over_ends_once(*, is_
 
 
 async def test_a_run_that_was_stopped_does_not_begin_to_wait() -> None:
-    """Nor does it find room."""
-    run = Run(Settings(), asyncio.get_running_loop().time() + 60)
+    """It ends by the name that it was stopped with."""
+    loop = asyncio.get_running_loop()
+    run = Run(Settings(), loop.time() + 60)
     run.stop(ChatError(ErrorCode.SHUTTING_DOWN))
-    for wait in (run.within(asyncio.get_running_loop().create_future()), run.room()):
-        with pytest.raises(ChatError) as caught:
-            await wait
-        assert caught.value.code is ErrorCode.SHUTTING_DOWN
+    with pytest.raises(ChatError) as caught:
+        async with run.deadlines():
+            await loop.create_future()
+    assert caught.value.code is ErrorCode.SHUTTING_DOWN
+
+
+async def test_text_that_waits_is_taken_all_at_once() -> None:
+    """Also after the model has ended."""
+    run = Run(Settings(), asyncio.get_running_loop().time() + 60)
+    run.add("a", 1)
+    assert await run.take() == "a"
+    run.add("b", 1)
+    run.add("cd", 2)
+    run.close()
+    assert await run.take() == "bcd"
+    assert await run.take() is None
+    assert run.deltas == 4

@@ -1,4 +1,4 @@
-"""Owns what the same model is asked again for, by openai-agents, which never does so after the first text."""
+"""Owns what the same model is asked again for, by openai-agents, before the first text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_RETRY_AFTER_S: Final = 5
 
 def decide_retry(error: Exception, run: Run) -> RetryDecision:
     """Decide whether, and in how many seconds, to ask again; without a number, in openai-agents' own time."""
-    if not isinstance(error, ChatError):
+    if not isinstance(error, ChatError) or run.deltas:
         return RetryDecision(retry=False)
     is_passing = error.code in _PASSING or (
         error.code is ErrorCode.UPSTREAM_ERROR and error.upstream_status is not None and error.explanation.retryable

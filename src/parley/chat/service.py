@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from contextlib import aclosing, asynccontextmanager
+from copy import copy
+from functools import cache
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import msgspec
 import structlog
-from agents import Agent, ModelRetrySettings, ModelSettings, RunConfig, Runner
-from openai.types.responses import ResponseCompletedEvent, ResponseTextDeltaEvent
+from agents import Agent, ModelRetrySettings, ModelSettings, MultiProvider, RunConfig, Runner
 
 from parley.chat.admission import Admission
 from parley.chat.errors import ChatError, ErrorCode
@@ -29,13 +30,15 @@ from parley.chat.retries import decide_retry
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from agents import RunResultStreaming
 
     from parley.chat.messages import Prompt
     from parley.chat.provider import Provider
     from parley.settings import Settings
+
+T = TypeVar("T")
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -116,8 +119,8 @@ class ChatService:
                     for provider in self._providers:
                         run, failure = Run(self._settings, end), None
                         try:
-                            async with aclosing(self._texts(prompt, provider, run)) as texts:
-                                async for text in texts:
+                            async with self._running(prompt, provider, run):
+                                while (text := await run.take()) is not None:
                                     if stopwatch.first_token is None:
                                         stopwatch.first_token = stopwatch.now()
                                         yield ReplyStarted(provider.model_name)
@@ -136,7 +139,7 @@ class ChatService:
             timing = stopwatch.timing()
             # Once the model has said why it finished, nothing that fails later takes anything from the answer.
             if run.finish_reason is None:
-                failure = failure or run.failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+                failure = failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
                 yield ReplyFailed(error=failure, usage=run.best_usage(), timing=timing)
             else:
                 if stopwatch.first_token is None:  # an empty answer
@@ -185,51 +188,66 @@ class ChatService:
         if self._is_draining:
             raise ChatError(ErrorCode.SHUTTING_DOWN)
 
-    async def _texts(self, prompt: Prompt, provider: Provider, run: Run) -> AsyncGenerator[str, None]:
-        """Yield the texts of one run; its model keeps the deadlines."""
+    @asynccontextmanager
+    async def _running(self, prompt: Prompt, provider: Provider, run: Run) -> AsyncIterator[None]:
+        """Run the model, from the start to the close of its connection; it keeps the deadlines.
+
+        Raises:
+            ChatError: where the model has failed, and not said before why it finished.
+        """
         result = self._start(prompt, provider, run)
-        events = result.stream_events()
+        task = result.run_loop_task
+        assert task is not None  # noqa: S101  # it has been started
+        task.add_done_callback(lambda task: run.close(None if task.cancelled() else task.exception()))
         self._runs.add(run)
         try:
-            async for event in events:
-                if event.type != "raw_response_event":
-                    continue
-                if isinstance(event.data, ResponseTextDeltaEvent):
-                    yield event.data.delta
-                    run.took(event.data.delta)
-                elif isinstance(event.data, ResponseCompletedEvent):
-                    return
+            yield
+            if run.failure is not None and run.finish_reason is None:
+                raise run.failure
         finally:
             self._runs.discard(run)
-            # Closing the events alone leaves the run, and the upstream's connection, going on to its end.
             result.cancel()
             with anyio.move_on_after(_CLEAN_UP_TIMEOUT_S, shield=True):
-                await events.aclose()  # type: ignore[attr-defined]  # declared as an iterator, is a generator
-                if result.run_loop_task is not None:
-                    await asyncio.wait({result.run_loop_task})
+                await asyncio.wait({task})
 
     def _start(self, prompt: Prompt, provider: Provider, run: Run) -> RunResultStreaming:
-        agent = Agent(
-            name="parley",
-            instructions=provider.instructions,
-            model=provider.model(run),
-            model_settings=ModelSettings(
-                temperature=provider.temperature,
-                max_tokens=prompt.max_output_tokens,
-                include_usage=True,
-                retry=ModelRetrySettings(
-                    max_retries=self._settings.retries,
-                    backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True},
-                    policy=lambda context: decide_retry(context.error, run),
+        return Runner.run_streamed(
+            _agent(provider.instructions),
+            [{"role": message.role, "content": message.content} for message in prompt.messages],
+            max_turns=1,
+            run_config=_changed(
+                _RUN_CONFIG,
+                model=provider.model(run),
+                model_settings=_changed(
+                    _MODEL_SETTINGS,
+                    temperature=provider.temperature,
+                    max_tokens=prompt.max_output_tokens,
+                    retry=_changed(
+                        _RETRY,
+                        max_retries=self._settings.retries,
+                        policy=lambda context: decide_retry(context.error, run),
+                    ),
                 ),
             ),
         )
-        return Runner.run_streamed(
-            agent,
-            [{"role": message.role, "content": message.content} for message in prompt.messages],
-            max_turns=1,
-            run_config=RunConfig(tracing_disabled=True),
-        )
+
+
+_RETRY: Final = ModelRetrySettings(backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True})
+_MODEL_SETTINGS: Final = ModelSettings()
+_RUN_CONFIG: Final = RunConfig(model_provider=MultiProvider(), tracing_disabled=True)
+
+
+def _changed(settings: T, **changes: object) -> T:
+    """Return a copy of openai-agents' settings; made anew, they would examine their own types, for a millisecond."""
+    made = copy(settings)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@cache
+def _agent(instructions: str | None) -> Agent[None]:
+    return Agent(name="parley", instructions=instructions, model_settings=_MODEL_SETTINGS)
 
 
 class _Stopwatch:

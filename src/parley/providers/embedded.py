@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -67,6 +67,7 @@ class EmbeddedProvider:
         self.temperature = DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature
         self.max_streams = SLOTS
         self._upstream: UpstreamProvider | None = None
+        self._upstreams = AsyncExitStack()
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -149,7 +150,7 @@ class EmbeddedProvider:
         if report.url is None:
             await _stop(child)
             raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
-        self._upstream = UpstreamProvider(
+        upstream = UpstreamProvider(
             base_url=f"{report.url}/v1",
             api_key=key,
             model_name=self.model_name,
@@ -159,6 +160,7 @@ class EmbeddedProvider:
             trust_env=False,  # a proxy is not for loopback
             neutralise=_without_special_tokens,
         )
+        self._upstream = await self._upstreams.enter_async_context(upstream)
         _log.info("embedded_model_ready", model=self.model_name, pid=child.pid)
         return child
 
@@ -175,9 +177,8 @@ class EmbeddedProvider:
         raise EmbeddedModelError(_REMEDIES["no_package"])
 
     async def _close_upstream(self) -> None:
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            await upstream.aclose()
+        self._upstream = None
+        await self._upstreams.aclose()
 
 
 async def _report(child: asyncio.subprocess.Process, order: Order) -> Report:

@@ -5,45 +5,43 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Final
 
-import httpx2
-import openai
+import aiohttp
+import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
-from parley.providers.wire import NotACompletionError
 
 _MAX_RETRY_AFTER_S: Final = 3600
 
 
-def named(error: Exception) -> ChatError:
-    """Name what went wrong between the request and the last event."""
-    match error:
-        case ChatError():
-            return error
-        case openai.APIStatusError():
-            return refusal(error)
-        case openai.APIConnectionError():
-            return ChatError(ErrorCode.UPSTREAM_UNREACHABLE)
-        case httpx2.HTTPError():
-            return ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
-        case NotACompletionError():
-            return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream sent something that is not a completion.")
-        case _:  # the client's own, about a response that it could not read
-            return ChatError(ErrorCode.UPSTREAM_ERROR)
+class _Problem(msgspec.Struct):
+    code: str | int | None = None
+    type: str | None = None
+    message: str | None = None
 
 
-def refusal(error: openai.APIStatusError) -> ChatError:
+class _Body(msgspec.Struct):
+    error: _Problem = msgspec.field(default_factory=_Problem)
+
+
+_decode: Final = msgspec.json.Decoder(_Body).decode
+
+
+def unsent(error: aiohttp.ClientError) -> ChatError:
+    """Name what went wrong before there was an answer."""
+    if isinstance(error, aiohttp.ClientConnectionError):
+        return ChatError(ErrorCode.UPSTREAM_UNREACHABLE)
+    return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than HTTP.")
+
+
+def refusal(status: int, body: bytes, retry_after: str | None) -> ChatError:
     """Name an HTTP error of the upstream; its text is read here and goes no further."""
-    status = error.status_code
+    retry_after_s = _sane(retry_after)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return ChatError(
-            ErrorCode.UPSTREAM_RATE_LIMITED,
-            retry_after_s=_retry_after_s(error.response),
-            upstream_status=status,
-        )
-    if status == HTTPStatus.BAD_REQUEST and _is_context_length(error):
+        return ChatError(ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=retry_after_s, upstream_status=status)
+    if status == HTTPStatus.BAD_REQUEST and _is_context_length(body):
         return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, upstream_status=status)
     if status == HTTPStatus.NOT_FOUND:
         detail = "The upstream does not know the model, or the address is not its API's."
@@ -51,25 +49,25 @@ def refusal(error: openai.APIStatusError) -> ChatError:
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}:
         detail = "The upstream refused the request."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
-    return ChatError(
-        ErrorCode.UPSTREAM_ERROR,
-        retry_after_s=_retry_after_s(error.response),
-        upstream_status=status,
-    )
+    return ChatError(ErrorCode.UPSTREAM_ERROR, retry_after_s=retry_after_s, upstream_status=status)
 
 
-def _is_context_length(error: openai.APIStatusError) -> bool:
+def _is_context_length(body: bytes) -> bool:
+    try:
+        problem = _decode(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
     # OpenAI's code, llama.cpp's type, and the words of vLLM, which has neither.
     return (
-        error.code == "context_length_exceeded"
-        or error.type == "exceed_context_size_error"
-        or "maximum context length" in error.message
+        problem.code == "context_length_exceeded"
+        or problem.type == "exceed_context_size_error"
+        or "maximum context length" in (problem.message or "")
     )
 
 
-def _retry_after_s(response: httpx2.Response) -> int | None:
+def _sane(retry_after: str | None) -> int | None:
     """Return the seconds that the upstream asks to wait, where they are a sane number."""
-    value = response.headers.get("retry-after", "")
+    value = retry_after or ""
     return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_RETRY_AFTER_S else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 import anyio
 import msgspec
@@ -30,12 +30,12 @@ ChunkT = TypeVar("ChunkT")
 PING: Final = b": ping\n"
 
 _encoder: Final = msgspec.json.Encoder()
+_KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(StreamChunk)}
 
 
 def encode_frame(chunk: StreamChunk) -> bytes:
     """Encode a chunk as one server-sent event; JSON has no line ends of its own, so one data line holds it."""
-    kind = str(chunk.__struct_config__.tag).encode()
-    return b"event: %b\ndata: %b\n\n" % (kind, _encoder.encode(chunk))
+    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
 
 
 def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: int, correlation_id: str) -> StreamChunk:

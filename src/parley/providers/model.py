@@ -1,0 +1,175 @@
+"""Owns one run's model: asks, reads the answer from the upstream's own bytes, and notes in the run how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+from agents import Model, ModelResponse
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseOutputMessage
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import Usage, UsageSource
+from parley.providers.failures import named_finish
+from parley.providers.wire import Chunk, EventDecoder, NotACompletionError, decode_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from typing import Protocol
+
+    from agents import ModelSettings, TResponseInputItem, TResponseStreamEvent
+
+    from parley.chat.run import Run
+
+    class Ask(Protocol):
+        """Sends a request upstream; yields what the answer is read from."""
+
+        def __call__(
+            self, instructions: str | None, turns: Any, settings: ModelSettings
+        ) -> AbstractAsyncContextManager[aiohttp.StreamReader]:
+            """Ask."""
+
+
+_LAST_BYTES_TIMEOUT_S: Final = 0.1
+
+
+class UpstreamModel(Model):
+    """Gives its text to the run, and to openai-agents, which asks again where it fails before any, just its end."""
+
+    def __init__(self, ask: Ask, run: Run) -> None:
+        self._ask = ask
+        self._run = run
+
+    async def get_response(self, *_: Any, **__: Any) -> ModelResponse:
+        """Refuse: Parley only streams."""
+        raise NotImplementedError
+
+    async def stream_response(
+        self,
+        system_instructions: str | None,
+        input: str | list[TResponseInputItem],  # noqa: A002  # named by openai-agents
+        model_settings: ModelSettings,
+        *_: Any,
+        **__: Any,
+    ) -> AsyncIterator[TResponseStreamEvent]:
+        """Run the model to its end, then yield one completed event.
+
+        Raises:
+            ChatError: where it fails before the first text; a later failure closes the run.
+        """
+        run = self._run
+        run.begin()
+        failure = None
+        try:
+            async with run.deadlines(), self._ask(system_instructions, input, model_settings) as content:
+                answer = Answer(content, run)
+                while await answer.read():
+                    await run.room()
+        except ChatError as error:
+            if not run.deltas and run.finish_reason is None:
+                raise
+            failure = error
+        run.close(failure)
+        yield completed()
+
+
+class Answer:
+    """What the upstream sends: the truth about the ending is in its own chunks, and nowhere in openai-agents."""
+
+    def __init__(self, content: aiohttp.StreamReader, run: Run) -> None:
+        self._content = content
+        self._run = run
+        self._decoder = EventDecoder()
+        self._is_completion = False
+
+    async def read(self) -> bool:
+        """Give the run all text that has come by now, as one; tell whether more may come.
+
+        Raises:
+            ChatError: where the answer has ended without a reason, or is none.
+        """
+        data, is_broken = await self._read()
+        if self._take(data):
+            await self._read_to_end()
+        elif is_broken:
+            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
+        elif data:
+            return True
+        if not self._is_completion:
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
+        if self._run.finish_reason is None:
+            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+        return False
+
+    async def _read(self) -> tuple[bytes, bool]:
+        """Wait for bytes, of which there are none at the end; tell whether the connection has broken after them."""
+        try:
+            return await self._content.readany(), False
+        except (aiohttp.ClientError, OSError):
+            # What had come before is still there, but aiohttp gives it to nobody once the connection has broken.
+            return self._content._read_nowait(-1), True  # noqa: SLF001  # there is no public way
+
+    def _take(self, data: bytes) -> bool:
+        """Decode bytes; tell whether they hold the last event."""
+        texts: list[str] = []
+        try:
+            for payload in self._decoder.feed(data):
+                if payload == b"[DONE]":
+                    return True
+                self._is_completion = True
+                if text := self._note(decode_chunk(payload)):
+                    texts.append(text)
+        except NotACompletionError as error:
+            detail = "The upstream sent something that is not a completion."
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail) from error
+        finally:
+            if texts:
+                self._run.add("".join(texts), len(texts))
+        return False
+
+    def _note(self, chunk: Chunk) -> str | None:
+        """Take a chunk's text, and note its finish reason and usage."""
+        if chunk.error is not None and chunk.error != b"null":
+            raise ChatError(ErrorCode.UPSTREAM_ERROR)
+        if chunk.usage is not None and any(count is not None for count in msgspec.structs.astuple(chunk.usage)):
+            self._run.usage = Usage(
+                input_tokens=chunk.usage.prompt_tokens,
+                output_tokens=chunk.usage.completion_tokens,
+                total_tokens=chunk.usage.total_tokens,
+                source=UsageSource.UPSTREAM,
+            )
+        if not chunk.choices:
+            return None
+        choice = chunk.choices[0]
+        if choice.finish_reason:
+            self._run.finish(named_finish(choice.finish_reason))
+        return (choice.delta.content or choice.delta.refusal) if choice.delta else None
+
+    async def _read_to_end(self) -> None:
+        """Read what follows the last event, which is there at once or not waited for: then the connection is kept."""
+        with suppress(TimeoutError, aiohttp.ClientError, OSError):
+            async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
+                while await self._content.readany():
+                    pass
+
+
+@cache
+def completed() -> ResponseCompletedEvent:
+    """Return the event that ends a run: openai-agents wants one, and nobody reads it. The first costs 60 ms."""
+    message = ResponseOutputMessage(id="reply", content=[], role="assistant", status="completed", type="message")
+    response = Response(
+        id="reply",
+        created_at=0,
+        model="reply",
+        object="response",
+        output=[message],
+        parallel_tool_calls=False,
+        tool_choice="none",
+        tools=[],
+    )
+    return ResponseCompletedEvent(response=response, sequence_number=0, type="response.completed")
