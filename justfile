@@ -21,10 +21,22 @@ test *arguments:
 faulty port="9000":
     {{ uv }} run python -m tests.support.faults "$@"
 
-# Measure: twice the load that it can bear, and clients that do not read
-bench seconds="20":
+# Measure what a token costs, against the stack as it comes: `just bench`, or `just bench burst paced --rounds 5`
+bench *options:
+    {{ uv }} run --group bench python -m tests.bench.tokens "$@"
+
+# Measure the embedded model's pace against llama.cpp's bare server
+bench-embedded:
+    {{ uv }} run python -m tests.bench.embedded
+
+# Measure twice the load that it can bear, and clients that do not read
+bench-load seconds="20":
     {{ uv }} run python -m tests.bench.overload "$@"
     {{ uv }} run python -m tests.bench.stuck "$@"
+
+# Measure whether memory stays flat
+bench-churn minutes="10":
+    {{ uv }} run --group bench python -m tests.bench.churn "$@"
 
 # Check the format, the linters, the types and the layers
 check:

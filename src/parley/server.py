@@ -36,6 +36,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "log_config": None,
         "loop": "asyncio",
         "port": settings.port,
+        "proxy_headers": False,  # nobody asks where a request came from
         "server_header": False,
         "timeout_graceful_shutdown": math.ceil(settings.drain_timeout_s) + _GRACE_S,
         "workers": settings.workers,

@@ -25,6 +25,8 @@ class Load:
     rate: int = 0
     arrivals: int = 0
     path: str = "/chat"
+    at_once: int = 0
+    """Streams at the same time, where not all."""
     history: int = 0
     """Turns of 500 characters before the message."""
 
@@ -89,12 +91,15 @@ async def run(load: Load, port: int) -> Result:
     clients: list[Client] = []
     started = perf_counter()
 
+    places = asyncio.Semaphore(load.at_once or load.streams)
+
     async def ask(number: int) -> None:
         if load.arrivals:
             await asyncio.sleep(started + number / load.arrivals - perf_counter())
-        _, client = await loop.create_connection(lambda: Client(request), "127.0.0.1", port)
-        clients.append(client)
-        await client.ended
+        async with places:
+            _, client = await loop.create_connection(lambda: Client(request), "127.0.0.1", port)
+            clients.append(client)
+            await client.ended
 
     async with asyncio.TaskGroup() as group:
         for number in range(load.streams):

@@ -33,7 +33,7 @@ SCENARIOS: Final = {
     "burst": Load(streams=50, tokens=200),
     "paced": Load(streams=100, tokens=200, rate=50),
     "crowd": Load(streams=1000, tokens=200, rate=10, arrivals=100),
-    "one": Load(streams=30, tokens=20, arrivals=5),
+    "one": Load(streams=120, tokens=20, arrivals=40),
     "long": Load(streams=10, tokens=2000),
     "history": Load(streams=50, tokens=200, history=100),
     "complete": Load(streams=50, tokens=200, path="/chat/complete"),

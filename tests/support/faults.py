@@ -130,7 +130,7 @@ async def reset(exchange: Exchange) -> None:
 
 async def close(exchange: Exchange) -> None:
     """Close the connection with a FIN, without ending the body."""
-    exchange.writer.close()
+    exchange.close()
 
 
 async def end(exchange: Exchange) -> None:

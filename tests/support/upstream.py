@@ -67,9 +67,15 @@ class Exchange:
 
     def abort(self) -> None:
         """Break the connection with an RST."""
+        self.connection.closed_by = "upstream"
         connection = self.writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
+
+    def close(self) -> None:
+        """Close the connection with a FIN, without ending the body."""
+        self.connection.closed_by = "upstream"
+        self.writer.close()
 
     def set_gone(self, _: object) -> None:
         """Note that nothing more can be sent."""
@@ -190,7 +196,7 @@ class ScriptedUpstream:
                 start = await next_byte
                 if not start:
                     break
-        connection.closed_by = "upstream" if writer.is_closing() else "parley"
+        connection.closed_by = connection.closed_by or "parley"
         connection.closed = now()
         connection.is_closed.set()
         writer.close()

@@ -14,7 +14,7 @@ import sseclient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, NotACompletionError, decode_chunk
+from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
 from parley.testing import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
 from parley.web.schema import StreamChunk, TextChunk
 from parley.web.sse import encode_frame
@@ -106,7 +106,7 @@ def test_a_line_without_end_is_given_up() -> None:
     """It would take all memory."""
     decoder = EventDecoder()
     decoder.feed(b"x" * MAX_EVENT_BYTES)
-    with pytest.raises(NotACompletionError):
+    with pytest.raises(EventTooLargeError):
         decoder.feed(b"x")
 
 
@@ -114,7 +114,7 @@ def test_an_event_of_endless_lines_is_given_up() -> None:
     """Each ends, the event does not."""
     decoder = EventDecoder()
     lines = [b"data: " + b"x" * 1000 + b"\n"] * (MAX_EVENT_BYTES // 1000 + 2)
-    with pytest.raises(NotACompletionError):
+    with pytest.raises(EventTooLargeError):
         list(map(decoder.feed, lines))
 
 

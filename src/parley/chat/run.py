@@ -53,6 +53,11 @@ class Run:
 
     # The model's side.
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the model is so far ahead of the client that it has to wait for `room`."""
+        return self._untaken > _ROOM
+
     def begin(self) -> None:
         """Note that the model is about to be asked, for the first time or again; its text is awaited from the first."""
         if not self.attempts:
@@ -93,12 +98,11 @@ class Run:
         self._tell()
 
     async def room(self) -> None:
-        """Wait until the client has taken enough of the text; the upstream is not silent meanwhile, just not read."""
-        if self._untaken > _ROOM:
-            self._has_room.clear()
-            await self._has_room.wait()
-            self._next_text_end = self._loop.time() + self._idle_timeout_s
-            self._watch()
+        """Wait until the client has taken the text; the upstream is not silent meanwhile, just not read."""
+        self._has_room.clear()
+        await self._has_room.wait()
+        self._next_text_end = self._loop.time() + self._idle_timeout_s
+        self._watch()
 
     def finish(self, reason: FinishReason) -> None:
         """Note why the model has finished; what may follow is not waited for long."""

@@ -247,7 +247,7 @@ def _changed(settings: T, **changes: object) -> T:
 
 @cache
 def _agent(instructions: str | None) -> Agent[None]:
-    return Agent(name="parley", instructions=instructions, model_settings=_MODEL_SETTINGS)
+    return Agent(name="parley", instructions=instructions, model="the run's", model_settings=_MODEL_SETTINGS)
 
 
 class _Stopwatch:

@@ -132,7 +132,7 @@ class EmbeddedProvider:
             EmbeddedModelError: where it does not serve.
         """
         key = secrets.token_urlsafe(32)
-        order = Order(model_path=str(self._find_model()), api_key=key)
+        order = Order(model_path=str(self.find_model()), api_key=key)
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -164,7 +164,12 @@ class EmbeddedProvider:
         _log.info("embedded_model_ready", model=self.model_name, pid=child.pid)
         return child
 
-    def _find_model(self) -> Path:
+    def find_model(self) -> Path:
+        """Return the model's file.
+
+        Raises:
+            EmbeddedModelError: where there is none.
+        """
         if self._settings.model_path is not None:
             path = Path(self._settings.model_path)
             if not path.is_file():

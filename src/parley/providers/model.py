@@ -15,7 +15,7 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseOut
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Usage, UsageSource
 from parley.providers.failures import named_finish
-from parley.providers.wire import Chunk, EventDecoder, NotACompletionError, decode_chunk
+from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,70 +67,82 @@ class UpstreamModel(Model):
         failure = None
         try:
             async with run.deadlines(), self._ask(system_instructions, input, model_settings) as content:
-                answer = Answer(content, run)
-                while await answer.read():
-                    await run.room()
+                await _read(content, run)
         except ChatError as error:
             if not run.deltas and run.finish_reason is None:
                 raise
             failure = error
         run.close(failure)
+        await asyncio.sleep(0)  # the service goes first, and does not wait for what openai-agents makes of the end
         yield completed()
 
 
-class Answer:
-    """What the upstream sends: the truth about the ending is in its own chunks, and nowhere in openai-agents."""
+async def _read(content: aiohttp.StreamReader, run: Run) -> None:
+    """Read an answer to its end; what has come by then is given to the run at once, as one text.
 
-    def __init__(self, content: aiohttp.StreamReader, run: Run) -> None:
-        self._content = content
+    Raises:
+        ChatError: where it ends without a reason, or is none.
+    """
+    answer = Answer(run)
+    try:
+        while not answer.is_done and (data := await content.readany()):
+            answer.take(data)
+            if run.is_full:
+                await run.room()
+    except (aiohttp.ClientError, OSError) as error:
+        # What had come before is still there, but aiohttp gives it to nobody once the connection has broken.
+        answer.take(content._read_nowait(-1))  # noqa: SLF001  # there is no public way
+        if not answer.is_done:
+            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.") from error
+    answer.check()
+    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        # What follows the last event is there at once, or not waited for: then the connection can be used again.
+        async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
+            while await content.readany():
+                pass
+
+
+class Answer:
+    """What the upstream says: the truth about the ending is in its own chunks, and nowhere in openai-agents."""
+
+    def __init__(self, run: Run) -> None:
+        self.is_done = False
         self._run = run
         self._decoder = EventDecoder()
         self._is_completion = False
 
-    async def read(self) -> bool:
-        """Give the run all text that has come by now, as one; tell whether more may come.
+    def take(self, data: bytes) -> None:
+        """Decode bytes, and note in the run what they say.
 
         Raises:
-            ChatError: where the answer has ended without a reason, or is none.
+            ChatError: where they are no completion's, or report a failure.
         """
-        data, is_broken = await self._read()
-        if self._take(data):
-            await self._read_to_end()
-        elif is_broken:
-            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
-        elif data:
-            return True
-        if not self._is_completion:
-            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
-        if self._run.finish_reason is None:
-            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
-        return False
-
-    async def _read(self) -> tuple[bytes, bool]:
-        """Wait for bytes, of which there are none at the end; tell whether the connection has broken after them."""
-        try:
-            return await self._content.readany(), False
-        except (aiohttp.ClientError, OSError):
-            # What had come before is still there, but aiohttp gives it to nobody once the connection has broken.
-            return self._content._read_nowait(-1), True  # noqa: SLF001  # there is no public way
-
-    def _take(self, data: bytes) -> bool:
-        """Decode bytes; tell whether they hold the last event."""
         texts: list[str] = []
         try:
             for payload in self._decoder.feed(data):
                 if payload == b"[DONE]":
-                    return True
+                    self.is_done = True
+                    break
                 self._is_completion = True
                 if text := self._note(decode_chunk(payload)):
                     texts.append(text)
-        except NotACompletionError as error:
+        except WIRE_ERRORS as error:
             detail = "The upstream sent something that is not a completion."
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail) from error
         finally:
             if texts:
                 self._run.add("".join(texts), len(texts))
-        return False
+
+    def check(self) -> None:
+        """Check that what was taken was a whole answer.
+
+        Raises:
+            ChatError: where it was none.
+        """
+        if not self._is_completion:
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
+        if self._run.finish_reason is None:
+            raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
 
     def _note(self, chunk: Chunk) -> str | None:
         """Take a chunk's text, and note its finish reason and usage."""
@@ -149,13 +161,6 @@ class Answer:
         if choice.finish_reason:
             self._run.finish(named_finish(choice.finish_reason))
         return (choice.delta.content or choice.delta.refusal) if choice.delta else None
-
-    async def _read_to_end(self) -> None:
-        """Read what follows the last event, which is there at once or not waited for: then the connection is kept."""
-        with suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
-                while await self._content.readany():
-                    pass
 
 
 @cache

@@ -94,7 +94,7 @@ class UpstreamProvider:
 
     def model(self, run: Run) -> Model:
         """Make the model for one run."""
-        return UpstreamModel(self._ask, run)
+        return UpstreamModel(self.ask, run)
 
     async def check(self) -> ErrorCode | None:
         """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
@@ -116,7 +116,7 @@ class UpstreamProvider:
         return code if is_unusable else None
 
     @asynccontextmanager
-    async def _ask(
+    async def ask(
         self, instructions: str | None, turns: Any, settings: ModelSettings
     ) -> AsyncIterator[aiohttp.StreamReader]:
         """Ask for a completion; yield what it is read from.

@@ -39,23 +39,15 @@ class Chunk(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
-_decode: Final = msgspec.json.Decoder(Chunk).decode
+decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
 
 
-class NotACompletionError(Exception):
-    """These bytes are not those of a stream of chunks."""
+class EventTooLargeError(Exception):
+    """An event grows past `MAX_EVENT_BYTES`."""
 
 
-def decode_chunk(payload: bytes) -> Chunk:
-    """Decode an event's data.
-
-    Raises:
-        NotACompletionError: where it is no chunk.
-    """
-    try:
-        return _decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotACompletionError from error
+# What bytes can have wrong that are not those of a stream of chunks.
+WIRE_ERRORS: Final = (EventTooLargeError, msgspec.DecodeError, UnicodeDecodeError)
 
 
 class EventDecoder:
@@ -72,11 +64,11 @@ class EventDecoder:
         """Return the data of the events that these bytes complete.
 
         Raises:
-            NotACompletionError: where an event grows past `MAX_EVENT_BYTES`.
+            EventTooLargeError: where an event grows past `MAX_EVENT_BYTES`.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
-            raise NotACompletionError
+            raise EventTooLargeError
         complete: list[bytes] = []
         for line in lines:
             text = line.removesuffix(b"\r")

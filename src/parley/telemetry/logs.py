@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import traceback
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -86,7 +87,7 @@ def _redacted(name: str, value: Any) -> Any:
     match value:
         case None | bool():
             return value
-        case _ if _SECRET_NAME.search(name):
+        case _ if _is_secret(name):
             return _HIDDEN
         case int() | float():
             return value
@@ -96,6 +97,11 @@ def _redacted(name: str, value: Any) -> Any:
             return [_redacted("", member) for member in value]
         case _:
             return _SECRET_VALUE.sub(_HIDDEN, str(value))
+
+
+@lru_cache(1000)
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
 
 
 def _withhold_untrusted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
