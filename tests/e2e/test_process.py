@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import ssl
 from typing import TYPE_CHECKING
 
 import anyio
 import httpx_sse
 import pytest
+import trustme
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage, UsageSource
@@ -42,6 +44,33 @@ async def test_the_environment_chooses_the_upstream(upstream: ScriptedUpstream) 
         assert (await served.logs.line())["outcome"] == "completed"
     assert upstream.exchanges[0].headers["authorization"] == f"Bearer {CANARY_KEY}"
     assert upstream.exchanges[0].json["model"] == "scripted-1"
+
+
+async def test_an_upstream_behind_tls_must_show_a_certificate_that_is_trusted(tmp_path: Path) -> None:
+    """By httpx's list, or by SSL_CERT_FILE's."""
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with ScriptedUpstream(tls=tls) as upstream:
+        variables = leading_to(upstream)
+        async with parley(**variables, SSL_CERT_FILE=str(tmp_path / "ca.pem")) as served, served.client() as client:
+            assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Hello"
+        async with parley(**variables) as served, served.client() as client:
+            error = problem(await client.post("/chat", json=REQUEST))
+        assert error.code is ErrorCode.UPSTREAM_UNREACHABLE
+        assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize(("bypass", "path"), [("", "http://model.example/v1/chat/completions"), ("*", None)])
+async def test_the_environments_proxy_is_used(upstream: ScriptedUpstream, bypass: str, path: str | None) -> None:
+    """Unless the environment says that there is none for this address."""
+    proxy = upstream.url.removesuffix("/v1")
+    variables = leading_to(upstream, OPENAI_BASE_URL="http://model.example/v1", PARLEY_RETRIES="0")
+    async with parley(**variables, HTTP_PROXY=proxy, NO_PROXY=bypass) as served, served.client() as client:
+        response = await client.post("/chat", json=REQUEST)
+    assert response.status_code == (200 if path else 502)
+    assert [exchange.path for exchange in upstream.exchanges] == ([path] if path else [])
 
 
 async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(upstream: ScriptedUpstream) -> None:

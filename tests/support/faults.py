@@ -217,6 +217,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "tool_call": failing(say(sse(_TOOL, delta(finish_reason="tool_calls"), "[DONE]")), retryable=False),
     # It refuses.
+    "301": status(301, retryable=False, location="/v1/elsewhere"),
     "400": status(400, retryable=False),
     "401": status(401, ErrorCode.UPSTREAM_AUTH, retryable=False),
     "403": status(403, ErrorCode.UPSTREAM_AUTH, retryable=False),

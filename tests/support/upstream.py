@@ -9,7 +9,10 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    import ssl
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
@@ -146,8 +149,9 @@ class ScriptedUpstream:
     `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._port = port
+        self._tls = tls
         self.script: Script = answer("Hel", "lo")
         self.models_script: Script = respond(200, {"object": "list", "data": []})
         self.models_requests = 0
@@ -160,10 +164,10 @@ class ScriptedUpstream:
     def url(self) -> str:
         """The base URL to give to Parley."""
         host, port = self._server.sockets[0].getsockname()
-        return f"http://{host}:{port}/v1"
+        return f"{'https' if self._tls else 'http'}://{host}:{port}/v1"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:

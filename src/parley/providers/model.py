@@ -67,7 +67,7 @@ class UpstreamModel(Model):
         failure = None
         try:
             async with run.deadlines(), self._ask(system_instructions, input, model_settings) as content:
-                await _read(content, run)
+                await read(content, run)
         except ChatError as error:
             if not run.deltas and run.finish_reason is None:
                 raise
@@ -77,7 +77,7 @@ class UpstreamModel(Model):
         yield completed()
 
 
-async def _read(content: aiohttp.StreamReader, run: Run) -> None:
+async def read(content: aiohttp.StreamReader, run: Run) -> None:
     """Read an answer to its end; what has come by then is given to the run at once, as one text.
 
     Raises:
