@@ -55,6 +55,12 @@ _ANOTHER_MAY_ANSWER: Final = {
 }
 
 
+# Made once: anew for each run, they would examine their own types for a millisecond.
+_RETRY: Final = ModelRetrySettings(backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True})
+_MODEL_SETTINGS: Final = ModelSettings()
+_RUN_CONFIG: Final = RunConfig(model_provider=MultiProvider(), tracing_disabled=True)
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """A whole reply."""
 
@@ -232,13 +238,8 @@ class ChatService:
         )
 
 
-_RETRY: Final = ModelRetrySettings(backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True})
-_MODEL_SETTINGS: Final = ModelSettings()
-_RUN_CONFIG: Final = RunConfig(model_provider=MultiProvider(), tracing_disabled=True)
-
-
 def _changed(settings: T, **changes: object) -> T:
-    """Return a copy of openai-agents' settings; made anew, they would examine their own types, for a millisecond."""
+    """Return a copy of openai-agents' settings with these changes."""
     made = copy(settings)
     for name, value in changes.items():
         setattr(made, name, value)
