@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from parley.settings import Settings
 
 # Characters that the model may be ahead of the client.
-_ROOM: Final = 65_536
+_ROOM: Final = 16_384
 
 # The usage comes right after the finish reason, or never.
 _LAST_WORD_TIMEOUT_S: Final = 1.0

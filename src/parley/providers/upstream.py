@@ -34,6 +34,8 @@ MAX_STREAMS: Final = 100
 _CHECK_TIMEOUT_S: Final = 3.0
 _CHECK_KEPT_S: Final = 5.0
 _MAX_ERROR_BYTES: Final = 65_536
+# Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
+_READ_BUFFER_BYTES: Final = 16_384
 _SUCCESS: Final = range(200, 300)
 
 
@@ -79,6 +81,7 @@ class UpstreamProvider:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             proxy=self._proxy,
+            read_bufsize=_READ_BUFFER_BYTES,
             # The deadlines on text are the run's, which knows what is text; a read timeout would count bytes.
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=self._connect_timeout_s, sock_connect=self._connect_timeout_s
