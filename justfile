@@ -42,7 +42,7 @@ bench-churn minutes="10":
 check:
     {{ uv }} run ruff format --check
     {{ uv }} run ruff check
-    {{ uv }} run mypy
+    {{ uv }} run --group bench mypy
     {{ uv }} run lint-imports
 
 # Format, and mend what the linter can mend
