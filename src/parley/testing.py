@@ -5,7 +5,7 @@ factory has a fixture of its own name, such as `chat_request_factory`.
 `ChatRequestFactory.seed_random(1)` makes what a factory builds the same in each run.
 """
 
-from random import Random
+from typing import TypeVar
 
 import msgspec
 from polyfactory import PostGenerated
@@ -37,45 +37,62 @@ _BREAKS = [
 ]
 
 
-def _correlation_id(random: Random) -> str:
-    return f"{random.getrandbits(128):032x}"
+T = TypeVar("T", bound=msgspec.Struct)
 
 
-def _usage(random: Random) -> Usage:
-    read, written = random.randint(1, 4000), random.randint(1, 2000)
-    return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written, source=UsageSource.UPSTREAM)
+class _Factory(MsgspecFactory[T]):
+    """What the fields hold that several shapes have in common."""
 
+    __is_base_factory__ = True
 
-def _timing(random: Random) -> Timing:
-    first_token_ms = random.randint(50, 2000)
-    return Timing(first_token_ms=first_token_ms, total_ms=first_token_ms + random.randint(0, 20_000))
+    @classmethod
+    def text(cls) -> str:
+        """Say something."""
+        return cls.__faker__.sentence()
+
+    @classmethod
+    def correlation_id(cls) -> str:
+        """Look like Parley's own."""
+        return f"{cls.__random__.getrandbits(128):032x}"
+
+    @classmethod
+    def usage(cls) -> Usage:
+        """Count what adds up."""
+        read, written = cls.__random__.randint(1, 4000), cls.__random__.randint(1, 2000)
+        return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written, source=UsageSource.UPSTREAM)
+
+    @classmethod
+    def timing(cls) -> Timing:
+        """Take longer to the end than to the beginning."""
+        first_token_ms = cls.__random__.randint(50, 2000)
+        return Timing(first_token_ms=first_token_ms, total_ms=first_token_ms + cls.__random__.randint(0, 20_000))
 
 
 @register_fixture
-class HistoryTurnFactory(MsgspecFactory[HistoryTurn]):
+class HistoryTurnFactory(_Factory[HistoryTurn]):
     """Earlier turns."""
 
     @classmethod
     def content(cls) -> str:
         """Say something."""
-        return cls.__faker__.sentence()
+        return cls.text()
 
 
 @register_fixture
-class ChatRequestFactory(MsgspecFactory[ChatRequest]):
+class ChatRequestFactory(_Factory[ChatRequest]):
     """Requests that a Parley with default settings accepts."""
 
     @classmethod
     def message(cls) -> str:
         """Ask something."""
-        return cls.__faker__.sentence()
+        return cls.text()
 
     @classmethod
     def history(cls) -> list[HistoryTurn]:
         """Begin with one exchange."""
         return [
-            HistoryTurn("user", cls.__faker__.sentence()),
-            HistoryTurn("assistant", cls.__faker__.sentence()),
+            HistoryTurn("user", cls.text()),
+            HistoryTurn("assistant", cls.text()),
         ]
 
     @classmethod
@@ -90,28 +107,8 @@ class ChatRequestFactory(MsgspecFactory[ChatRequest]):
 
 
 @register_fixture
-class ChatResponseFactory(MsgspecFactory[ChatResponse]):
+class ChatResponseFactory(_Factory[ChatResponse]):
     """Whole answers."""
-
-    @classmethod
-    def text(cls) -> str:
-        """Say something."""
-        return cls.__faker__.sentence()
-
-    @classmethod
-    def usage(cls) -> Usage:
-        """Count what adds up."""
-        return _usage(cls.__random__)
-
-    @classmethod
-    def timing(cls) -> Timing:
-        """Take longer to the end than to the beginning."""
-        return _timing(cls.__random__)
-
-    @classmethod
-    def correlation_id(cls) -> str:
-        """Look like Parley's own."""
-        return _correlation_id(cls.__random__)
 
 
 def _explained(name: str, values: dict[str, ErrorCode]) -> object:
@@ -119,7 +116,7 @@ def _explained(name: str, values: dict[str, ErrorCode]) -> object:
 
 
 @register_fixture
-class ErrorResponseFactory(MsgspecFactory[ErrorResponse]):
+class ErrorResponseFactory(_Factory[ErrorResponse]):
     """Failures; what they say is what Parley says for their code."""
 
     error = PostGenerated(_explained)
@@ -128,66 +125,36 @@ class ErrorResponseFactory(MsgspecFactory[ErrorResponse]):
     retryable = PostGenerated(_explained)
 
     @classmethod
-    def correlation_id(cls) -> str:
-        """Look like Parley's own."""
-        return _correlation_id(cls.__random__)
-
-    @classmethod
     def retry_after_s(cls) -> int | None:
         """Leave it open."""
         return None
 
 
 @register_fixture
-class StartChunkFactory(MsgspecFactory[StartChunk]):
+class StartChunkFactory(_Factory[StartChunk]):
     """The chunk that begins a stream."""
 
     seq = 0
 
-    @classmethod
-    def correlation_id(cls) -> str:
-        """Look like Parley's own."""
-        return _correlation_id(cls.__random__)
-
 
 @register_fixture
-class TextChunkFactory(MsgspecFactory[TextChunk]):
+class TextChunkFactory(_Factory[TextChunk]):
     """Pieces of an answer."""
 
-    @classmethod
-    def text(cls) -> str:
-        """Say something."""
-        return cls.__faker__.sentence()
-
 
 @register_fixture
-class DoneChunkFactory(MsgspecFactory[DoneChunk]):
+class DoneChunkFactory(_Factory[DoneChunk]):
     """The chunk that ends an answer."""
 
-    @classmethod
-    def usage(cls) -> Usage:
-        """Count what adds up."""
-        return _usage(cls.__random__)
-
-    @classmethod
-    def timing(cls) -> Timing:
-        """Take longer to the end than to the beginning."""
-        return _timing(cls.__random__)
-
 
 @register_fixture
-class ErrorChunkFactory(MsgspecFactory[ErrorChunk]):
+class ErrorChunkFactory(_Factory[ErrorChunk]):
     """The chunk that ends a broken answer."""
 
     @classmethod
     def error(cls) -> ErrorResponse:
         """Break as an answer can that has begun."""
-        return ErrorResponse.of(ChatError(cls.__random__.choice(_BREAKS)), _correlation_id(cls.__random__))
-
-    @classmethod
-    def usage(cls) -> Usage:
-        """Count what adds up."""
-        return _usage(cls.__random__)
+        return ErrorResponse.of(ChatError(cls.__random__.choice(_BREAKS)), cls.correlation_id())
 
 
 def stream_of(*texts: str, ended_by: DoneChunk | ErrorChunk | None = None) -> list[StreamChunk]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import signal
 import socket
 import statistics
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from tests.bench.load import Load, percentile, run
+from tests.support.process import environment, resident_kb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,9 +80,7 @@ class Server:
 
     def resident_kb(self) -> int:
         """Return the resident memory."""
-        return sum(
-            int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) for pid in self._tree()
-        )
+        return sum(map(resident_kb, self._tree()))
 
     def _tree(self) -> Iterator[int]:
         pids = [self._process.pid]
@@ -95,10 +93,8 @@ class Server:
 @contextmanager
 def serving(port: int, *command: str, **variables: str) -> Iterator[Server]:
     """Run a server until the block ends."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARLEY_", "OPENAI_"))}
-    process = subprocess.Popen(  # noqa: S603  # our own
-        [sys.executable, *command], env={**kept, **variables}, stdout=subprocess.DEVNULL
-    )
+    env = environment(PARLEY_LOG_LEVEL="info", **variables)
+    process = subprocess.Popen([sys.executable, *command], env=env, stdout=subprocess.DEVNULL)  # noqa: S603  # our own
     try:
         yield Server(process, port)
     finally:
@@ -113,7 +109,7 @@ async def answers(port: int) -> None:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # another process tells nobody that it listens
             else:
                 writer.close()
                 return
@@ -161,7 +157,7 @@ async def largest_kb(server: Server) -> float:
     try:
         while True:
             largest = max(largest, server.resident_kb())
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.25)  # memory is sampled
     except asyncio.CancelledError:
         return largest
 

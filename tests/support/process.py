@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -92,6 +93,11 @@ async def fails(**variables: str) -> tuple[int, str, str]:
         output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
+
+
+def resident_kb(pid: int) -> int:
+    """Return a process's resident memory."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
 
 
 @contextmanager

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
-from copy import copy
-from functools import cache
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
 import structlog
-from agents import Agent, ModelRetrySettings, ModelSettings, MultiProvider, RunConfig, Runner
 
+from parley.chat import runner
 from parley.chat.admission import Admission
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import (
@@ -26,19 +24,14 @@ from parley.chat.events import (
     Timing,
     Usage,
 )
-from parley.chat.retries import decide_retry
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from agents import RunResultStreaming
-
     from parley.chat.messages import Prompt
     from parley.chat.provider import Provider
     from parley.settings import Settings
-
-T = TypeVar("T")
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -53,12 +46,6 @@ _ANOTHER_MAY_ANSWER: Final = {
     ErrorCode.UPSTREAM_TRUNCATED,
     ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT,
 }
-
-
-# Made once: anew for each run, they would examine their own types for a millisecond.
-_RETRY: Final = ModelRetrySettings(backoff={"initial_delay": 0.25, "max_delay": 2.0, "multiplier": 2.0, "jitter": True})
-_MODEL_SETTINGS: Final = ModelSettings()
-_RUN_CONFIG: Final = RunConfig(model_provider=MultiProvider(), tracing_disabled=True)
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +188,7 @@ class ChatService:
         Raises:
             ChatError: where the model has failed, and not said before why it finished.
         """
-        result = self._start(prompt, provider, run)
+        result = runner.start(prompt, provider, run, self._settings.retries)
         task = result.run_loop_task
         assert task is not None  # noqa: S101  # it has been started
         task.add_done_callback(lambda task: run.close(None if task.cancelled() else task.exception()))
@@ -215,40 +202,6 @@ class ChatService:
             result.cancel()
             with anyio.move_on_after(_CLEAN_UP_TIMEOUT_S, shield=True):
                 await asyncio.wait({task})
-
-    def _start(self, prompt: Prompt, provider: Provider, run: Run) -> RunResultStreaming:
-        return Runner.run_streamed(
-            _agent(provider.instructions),
-            [{"role": message.role, "content": message.content} for message in prompt.messages],
-            max_turns=1,
-            run_config=_changed(
-                _RUN_CONFIG,
-                model=provider.model(run),
-                model_settings=_changed(
-                    _MODEL_SETTINGS,
-                    temperature=provider.temperature,
-                    max_tokens=prompt.max_output_tokens,
-                    retry=_changed(
-                        _RETRY,
-                        max_retries=self._settings.retries,
-                        policy=lambda context: decide_retry(context.error, run),
-                    ),
-                ),
-            ),
-        )
-
-
-def _changed(settings: T, **changes: object) -> T:
-    """Return a copy of openai-agents' settings with these changes."""
-    made = copy(settings)
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
-
-
-@cache
-def _agent(instructions: str | None) -> Agent[None]:
-    return Agent(name="parley", instructions=instructions, model="the run's", model_settings=_MODEL_SETTINGS)
 
 
 class _Stopwatch:

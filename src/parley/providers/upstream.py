@@ -19,6 +19,7 @@ from parley.providers.failures import refusal, unsent
 from parley.providers.model import UpstreamModel, completed
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable
     from types import TracebackType
     from typing import Self
@@ -76,8 +77,8 @@ class UpstreamProvider:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            # The service admits no more than it should; the certificates are those that httpx, and so openai, trust.
-            connector=aiohttp.TCPConnector(limit=0, ssl=httpx.create_ssl_context()),
+            # The service admits no more than it should.
+            connector=aiohttp.TCPConnector(limit=0, ssl=_trusted(self._base_url)),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             proxy=self._proxy,
@@ -161,6 +162,11 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
     except (aiohttp.ClientError, OSError):
         pass  # the status says enough
     return text
+
+
+def _trusted(base_url: str) -> ssl.SSLContext | bool:
+    """Return the certificates that httpx, and so openai, trust; they are loaded only where one will be shown."""
+    return httpx.create_ssl_context() if base_url.startswith("https:") else True
 
 
 def _proxy(base_url: str) -> str | None:
