@@ -16,7 +16,7 @@ from parley.signals import draining
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController
 from parley.web.errors import EXCEPTION_HANDLERS
-from parley.web.openapi import openapi_config
+from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> Litestar:
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
         openapi_config=openapi_config(),
-        plugins=[TelemetryPlugin(settings)],
+        plugins=[TelemetryPlugin(settings), WireSchemas()],
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )

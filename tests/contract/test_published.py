@@ -19,19 +19,20 @@ def test_the_contract_file_is_what_the_app_serves() -> None:
 
 
 def test_the_contract_says_that_chat_streams_chunks() -> None:
-    """The media type, the four chunks, and the error body for every status."""
+    """The media type, the four chunks with the tags that tell them apart, and the error body for every status."""
     document = yaml.safe_load(contract())
     responses = document["paths"]["/chat"]["post"]["responses"]
-    chunks = responses.pop("200")["content"]["text/event-stream"]["schema"]["oneOf"]
-    assert [chunk["$ref"].rpartition("/")[2] for chunk in chunks] == [
-        "StartChunk",
-        "TextChunk",
-        "DoneChunk",
-        "ErrorChunk",
-    ]
-    assert sorted(responses) == ["400", "404", "405", "413", "415", "429", "500", "502", "503", "504"]
+    stream = responses.pop("200")["content"]["text/event-stream"]["schema"]
+    assert stream == {"$ref": "#/components/schemas/StreamChunk"}
+    chunk = document["components"]["schemas"]["StreamChunk"]
+    tags = {"start": "StartChunk", "text": "TextChunk", "done": "DoneChunk", "error": "ErrorChunk"}
+    references = {tag: f"#/components/schemas/{name}" for tag, name in tags.items()}
+    assert chunk["oneOf"] == [{"$ref": reference} for reference in references.values()]
+    assert chunk["discriminator"] == {"propertyName": "type", "mapping": references}
+    assert sorted(responses) == ["400", "413", "415", "429", "500", "502", "503", "504"]
     for response in responses.values():
         assert response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ErrorResponse"
+        assert "X-Correlation-ID" in response["headers"]
 
 
 def row(variable: Variable) -> str:

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from parley.chat.errors import ErrorCode
-from parley.chat.events import Usage, UsageSource
+from parley.chat.events import Usage
 from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.process import fails, parley, watched
@@ -145,7 +145,7 @@ async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(
         assert text == TextChunk(seq=1, text="a")
         assert isinstance(error, ErrorChunk)
         assert (error.error.code, error.error.retryable) == (ErrorCode.SHUTTING_DOWN, True)
-        assert error.usage == Usage(output_tokens=1, source=UsageSource.ESTIMATE)
+        assert error.usage == Usage.estimate(1)
     assert [line["error_code"] for line in lines] == ["shutting_down"] * STREAMS
 
 

@@ -12,7 +12,7 @@ import httpx_sse
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.chat.events import Usage, UsageSource
+from parley.chat.events import Usage
 from parley.web.schema import ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import ECHO, after, ping
@@ -129,7 +129,7 @@ async def test_the_next_text_has_a_deadline(
     assert text == TextChunk(seq=1, text="a")
     assert isinstance(error, ErrorChunk)
     assert error.error.code is code
-    assert error.usage == Usage(output_tokens=1, source=UsageSource.ESTIMATE)
+    assert error.usage == Usage.estimate(1)
     assert (await logs.line())["error_code"] == code
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.chat.events import Usage
+from parley.chat.events import NO_USAGE
 from parley.settings import Secret
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, TextChunk
 from tests.support.canaries import CANARY
@@ -234,7 +234,7 @@ async def test_a_failure_after_the_headers_is_a_stream_of_one_error(
     async with running(make_settings(hold_headers_s=0.05, first_token_timeout_s=1), logs) as client:
         (error,) = await stream(client, REQUEST)
     assert isinstance(error, ErrorChunk)
-    assert (error.error.code, error.usage) == (ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT, Usage())
+    assert (error.error.code, error.usage) == (ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT, NO_USAGE)
     line = await logs.line()
     assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_first_token_timeout")
 

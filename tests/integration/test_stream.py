@@ -10,7 +10,7 @@ import httpx_sse
 import msgspec
 
 from parley.chat.errors import ErrorCode
-from parley.chat.events import FinishReason, Usage, UsageSource
+from parley.chat.events import NO_USAGE, FinishReason, Usage, UsageSource
 from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.running import decode_chunk, problem, running, stream
@@ -177,7 +177,7 @@ async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(
     upstream.script = answer("a", "b", "c", usage=None)
     done = (await stream(client, REQUEST))[-1]
     assert isinstance(done, DoneChunk)
-    assert done.usage == Usage(output_tokens=3, source=UsageSource.ESTIMATE)
+    assert done.usage == Usage.estimate(3)
 
 
 async def test_an_empty_answer_is_an_answer(client: httpx.AsyncClient, upstream: ScriptedUpstream) -> None:
@@ -186,7 +186,7 @@ async def test_an_empty_answer_is_an_answer(client: httpx.AsyncClient, upstream:
     start, done = await stream(client, REQUEST)
     assert isinstance(start, StartChunk)
     assert isinstance(done, DoneChunk)
-    assert (done.finish_reason, done.usage) == (FinishReason.CONTENT_FILTER, Usage())
+    assert (done.finish_reason, done.usage) == (FinishReason.CONTENT_FILTER, NO_USAGE)
     assert done.timing.first_token_ms is None
 
 
@@ -213,7 +213,7 @@ async def test_a_stream_that_ends_without_a_reason_is_truncated(
     assert error.error.code is ErrorCode.UPSTREAM_TRUNCATED
     assert error.error.retryable
     assert error.error.correlation_id == start.correlation_id
-    assert error.usage == Usage(output_tokens=1, source=UsageSource.ESTIMATE)
+    assert error.usage == Usage.estimate(1)
     line = await logs.line()
     assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_truncated")
     assert line["level"] == "warning"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Final, Self
 
 import msgspec
+from msgspec import Meta
 
 from parley.chat.errors import ChatError
+
+_Count = Annotated[int, Meta(ge=0)]
 
 
 class FinishReason(StrEnum):
@@ -26,19 +30,27 @@ class UsageSource(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one request; a number that nobody knows is `None`, never 0."""
+    """Tokens of one request; a number that nobody knows is null, never 0."""
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    source: UsageSource = UsageSource.NONE
+    input_tokens: Annotated[_Count | None, Meta(description="Tokens of the prompt, the system prompt included.")]
+    output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer.")]
+    total_tokens: Annotated[_Count | None, Meta(description="Both together.")]
+    source: UsageSource
+
+    @classmethod
+    def estimate(cls, output_tokens: int) -> Self:
+        """Count an answer's tokens where the upstream did not."""
+        return cls(input_tokens=None, output_tokens=output_tokens, total_tokens=None, source=UsageSource.ESTIMATE)
+
+
+NO_USAGE: Final = Usage(input_tokens=None, output_tokens=None, total_tokens=None, source=UsageSource.NONE)
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds since the request was accepted; `first_token_ms` is `None` where no text came."""
+    """Milliseconds since the request was accepted."""
 
-    first_token_ms: int | None
-    total_ms: int
+    first_token_ms: Annotated[_Count | None, Meta(description="When the first text came; null where none did.")]
+    total_ms: Annotated[_Count, Meta(description="When the answer ended.")]
 
 
 class ReplyAdmitted(msgspec.Struct, frozen=True):

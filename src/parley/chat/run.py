@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import FinishReason, Usage, UsageSource
+from parley.chat.events import NO_USAGE, FinishReason, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -146,8 +146,8 @@ class Run:
         if self.usage is not None:
             return self.usage
         if self.deltas:
-            return Usage(output_tokens=self.deltas, source=UsageSource.ESTIMATE)
-        return Usage()
+            return Usage.estimate(self.deltas)
+        return NO_USAGE
 
     def _tell(self) -> None:
         """Wake who waits for text; an `asyncio.Event` would cost twice as much for each."""

@@ -1,32 +1,19 @@
 """Owns the operations: chat as a stream, chat as one answer, and health."""
 
 from http import HTTPStatus
-from typing import Final
+from typing import Annotated
 
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
-from litestar.openapi import ResponseSpec
-from litestar.params import JSONBody
+from litestar.params import JSONBody, Parameter
 
 from parley.chat.service import ChatService
 from parley.settings import Settings
-from parley.web.errors import STATUS, ClientDisconnectedError
+from parley.web.errors import ClientDisconnectedError
+from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, READINESS_FAILURES, DescribedOperation
 from parley.web.request import ChatAPIRequest
-from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
+from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
 from parley.web.sse import EventStream, cancelled_on_disconnect
-
-_FAILURES: Final = {
-    status.value: ResponseSpec(
-        ErrorResponse,
-        generate_examples=False,
-        description=" or ".join(f"`{code}`" for code in STATUS if STATUS[code] is status),
-    )
-    for status in sorted(set(STATUS.values()))
-}
-
-_NOT_READY: Final = {
-    HTTPStatus.SERVICE_UNAVAILABLE.value: ResponseSpec(Health, generate_examples=False, description="No, and why.")
-}
 
 
 class ChatController(Controller):
@@ -41,15 +28,21 @@ class ChatController(Controller):
         status_code=HTTPStatus.OK,
         media_type="text/event-stream",
         response_description="The answer as it is made.",
-        responses=_FAILURES,
+        operation_class=DescribedOperation,
+        responses=CHAT_FAILURES,
     )
     async def stream(
         self,
         data: JSONBody[ChatRequest],
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
-    ) -> EventStream[StreamChunk]:
-        """Answer a message as server-sent events: one start, texts, then exactly one of done or error."""
+    ) -> EventStream[Annotated[StreamChunk, Parameter(schema_component_key="StreamChunk")]]:
+        """Answer a message as server-sent events: one `start`, texts, then exactly one of `done` or `error`.
+
+        Each event has one chunk as its data, in one line of JSON, and the chunk's `type` as its name; a silent stream
+        has comments, `: ping`. What fails before the first text is an HTTP error, later an `error` chunk. There is no
+        resuming: to send the request again is to ask, and to pay, again. To close the connection stops the model.
+        """
         return EventStream(
             service.stream(data.to_prompt(settings)),
             hold_headers_s=settings.hold_headers_s,
@@ -62,7 +55,8 @@ class ChatController(Controller):
         summary="Get a whole answer",
         status_code=HTTPStatus.OK,
         response_description="The whole answer.",
-        responses=_FAILURES,
+        operation_class=DescribedOperation,
+        responses=CHAT_FAILURES,
     )
     async def complete(
         self,
@@ -91,21 +85,29 @@ class HealthController(Controller):
     path = "/health"
     tags = ("health",)
 
-    @get("/live", operation_id="getLiveness", summary="Is the process alive?", response_description="Yes.")
+    @get(
+        "/live",
+        operation_id="getLiveness",
+        summary="Is the process alive?",
+        response_description="Yes.",
+        operation_class=DescribedOperation,
+        responses=LIVENESS_FAILURES,
+    )
     async def live(self) -> Health:
         """Answer, which is all there is to tell."""
-        return Health(status="live")
+        return Health(status="live", reason=None)
 
     @get(
         "/ready",
         operation_id="getReadiness",
         summary="Would a chat be answered?",
         response_description="Yes.",
-        responses=_NOT_READY,
+        operation_class=DescribedOperation,
+        responses=READINESS_FAILURES,
     )
     async def ready(self, service: NamedDependency[ChatService]) -> Response[Health]:
         """Tell whether the model can be reached and Parley is not shutting down: 200 if so, else 503 and why."""
         problem = await service.check()
         if problem is None:
-            return Response(Health(status="ready"))
+            return Response(Health(status="ready", reason=None))
         return Response(Health(status="not_ready", reason=problem), status_code=HTTPStatus.SERVICE_UNAVAILABLE)

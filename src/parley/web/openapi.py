@@ -1,13 +1,177 @@
-"""Owns the contract's head: what the OpenAPI document says of itself, and where it is served."""
+"""Owns the contract: what the OpenAPI document says of the operations and their shapes, and where it is served."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 from litestar import Response, Router
 from litestar.exceptions import NotFoundException
-from litestar.openapi import OpenAPIConfig
+from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
+from litestar.openapi.spec import (
+    Example,
+    License,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+    Tag,
+)
+from litestar.openapi.spec.base import BaseSchemaObject
+from litestar.openapi.spec.enums import OpenAPIType
+from litestar.params import Parameter as Named
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.typing import FieldDefinition
+
+from parley.chat.errors import ErrorCode
+from parley.web.errors import STATUS
+from parley.web.examples import bodies
+from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from litestar._openapi.schema_generation import SchemaCreator
+
+_PUBLISHED: Final[dict[str, Any]] = {
+    "ChatRequest": ChatRequest,
+    "StreamChunk": StreamChunk,
+    "ChatResponse": ChatResponse,
+    "ErrorResponse": ErrorResponse,
+    "Health": Health,
+}
+
+# What no operation answers with, but Litestar where there is none.
+_OF_NO_OPERATION: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
+
+# With these it may be known how long to wait.
+_PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}
+
+_CORRELATION_ID: Final = OpenAPIHeader(
+    schema=Schema(type=OpenAPIType.STRING),
+    required=True,
+    description="The request's id, which is in every log line about it.",
+)
+_RETRY_AFTER: Final = OpenAPIHeader(
+    schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait, where they are known."
+)
+_OWN_CORRELATION_ID: Final = Parameter(
+    name="X-Correlation-ID",
+    param_in="header",
+    schema=Schema(type=OpenAPIType.STRING),
+    description="An id of your own, kept where it is 1 to 128 of `A-Z a-z 0-9 . _ -`, else replaced.",
+)
+
+
+def _failures(*codes: ErrorCode) -> dict[int, ResponseSpec]:
+    """Describe the errors that an operation may answer with, by status."""
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(STATUS[code], []).append(f"`{code}`")
+    return {
+        status: ResponseSpec(ErrorResponse, generate_examples=False, description=" or ".join(of_it))
+        for status, of_it in sorted(by_status.items())
+    }
+
+
+CHAT_FAILURES: Final = _failures(*(code for code in ErrorCode if code not in _OF_NO_OPERATION))
+LIVENESS_FAILURES: Final = _failures(ErrorCode.INTERNAL)
+READINESS_FAILURES: Final = LIVENESS_FAILURES | {
+    503: ResponseSpec(Health, generate_examples=False, description="No, and why.")
+}
+
+
+@dataclass
+class DescribedOperation(Operation):
+    """An operation with what a handler's decorator has no place for: headers and examples."""
+
+    def __post_init__(self) -> None:
+        """Add them."""
+        self.parameters = [_OWN_CORRELATION_ID]
+        if isinstance(self.request_body, RequestBody):
+            _exemplify(self.request_body.content)
+        for status, response in (self.responses or {}).items():
+            if isinstance(response, OpenAPIResponse):
+                retry_after = {"Retry-After": _RETRY_AFTER} if int(status) in _PASSING else {}
+                response.headers = {"X-Correlation-ID": _CORRELATION_ID, **retry_after}
+                _exemplify(response.content or {}, int(status))
+
+
+def _exemplify(content: Mapping[str, OpenAPIMediaType], status: int | None = None) -> None:
+    for media_type in content.values():
+        shape = media_type.schema.ref.rpartition("/")[2] if isinstance(media_type.schema, Reference) else ""
+        if examples := bodies(shape, status):
+            media_type.examples = {name: Example(value=_Body(body)) for name, body in examples.items()}
+
+
+@dataclass
+class _Body(BaseSchemaObject):
+    """A body as it goes over the wire, with its nulls, which Litestar would leave out."""
+
+    body: object
+
+    def to_schema(self) -> dict[str, Any]:
+        return dict(msgspec.to_builtins(self.body))
+
+
+class WireSchemas(OpenAPISchemaPlugin):
+    """Publishes msgspec's own schemas, which have limits, closed objects and discriminators that Litestar's lack."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Take what goes over the wire."""
+        return field_definition.annotation in _PUBLISHED.values()
+
+    def to_openapi_schema(  # type: ignore[override]  # Litestar takes a reference as well
+        self, field_definition: FieldDefinition, schema_creator: SchemaCreator
+    ) -> Reference | None:
+        """Register all that goes over the wire, and refer to this part of it."""
+        registry = schema_creator.schema_registry
+        for name, definition in _components().items():
+            schema = registry.get_schema_for_field_definition(_component(name))
+            for keyword, value in definition.items():
+                setattr(schema, Schema.field_aliases().get(keyword, keyword), value)
+        name = next(name for name, shape in _PUBLISHED.items() if shape == field_definition.annotation)
+        return registry.get_reference_for_field_definition(_component(name))
+
+
+def _component(name: str) -> FieldDefinition:
+    """Name a component as Litestar's registry wants it named."""
+    shape = _PUBLISHED.get(name, object)
+    return FieldDefinition.from_annotation(Annotated[shape, Named(schema_component_key=name)])
+
+
+def _components() -> dict[str, Any]:
+    """Return the schemas by name."""
+    published, components = msgspec.json.schema_components(
+        _PUBLISHED.values(), ref_template="#/components/schemas/{name}"
+    )
+    for name, schema in zip(_PUBLISHED, published, strict=True):
+        if "anyOf" in schema:  # msgspec has no name for a union, and doesn't say that only one of it can be meant
+            components[name] = {"title": name, "oneOf": schema.pop("anyOf"), **schema}
+    return {name: _typed(schema) for name, schema in components.items()}
+
+
+def _typed(schema: Any) -> Any:
+    """Say of each enumeration that it is of strings, and of a tag that it is constant: generators want to know."""
+    match schema:
+        case {"enum": [tag]}:
+            return {"type": "string", "const": tag}
+        case {"enum": [*_]}:
+            return {"type": "string", **schema}
+        case dict():
+            return {keyword: _typed(value) for keyword, value in schema.items()}
+        case list():
+            return [_typed(member) for member in schema]
+        case _:
+            return schema
 
 
 def _refuse_unknown(response: Response[Any]) -> Response[Any]:
@@ -22,7 +186,15 @@ def openapi_config() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Parley",
         version=version("parley"),
-        description="A streaming chat API. POST a message, read the model's answer as typed server-sent events.",
+        summary="A streaming chat API.",
+        description="POST a message, read the model's answer as typed server-sent events, as it is made.",
+        license=License(name="MIT", identifier="MIT"),
+        security=[],
+        tags=[
+            Tag("chat", "Answers to messages. Sending a request again asks, and pays for, another answer."),
+            Tag("health", "What an orchestrator asks."),
+        ],
+        use_handler_docstrings=True,
         openapi_router=Router(
             path="/schema", route_handlers=[], after_request=_refuse_unknown, include_in_schema=False
         ),

@@ -13,6 +13,10 @@ from parley.settings import Settings
 MAX_MESSAGE_CHARACTERS: Final = 32_000
 MAX_HISTORY_TURNS: Final = 200
 
+_Seq = Annotated[int, Meta(ge=0, description="Counts the chunks of a stream, from 0.")]
+_Model = Annotated[str, Meta(description="The model that answers; the fallback, where that was asked.")]
+_CorrelationId = Annotated[str, Meta(description="The id to quote to the operator; it is in the logs.")]
+
 # A NUL would end the text, unseen, in servers written in C.
 _NO_NUL: Final = r"^[^\x00]*$"
 NOT_BLANK_NO_NUL: Final = r"^(?=[\s\S]*\S)[^\x00]*$"
@@ -81,9 +85,11 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     error: Annotated[str, Meta(description="What happened.")]
     detail: Annotated[str, Meta(description="Why.")]
     action: Annotated[str, Meta(description="What to do.")]
-    correlation_id: Annotated[str, Meta(description="The id to quote to the operator; it is in the logs.")]
+    correlation_id: _CorrelationId
     retryable: Annotated[bool, Meta(description="Whether the same request may succeed if it is sent again.")]
-    retry_after_s: Annotated[int | None, Meta(description="Seconds to wait before that, where they are known.")] = None
+    retry_after_s: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Seconds to wait before that; null where nobody knows.")
+    ]
 
     @classmethod
     def of(cls, error: ChatError, correlation_id: str) -> "ErrorResponse":
@@ -103,22 +109,22 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
 class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="start"):
     """The model has begun to answer."""
 
-    seq: int
-    correlation_id: str
-    model: str
+    seq: _Seq
+    correlation_id: _CorrelationId
+    model: _Model
 
 
 class TextChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """A piece of the answer; the whole answer is all of them, joined."""
 
-    seq: int
-    text: str
+    seq: _Seq
+    text: Annotated[str, Meta(description="What comes next in the answer.")]
 
 
 class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
     """The answer is whole, or the model said why it is not. Nothing follows."""
 
-    seq: int
+    seq: _Seq
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
@@ -127,7 +133,7 @@ class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 class ErrorChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
     """The answer broke off after it had begun. Nothing follows."""
 
-    seq: int
+    seq: _Seq
     error: ErrorResponse
     usage: Usage
 
@@ -138,16 +144,16 @@ StreamChunk = StartChunk | TextChunk | DoneChunk | ErrorChunk
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer."""
 
-    text: str
+    text: Annotated[str, Meta(description="The whole of it.")]
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
-    model: str
-    correlation_id: str
+    model: _Model
+    correlation_id: _CorrelationId
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests would be answered now; if not, the code of the error that they would meet."""
 
     status: Literal["live", "ready", "not_ready"]
-    reason: ErrorCode | None = None
+    reason: ErrorCode | None

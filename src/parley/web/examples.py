@@ -1,0 +1,78 @@
+"""Owns the contract's examples: requests, chunks, answers and errors as they go over the wire."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import FinishReason, Timing, Usage, UsageSource
+from parley.web.errors import STATUS
+from parley.web.schema import (
+    ChatRequest,
+    ChatResponse,
+    DoneChunk,
+    ErrorChunk,
+    ErrorResponse,
+    Health,
+    HistoryTurn,
+    StartChunk,
+    StreamChunk,
+    TextChunk,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CORRELATION_ID: Final = "dbe688a500de49e49b06437065c5466b"
+_MODEL: Final = "smollm2-135m-instruct"
+_USAGE: Final = Usage(input_tokens=31, output_tokens=8, total_tokens=39, source=UsageSource.UPSTREAM)
+_TIMING: Final = Timing(first_token_ms=301, total_ms=378)
+
+
+def _error(code: ErrorCode) -> ErrorResponse:
+    return ErrorResponse.of(ChatError(code), _CORRELATION_ID)
+
+
+_REQUESTS: Final[Mapping[str, ChatRequest]] = {
+    "question": ChatRequest(message="What is the capital of France?"),
+    "conversation": ChatRequest(
+        message="And of Italy?",
+        history=[
+            HistoryTurn("user", "What is the capital of France?"),
+            HistoryTurn("assistant", "The capital of France is Paris."),
+        ],
+        max_output_tokens=200,
+        timeout_s=20,
+    ),
+}
+_CHUNKS: Final[Mapping[str, StreamChunk]] = {
+    "start": StartChunk(seq=0, correlation_id=_CORRELATION_ID, model=_MODEL),
+    "text": TextChunk(seq=1, text="The capital"),
+    "done": DoneChunk(seq=8, finish_reason=FinishReason.STOP, usage=_USAGE, timing=_TIMING),
+    "error": ErrorChunk(seq=3, error=_error(ErrorCode.UPSTREAM_TRUNCATED), usage=Usage.estimate(2)),
+}
+_ANSWER: Final = ChatResponse(
+    text="The capital of France is Paris.",
+    finish_reason=FinishReason.STOP,
+    usage=_USAGE,
+    timing=_TIMING,
+    model=_MODEL,
+    correlation_id=_CORRELATION_ID,
+)
+_NOT_READY: Final = Health(status="not_ready", reason=ErrorCode.UPSTREAM_UNREACHABLE)
+
+
+def bodies(shape: str, status: int | None) -> Mapping[str, object]:
+    """Return examples by name of what has this shape, in a response of this status."""
+    match shape:
+        case "ChatRequest":
+            return _REQUESTS
+        case "StreamChunk":
+            return _CHUNKS
+        case "ChatResponse":
+            return {"answer": _ANSWER}
+        case "Health":
+            return {} if status == HTTPStatus.OK else {"not_ready": _NOT_READY}
+        case _:
+            return {code: _error(code) for code in ErrorCode if STATUS[code] == status}
