@@ -57,4 +57,4 @@ contract:
 # Resolve the dependencies anew, and export what a deployment installs, with hashes
 lock:
     {{ uv }} lock
-    {{ uv }} export -q --no-default-groups --group embedded --no-emit-project --no-annotate --no-header -o requirements.lock
+    {{ uv }} export -q --no-default-groups --group embedded --group docs --no-emit-project --no-annotate --no-header -o requirements.lock

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 
 from parley.chat.service import ChatService
@@ -53,12 +54,24 @@ def create_app(settings: Settings) -> Litestar:
             "service": Provide(lambda: service, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },
+        cors_config=_cors(settings),
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
         openapi_config=openapi_config(),
         plugins=[TelemetryPlugin(settings), WireSchemas()],
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
+    )
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    """Let the pages of the given origins call, and read the headers that they need."""
+    if settings.cors_origins is None:
+        return None
+    return CORSConfig(
+        allow_origins=settings.cors_origins.split(","),
+        allow_methods=["GET", "POST"],
+        expose_headers=["X-Correlation-ID", "Retry-After"],
     )
 
 

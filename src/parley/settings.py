@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, inspect
@@ -13,8 +13,20 @@ if TYPE_CHECKING:
 
 _PREFIX = "PARLEY_"
 
-_Seconds = Annotated[float, Meta(gt=0, le=3600)]
+# No server's ceiling can be higher.
+LONGEST_S: Final = 3600
+MOST_OUTPUT_TOKENS: Final = 1_000_000
+
+_Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
+_ORIGIN = r"https?://[^\s/?#@,*]+"
+_Origins = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(\*|{_ORIGIN}(,{_ORIGIN})*)\Z",
+        extra={"allowed": "`*`, or origins like https://app.example:8443 with commas between them"},
+    ),
+]
 _PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 _Address = Annotated[
     str,
@@ -81,8 +93,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: Annotated[
         int, Meta(ge=1, le=64, description="Processes that serve; with an upstream only. All limits are of each.")
     ] = 1
+    cors_origins: Annotated[
+        _Origins | None, Meta(description="Origins whose pages may call Parley from a browser. Unset: none.")
+    ] = None
     max_output_tokens: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="Default and ceiling of a request's `max_output_tokens`.")
+        int, Meta(ge=1, le=MOST_OUTPUT_TOKENS, description="Default and ceiling of a request's `max_output_tokens`.")
     ] = 2000
     request_timeout_s: Annotated[
         _Seconds, Meta(description="Default and ceiling of a request's `timeout_s`, first byte to last.")

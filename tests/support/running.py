@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from contextlib import asynccontextmanager, redirect_stdout
@@ -16,6 +17,7 @@ import uvicorn
 from parley.app import create_app
 from parley.server import options
 from parley.web.schema import ErrorResponse, StreamChunk
+from tests.support import contract
 from tests.support.canaries import CANARIES
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def read_chunks(data: bytes) -> list[StreamChunk]:
 
 
 def decode_chunk(data: str) -> StreamChunk:
-    """Decode through the union that the contract publishes."""
+    """Decode through the union that the contract publishes, and hold it against the contract itself."""
+    contract.check("StreamChunk", json.loads(data))
     chunk: StreamChunk = msgspec.json.decode(data, type=StreamChunk)
     return chunk
 
@@ -74,6 +77,7 @@ def kind(chunk: StreamChunk) -> str:
 def problem(response: httpx.Response) -> ErrorResponse:
     """Return the error of a refused request, checked for what holds for every error."""
     assert response.headers["content-type"] == "application/json"
+    contract.check("ErrorResponse", response.json())
     error = msgspec.json.decode(response.content, type=ErrorResponse, strict=True)
     assert error.error
     assert error.detail

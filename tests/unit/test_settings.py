@@ -37,6 +37,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "PARLEY_HOST": "::1",
         "PARLEY_PORT": "0",
         "PARLEY_WORKERS": "2",
+        "PARLEY_CORS_ORIGINS": "https://app.example,http://localhost:3000",
         "PARLEY_MAX_OUTPUT_TOKENS": "5",
         "PARLEY_REQUEST_TIMEOUT_S": "6",
         "PARLEY_CONNECT_TIMEOUT_S": "7.5",
@@ -70,6 +71,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         host="::1",
         port=0,
         workers=2,
+        cors_origins="https://app.example,http://localhost:3000",
         max_output_tokens=5,
         request_timeout_s=6.0,
         connect_timeout_s=7.5,
@@ -148,6 +150,15 @@ def test_an_address_that_no_client_can_use_is_refused(address: str) -> None:
     """Otherwise the start would end in a traceback."""
     (line,) = problems(OPENAI_BASE_URL=address, PARLEY_MODEL="x")
     assert line.startswith("OPENAI_BASE_URL: its value is not allowed")
+
+
+@pytest.mark.parametrize(
+    "origins", ["https://a.example/", "a.example", "https://*.example", "https://a,", "*,https://a"]
+)
+def test_origins_that_no_browser_would_send_are_refused(origins: str) -> None:
+    """Otherwise they would look set, and let nobody in, or too many."""
+    (line,) = problems(PARLEY_CORS_ORIGINS=origins)
+    assert line.startswith("PARLEY_CORS_ORIGINS: ")
 
 
 def test_all_wrong_values_are_told_at_once() -> None:

@@ -32,6 +32,7 @@ from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
 
 from parley.chat.errors import ErrorCode
+from parley.web import docs
 from parley.web.errors import STATUS
 from parley.web.examples import bodies
 from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
@@ -182,7 +183,8 @@ def _refuse_unknown(response: Response[Any]) -> Response[Any]:
 
 
 def openapi_config() -> OpenAPIConfig:
-    """Return the configuration; the document is served at /schema/openapi.json and /schema/openapi.yaml."""
+    """Return the configuration: a page at /schema, the document at /schema/openapi.json and /schema/openapi.yaml."""
+    path, files = "/schema", docs.file_routers()
     return OpenAPIConfig(
         title="Parley",
         version=version("parley"),
@@ -191,12 +193,14 @@ def openapi_config() -> OpenAPIConfig:
         license=License(name="MIT", identifier="MIT"),
         security=[],
         tags=[
-            Tag("chat", "Answers to messages. Sending a request again asks, and pays for, another answer."),
+            Tag("chat", "Answers to messages. To send a request again is to ask, and to pay, again."),
             Tag("health", "What an orchestrator asks."),
         ],
         use_handler_docstrings=True,
-        openapi_router=Router(
-            path="/schema", route_handlers=[], after_request=_refuse_unknown, include_in_schema=False
-        ),
-        render_plugins=[JsonRenderPlugin(path="/openapi.json"), YamlRenderPlugin(path="/openapi.yaml")],
+        openapi_router=Router(path, route_handlers=files, after_request=_refuse_unknown, include_in_schema=False),
+        render_plugins=[
+            *([docs.page(path)] if files else []),
+            JsonRenderPlugin(path="/openapi.json"),
+            YamlRenderPlugin(path="/openapi.yaml"),
+        ],
     )

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage
 from parley.chat.messages import Message, Prompt, Role
-from parley.settings import Settings
+from parley.settings import LONGEST_S, MOST_OUTPUT_TOKENS, Settings
 
 MAX_MESSAGE_CHARACTERS: Final = 32_000
 MAX_HISTORY_TURNS: Final = 200
@@ -45,11 +45,25 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         list[HistoryTurn], Meta(max_length=MAX_HISTORY_TURNS, description="The earlier turns, oldest first.")
     ] = msgspec.field(default_factory=list)
     max_output_tokens: (
-        Annotated[int, Meta(ge=1, description="Most tokens to answer with; the server's ceiling is the default.")]
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=MOST_OUTPUT_TOKENS,
+                description="Most tokens to answer with. The server's ceiling is the default; above it is refused.",
+            ),
+        ]
         | UnsetType
     ) = UNSET
     timeout_s: (
-        Annotated[float, Meta(gt=0, description="Seconds for the whole answer; the server's ceiling is the default.")]
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=LONGEST_S,
+                description="Seconds for the whole answer. The server's ceiling is the default; above it is refused.",
+            ),
+        ]
         | UnsetType
     ) = UNSET
 

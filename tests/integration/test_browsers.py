@@ -1,0 +1,84 @@
+"""What a browser asks before it lets a page call Parley, and the page that Parley shows itself."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.support import contract
+from tests.support.running import problem, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+
+HERE, ELSEWHERE = "https://app.example", "https://other.example"
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-correlation-id"}
+
+
+async def preflight(client: httpx.AsyncClient, origin: str) -> httpx.Response:
+    """Ask as a browser does before it posts JSON from another origin."""
+    return await client.options("/chat", headers={"Origin": origin, **PREFLIGHT})
+
+
+async def test_no_other_origin_may_call_by_default(client: httpx.AsyncClient) -> None:
+    """Neither in advance nor in the response."""
+    answered = await client.post("/chat", json={"message": "hi"}, headers={"Origin": HERE})
+    for response in (await preflight(client, HERE), answered):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("origins", [HERE, f"https://third.example,{HERE}", "*"])
+async def test_a_given_origin_may_call_and_read_the_headers_it_needs(
+    make_settings: Callable[..., Settings], logs: Logs, origins: str
+) -> None:
+    """In a stream as in an error, whoever answers it."""
+    async with running(make_settings(cors_origins=origins), logs) as client:
+        asked = await preflight(client, HERE)
+        assert asked.status_code == 204
+        assert asked.headers["access-control-allow-origin"] in {HERE, "*"}
+        allowed = {name.strip().lower() for name in asked.headers["access-control-allow-headers"].split(",")}
+        assert {"content-type", "x-correlation-id"} <= allowed
+        for request in (
+            client.build_request("POST", "/chat", json={"message": "hi"}),
+            client.build_request("POST", "/chat", json={"message": ""}),
+            client.build_request("GET", "/nothing"),
+        ):
+            request.headers["Origin"] = HERE
+            response = await client.send(request)
+            assert response.headers["access-control-allow-origin"] in {HERE, "*"}
+            assert response.headers["access-control-expose-headers"] == "Retry-After, X-Correlation-ID"
+
+
+async def test_an_origin_that_is_not_given_may_not_call(make_settings: Callable[..., Settings], logs: Logs) -> None:
+    """Also where it begins or ends like one that is."""
+    async with running(make_settings(cors_origins=HERE), logs) as client:
+        for origin in (ELSEWHERE, f"{HERE}.evil.example", "https://evil.example/?https://app.example", "null"):
+            assert (await preflight(client, origin)).status_code == 400
+            response = await client.post("/chat", json={"message": "hi"}, headers={"Origin": origin})
+            assert "access-control-allow-origin" not in response.headers
+
+
+async def test_the_contract_s_page_takes_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    """All that it loads is of Parley, and there."""
+    page = (await client.get("/schema")).raise_for_status().text
+    loaded = re.findall(r'<(?:script|link)[^>]* (?:src|href)="([^"]*)"', page)
+    assert len(loaded) == 4
+    for address in loaded:
+        assert address.startswith("/schema/")
+        assert (await client.get(address)).raise_for_status().content
+    problem(await client.get("/schema/swagger-ui/js/nothing.js"))
+
+
+async def test_the_document_is_served_as_it_is_committed(client: httpx.AsyncClient) -> None:
+    """As JSON and as YAML."""
+    document = contract.read()
+    assert (await client.get("/schema/openapi.json")).json() == document
+    assert yaml.safe_load((await client.get("/schema/openapi.yaml")).text) == document
