@@ -15,7 +15,7 @@ chat *message:
 
 # Run the tests: `just test`, or `just test -k something`
 test *arguments:
-    {{ uv }} run pytest "$@"
+    {{ uv }} run --group clients pytest "$@"
 
 # Run an upstream that does wrong what the message names, for Parley to be tried on: see the README
 faulty port="9000":
@@ -42,7 +42,7 @@ bench-churn minutes="10":
 check:
     {{ uv }} run ruff format --check
     {{ uv }} run ruff check
-    {{ uv }} run --group bench mypy
+    {{ uv }} run --group bench --group clients mypy
     {{ uv }} run lint-imports
 
 # Format, and mend what the linter can mend

@@ -66,7 +66,7 @@ async def test_an_origin_that_is_not_given_may_not_call(make_settings: Callable[
             assert "access-control-allow-origin" not in response.headers
 
 
-async def test_the_contract_s_page_takes_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_the_contracts_page_takes_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
     """All that it loads is of Parley, and there."""
     page = (await client.get("/schema")).raise_for_status().text
     loaded = re.findall(r'<(?:script|link)[^>]* (?:src|href)="([^"]*)"', page)

@@ -1,0 +1,156 @@
+"""Parley as a page in a real browser meets it: from another origin, and its own page."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.server
+import os
+import shutil
+import threading
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import playwright.async_api
+import pytest
+
+from tests.support.running import running
+from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    import httpx
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+
+PROGRAM = Path(__file__).parents[1] / "clients" / "browser"
+
+# As root, in a container, and without a word to anyone outside.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+]
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[playwright.async_api.Page]:
+    """Open a page in the Chromium that is installed."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        outcome = pytest.fail if "CI" in os.environ else pytest.skip
+        outcome("not installed: chromium")
+    async with (
+        playwright.async_api.async_playwright() as driver,
+        await driver.chromium.launch(executable_path=chromium, args=FLAGS) as browser,
+    ):
+        yield await browser.new_page()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def origin() -> Iterator[str]:
+    """Serve the program from another origin."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(PROGRAM))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+async def parley(make_settings: Callable[..., Settings], logs: Logs, origin: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a Parley that the program's origin may call."""
+    async with running(make_settings(cors_origins=origin), logs) as client:
+        yield client
+
+
+def program(origin: str, parley: httpx.AsyncClient) -> str:
+    """Return the program's address, with what it has to ask."""
+    question = urllib.parse.urlencode({"baseUrl": str(parley.base_url).rstrip("/"), "message": "hi"})
+    return f"{origin}/program.html?{question}"
+
+
+async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_made(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """The model says the last only when the first is to be seen."""
+    is_seen = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await is_seen.wait()
+        await exchange.events(delta(", last"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    await page.goto(program(origin, parley))
+    await page.get_by_text("first", exact=True).wait_for()
+    is_seen.set()
+    await page.get_by_text("Done.").wait_for()
+    assert await page.locator("#answer").text_content() == "first, last"
+
+
+async def test_a_page_that_stops_half_way_stops_the_model(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """By closing the connection."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await exchange.gone.wait()
+
+    upstream.script = script
+    await page.goto(program(origin, parley))
+    await page.get_by_text("first", exact=True).wait_for()
+    await page.get_by_role("button").click()
+    await page.get_by_text("Stopped.").wait_for()
+    await upstream.exchanges[0].gone.wait()
+
+
+async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """It asks once."""
+    upstream.script = respond(429, {}, retry_after="1")
+    await page.goto(program(origin, parley))
+    await page.get_by_text("upstream_rate_limited: ").wait_for()
+    line = await logs.line(number=2)  # the first is the browser's question whether it may
+    assert f"[{line['correlation_id']}]" in str(await page.locator("#end").text_content())
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_page_of_an_origin_that_is_not_given_gets_nothing(
+    page: playwright.async_api.Page, origin: str, client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """The browser does not even send its message."""
+    await page.goto(program(origin, client))
+    await page.get_by_text("Failed to fetch").wait_for()
+    assert upstream.exchanges == []
+
+
+async def test_the_contracts_page_works_without_a_network(
+    page: playwright.async_api.Page, client: httpx.AsyncClient
+) -> None:
+    """It shows the operations, asks one, and takes nothing from anywhere else."""
+    requests: list[str] = []
+    problems: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    await page.goto(f"{client.base_url}/schema")
+    await page.get_by_text("Stream an answer").click()
+    await page.get_by_role("button", name="Try it out").click()
+    await page.get_by_role("button", name="Execute").click()
+    await page.get_by_text('"finish_reason":"stop"').first.wait_for()
+    assert problems == []
+    assert {urllib.parse.urlsplit(url).netloc for url in requests} == {client.base_url.netloc.decode()}
