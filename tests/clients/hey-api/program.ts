@@ -1,0 +1,38 @@
+import { streamChat, type ErrorResponse } from './generated/index.js';
+
+const [baseUrl, message = ''] = process.argv.slice(2);
+const stop = new AbortController();
+process.once('SIGINT', () => stop.abort()); // closing the connection stops the model
+
+function fail({ code, detail, correlation_id }: ErrorResponse): never {
+  console.error(`${code}: ${detail} [${correlation_id}]`);
+  process.exit(1);
+}
+
+try {
+  const { stream } = await streamChat({
+    baseUrl,
+    body: { message },
+    signal: stop.signal,
+    sseMaxRetryAttempts: 1, // the first is the only one: to ask anew is to pay anew
+    onSseError: (error) => { throw error; }, // or a stream that broke would just end
+    fetch: async (...request) => {
+      const response = await fetch(...request);
+      return response.ok ? response : fail(await response.json()); // its own error has no body
+    },
+  });
+  let isWhole = false;
+  for await (const chunk of stream) {
+    switch (chunk.type) {
+      case 'start': console.error(`[${chunk.model}, ${chunk.correlation_id}]`); break;
+      case 'text': process.stdout.write(chunk.text); break;
+      case 'done': isWhole = true; break;
+      case 'error': fail(chunk.error);
+      default: chunk satisfies never;
+    }
+  }
+  if (!isWhole) throw new Error('The connection broke off.');
+} catch (error) {
+  if (!stop.signal.aborted) throw error;
+  process.exitCode = 130;
+}

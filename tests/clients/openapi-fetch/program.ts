@@ -1,0 +1,37 @@
+import { EventSourceParserStream } from 'eventsource-parser/stream';
+import createClient from 'openapi-fetch';
+import type { components, paths } from './generated.js';
+
+type Schemas = components['schemas'];
+const [baseUrl, message = ''] = process.argv.slice(2);
+const stop = new AbortController();
+process.once('SIGINT', () => stop.abort()); // closing the connection stops the model
+
+function fail({ code, detail, correlation_id }: Schemas['ErrorResponse']): never {
+  console.error(`${code}: ${detail} [${correlation_id}]`);
+  process.exit(1);
+}
+
+try {
+  const { data, error } = await createClient<paths>({ baseUrl }).POST('/chat', {
+    body: { message },
+    parseAs: 'stream',
+    signal: stop.signal,
+  });
+  if (error) fail(error);
+  let isWhole = false;
+  for await (const event of data!.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream())) {
+    const chunk: Schemas['StreamChunk'] = JSON.parse(event.data);
+    switch (chunk.type) {
+      case 'start': console.error(`[${chunk.model}, ${chunk.correlation_id}]`); break;
+      case 'text': process.stdout.write(chunk.text); break;
+      case 'done': isWhole = true; break;
+      case 'error': fail(chunk.error);
+      default: chunk satisfies never;
+    }
+  }
+  if (!isWhole) throw new Error('The connection broke off.');
+} catch (error) {
+  if (!stop.signal.aborted) throw error;
+  process.exitCode = 130;
+}

@@ -1,0 +1,40 @@
+"""Asks Parley by the client that OpenAPI Generator made, in `parley_client`."""
+
+import sys
+from typing import NoReturn, assert_never
+
+import parley_client as parley
+import sseclient
+
+
+def fail(error: parley.ErrorResponse) -> NoReturn:
+    sys.exit(f"{error.code.value}: {error.detail} [{error.correlation_id}]")
+
+
+def ask(base_url: str, message: str) -> None:
+    chat = parley.ChatApi(parley.ApiClient(parley.Configuration(host=base_url)))
+    request = parley.ChatRequest(message=message)
+    with chat.stream_chat_without_preload_content(request, _request_timeout=(5.0, 60.0)) as response:
+        if response.status != 200:
+            fail(parley.ErrorResponse.model_validate_json(response.data))
+        for event in sseclient.SSEClient(response).events():
+            match chunk := parley.StreamChunk.from_json(event.data).actual_instance:
+                case parley.StartChunk():
+                    print(f"[{chunk.model}, {chunk.correlation_id}]", file=sys.stderr)
+                case parley.TextChunk():
+                    print(chunk.text, end="", flush=True)
+                case parley.DoneChunk():
+                    return
+                case parley.ErrorChunk():
+                    fail(chunk.error)
+                case None:
+                    pass  # never: it would have raised
+                case _:
+                    assert_never(chunk)
+    sys.exit("The connection broke off.")
+
+
+try:
+    ask(*sys.argv[1:])
+except KeyboardInterrupt:
+    sys.exit(130)

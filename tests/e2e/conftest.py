@@ -1,0 +1,22 @@
+"""Hooks for the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what was proven of each generated client: what a test said that passed, and none that failed."""
+    said: dict[str, dict[str, dict[str, None]]] = {outcome: defaultdict(dict) for outcome in ("passed", "failed")}
+    for outcome, clients in said.items():
+        for report in terminalreporter.getreports(outcome):
+            for name, word in report.user_properties:
+                if name.startswith("client "):
+                    clients[name][word] = None
+    for name, words in said["passed"].items():
+        proven = [word for word in words if word not in said["failed"][name]]
+        terminalreporter.write_line(f"{name}: {', '.join(proven) or 'nothing'}")

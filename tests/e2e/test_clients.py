@@ -1,0 +1,324 @@
+"""Clients generated from the contract: that they can be made, are typed, stream, and ask only once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    import httpx
+
+    from tests.support.logs import Logs
+
+ROOT = Path(__file__).parents[2]
+TSC, NODE = "tsc", "node program.js"
+MYPY, PYTHON = "mypy --strict --follow-imports=silent program.py", f"{sys.executable} program.py"
+WITHOUT_MEANING = (
+    "OpenAPI 3.1 support is still in beta",  # OpenAPI Generator says so of every such document
+    "Failed to get the schema name: null",  # and its Python of every document
+)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """How a client is generated, its program's types are checked, and the program is run."""
+
+    name: str
+    generate: str
+    check: str
+    run: str
+    needs: tuple[str, ...]
+
+
+GENERATORS = (
+    Generator("hey-api", "openapi-ts -i ../chat-api.yaml -o generated -c @hey-api/client-fetch", TSC, NODE, ("npm",)),
+    Generator("openapi-fetch", "openapi-typescript ../chat-api.yaml -o generated.ts", TSC, NODE, ("npm",)),
+    Generator(
+        "typescript-fetch",
+        "openapi-generator-cli generate -g typescript-fetch -i ../chat-api.yaml -o generated"
+        " --additional-properties=importFileExtension=.js",
+        TSC,
+        NODE,
+        ("npm", "java", "openapi-generator-cli"),
+    ),
+    Generator(
+        "openapi-python-client",
+        "openapi-python-client generate --path ../chat-api.yaml --meta none --output-path parley_client",
+        MYPY,
+        PYTHON,
+        ("openapi-python-client",),
+    ),
+    Generator(
+        "openapi-generator-python",
+        "openapi-generator-cli generate -g python -i ../chat-api.yaml -o ."
+        " --additional-properties=packageName=parley_client,generateSourceCodeOnly=true",
+        MYPY,
+        PYTHON,
+        ("java", "openapi-generator-cli"),
+    ),
+)
+
+
+@dataclass
+class Client:
+    """A client that was generated, in its folder beside the program that uses it."""
+
+    generator: Generator
+    folder: Path
+    complaints: list[str] = field(init=False)
+    """What the generator warned of."""
+    checked: subprocess.CompletedProcess[str] = field(init=False)
+    """What the compiler, or mypy, said of its program."""
+
+    def __post_init__(self) -> None:
+        said = self.finish(self.generator.generate)
+        assert said.returncode == 0, said.stdout
+        self.checked = self.finish(self.generator.check)
+        complaints = re.findall(r"(?i).*\b(?:warn(?:ing)?s?|errors?)\b.*", said.stdout)
+        self.complaints = [line for line in complaints if not any(known in line for known in WITHOUT_MEANING)]
+
+    def finish(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in its folder to its end."""
+        return subprocess.run(  # noqa: S603  # a command of this file
+            command.split(),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    @asynccontextmanager
+    async def asking(self, url: str) -> AsyncIterator[Process]:
+        """Run its program; it has ended by the end of the block."""
+        assert self.checked.returncode == 0, self.checked.stdout
+        pipe = asyncio.subprocess.PIPE
+        command = (*self.generator.run.split(), url, "Hi")
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe
+        )
+        try:
+            with anyio.fail_after(60):
+                yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    async def ask(self, url: str) -> tuple[int | None, str, str]:
+        """Run its program to its end; return exit code, output and errors."""
+        async with self.asking(url) as process:
+            output, errors = await process.communicate()
+        return process.returncode, output.decode(), errors.decode()
+
+    @property
+    def program(self) -> Path:
+        """The program that uses it."""
+        return next(self.folder.glob("program.[tp][sy]"))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which npm's commands are found, and no proxy is used."""
+        path = os.pathsep.join([str(self.folder.parent / "node_modules" / ".bin"), os.environ["PATH"]])
+        return {**os.environ, "PATH": path, "no_proxy": "127.0.0.1"}
+
+
+def need(*programs: str) -> None:
+    """Skip, and say so, where one of these is not installed; in CI fail instead."""
+    if missing := [program for program in programs if shutil.which(program) is None]:
+        outcome = pytest.fail if "CI" in os.environ else pytest.skip
+        outcome(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the programs and the contract to where clients can be generated beside them."""
+    folder = tmp_path_factory.mktemp("workshop") / "clients"
+    shutil.copytree(ROOT / "tests" / "clients", folder)
+    shutil.copy(ROOT / "contracts" / "chat-api.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def npm_installed(workshop: Path) -> None:
+    """Install what the programs in TypeScript need."""
+    subprocess.run(["npm", "ci"], cwd=workshop, check=True)  # noqa: S607  # the npm that is installed
+
+
+@pytest.fixture(scope="session", params=GENERATORS, ids=lambda generator: generator.name)
+def generated(request: pytest.FixtureRequest, workshop: Path) -> Client:
+    """Generate a client."""
+    generator: Generator = request.param
+    need(*generator.needs)
+    if "npm" in generator.needs:
+        request.getfixturevalue("npm_installed")
+    return Client(generator, workshop / generator.name)
+
+
+@pytest.fixture
+def proves(generated: Client, record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Tell the summary what the test proves of the client, should it pass."""
+    return lambda word: record_property(f"client {generated.generator.name}", word)
+
+
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.name)
+def test_the_readme_tells_how_to_generate_a_client(generator: Generator) -> None:
+    """By the command that is run here, and with the program that is run here."""
+    command = generator.generate.replace("../", "")
+    row = f"| [{generator.name}](tests/clients/{generator.name}) | `{command}` |"
+    assert row in (ROOT / "README.md").read_text(), f"the README's table should have:\n{row}"
+
+
+def test_a_client_is_generated_without_a_warning(generated: Client, proves: Callable[[str], None]) -> None:
+    """But for those that come with every document."""
+    proves("generated")
+    assert generated.complaints == []
+
+
+def test_a_program_is_checked_against_the_contracts_types(generated: Client, proves: Callable[[str], None]) -> None:
+    """Strictly; one that forgets a kind of chunk, or reads a field of an error that there is not, is refused."""
+    proves("typed")
+    assert generated.checked.returncode == 0, generated.checked.stdout
+    program = generated.program.read_text()
+    wrong = program.replace("case 'error'", "case 'done'").replace("ErrorChunk()", "DoneChunk()")
+    generated.program.write_text(wrong.replace("detail", "details"))
+    refused = generated.finish(generated.generator.check)
+    generated.program.write_text(program)
+    assert refused.returncode != 0
+    assert re.search(r"(?i)\bnever\b", refused.stdout)
+    assert re.search(r"\bdetails\b", refused.stdout)
+
+
+async def test_a_program_prints_the_first_text_before_the_last_is_made(
+    generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, proves: Callable[[str], None]
+) -> None:
+    """The model says the last only when the first has been read from the program."""
+    proves("streamed")
+    is_read = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await is_read.wait()
+        await exchange.events(delta(", last"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    async with generated.asking(str(client.base_url)) as program:
+        assert program.stdout is not None
+        assert await program.stdout.readexactly(5) == b"first"
+        is_read.set()
+        output, errors = await program.communicate()
+    assert (program.returncode, output) == (0, b", last"), errors
+    assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "code"),
+    [
+        (400, "context_length_exceeded", "context_length_exceeded"),
+        (401, "invalid_api_key", "upstream_auth"),
+        (429, "rate_limit_exceeded", "upstream_rate_limited"),
+    ],
+    ids=["400", "502", "503"],
+)
+async def test_a_program_tells_an_errors_code_and_whom_to_quote(
+    generated: Client,
+    upstream: ScriptedUpstream,
+    client: httpx.AsyncClient,
+    logs: Logs,
+    status: int,
+    reason: str,
+    code: str,
+    proves: Callable[[str], None],
+) -> None:
+    """And asks once, also where Parley says that it may ask again."""
+    proves("errors typed")
+    upstream.script = respond(status, {"error": {"message": "No.", "code": reason}}, retry_after="1")
+    exit_code, output, errors = await generated.ask(str(client.base_url))
+    line = await logs.line()
+    assert (exit_code, output) == (1, "")
+    assert re.fullmatch(rf"{code}: .+ \[{line['correlation_id']}\]\n", errors)
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_program_tells_that_the_answer_broke_off(
+    generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, logs: Logs, proves: Callable[[str], None]
+) -> None:
+    """By the error chunk, after the text that had come; it does not ask again."""
+    proves("error chunk typed")
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        exchange.close()
+
+    upstream.script = script
+    exit_code, output, errors = await generated.ask(str(client.base_url))
+    line = await logs.line()
+    assert (exit_code, output) == (1, "first")
+    assert re.search(rf"^upstream_truncated: .+ \[{line['correlation_id']}\]$", errors, re.MULTILINE)
+    assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize("end", [Exchange.end, Exchange.close, Exchange.abort], ids=lambda end: end.__name__)
+async def test_a_program_does_not_take_a_part_for_the_whole(
+    generated: Client,
+    upstream: ScriptedUpstream,
+    end: Callable[[Exchange], Awaitable[None] | None],
+    proves: Callable[[str], None],
+) -> None:
+    """Where the connection to Parley ends without `done` or `error`; nor does it ask again."""
+    proves("asks once")
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.write(b'event: start\ndata: {"type":"start","seq":0,"correlation_id":"c","model":"m"}\n\n')
+        await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
+        if ending := end(exchange):
+            await ending
+
+    upstream.script = script
+    exit_code, output, _ = await generated.ask(upstream.url.removesuffix("/v1"))
+    assert (exit_code, output) == (1, "first")
+    assert [exchange.path for exchange in upstream.exchanges] == ["/chat"]
+
+
+async def test_a_program_that_is_stopped_stops_the_model(
+    generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, proves: Callable[[str], None]
+) -> None:
+    """By Ctrl-C, half-way."""
+    proves("stopped")
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await exchange.gone.wait()
+
+    upstream.script = script
+    async with generated.asking(str(client.base_url)) as program:
+        assert program.stdout is not None
+        assert await program.stdout.readexactly(5) == b"first"
+        program.send_signal(signal.SIGINT)
+        await upstream.exchanges[0].gone.wait()
+        _, errors = await program.communicate()
+    assert program.returncode == 130, errors
+    assert len(upstream.exchanges) == 1
