@@ -168,7 +168,8 @@ def _typed(schema: Any) -> Any:
         case {"enum": [*_]}:
             return {"type": "string", **schema}
         case dict():
-            return {keyword: _typed(value) for keyword, value in schema.items()}
+            # Some generators demand a field that has a default, as its value would be known.
+            return {keyword: _typed(value) for keyword, value in schema.items() if keyword != "default"}
         case list():
             return [_typed(member) for member in schema]
         case _:
