@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import http.server
-import os
 import shutil
 import threading
 import urllib.parse
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import playwright.async_api
 import pytest
 
+from tests.support.installed import need
 from tests.support.running import running
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
 
@@ -40,13 +40,10 @@ FLAGS = [
 @pytest.fixture
 async def page() -> AsyncIterator[playwright.async_api.Page]:
     """Open a page in the Chromium that is installed."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        outcome = pytest.fail if "CI" in os.environ else pytest.skip
-        outcome("not installed: chromium")
+    need("chromium")
     async with (
         playwright.async_api.async_playwright() as driver,
-        await driver.chromium.launch(executable_path=chromium, args=FLAGS) as browser,
+        await driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS) as browser,
     ):
         yield await browser.new_page()
 

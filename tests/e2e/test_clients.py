@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 import pytest
 
+from parley.web.schema import ErrorResponse
+from tests.support.installed import need
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
 
 if TYPE_CHECKING:
@@ -141,13 +144,6 @@ class Client:
         return {**os.environ, "PATH": path, "no_proxy": "127.0.0.1"}
 
 
-def need(*programs: str) -> None:
-    """Skip, and say so, where one of these is not installed; in CI fail instead."""
-    if missing := [program for program in programs if shutil.which(program) is None]:
-        outcome = pytest.fail if "CI" in os.environ else pytest.skip
-        outcome(f"not installed: {', '.join(missing)}")
-
-
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the programs and the contract to where clients can be generated beside them."""
@@ -180,11 +176,26 @@ def proves(generated: Client, record_property: Callable[[str, object], None]) ->
 
 
 @pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.name)
-def test_the_readme_tells_how_to_generate_a_client(generator: Generator) -> None:
+def test_the_how_to_tells_how_to_generate_a_client(generator: Generator) -> None:
     """By the command that is run here, and with the program that is run here."""
     command = generator.generate.replace("../", "")
-    row = f"| [{generator.name}](tests/clients/{generator.name}) | `{command}` |"
-    assert row in (ROOT / "README.md").read_text(), f"the README's table should have:\n{row}"
+    row = f"| [{generator.name}](../tests/clients/{generator.name}) | `{command}` |"
+    assert row in (ROOT / "contracts" / "README.md").read_text(), f"the table should have:\n{row}"
+
+
+def test_a_linter_has_nothing_to_say_of_the_contract(workshop: Path, request: pytest.FixtureRequest) -> None:
+    """Redocly's strict rules, but for one; see tests/clients/redocly.yaml."""
+    need("npm")
+    request.getfixturevalue("npm_installed")
+    linted = subprocess.run(  # noqa: S603  # the linter that is pinned
+        [workshop / "node_modules" / ".bin" / "redocly", "lint", "chat-api.yaml"],
+        cwd=workshop,
+        env={**os.environ, "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
 def test_a_client_is_generated_without_a_warning(generated: Client, proves: Callable[[str], None]) -> None:
@@ -322,3 +333,60 @@ async def test_a_program_that_is_stopped_stops_the_model(
         _, errors = await program.communicate()
     assert program.returncode == 130, errors
     assert len(upstream.exchanges) == 1
+
+
+async def test_curl_shows_what_came_before_the_last_is_made(
+    workshop: Path, upstream: ScriptedUpstream, client: httpx.AsyncClient
+) -> None:
+    """And asks once."""
+    is_read = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("first"))
+        await is_read.wait()
+        await exchange.events(delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    async with curl(workshop, str(client.base_url)) as program:
+        assert program.stdout is not None
+        with anyio.fail_after(20):
+            assert b"event: text" in await program.stdout.readuntil(b"event: text")
+            is_read.set()
+            output, _ = await program.communicate()
+    assert b"event: done" in output
+    assert (program.returncode, len(upstream.exchanges)) == (0, 1)
+
+
+async def test_curl_tells_an_error_by_its_body_and_its_exit_code(
+    workshop: Path, upstream: ScriptedUpstream, client: httpx.AsyncClient
+) -> None:
+    """And asks once."""
+    upstream.script = respond(429, {}, retry_after="1")
+    async with curl(workshop, str(client.base_url)) as program:
+        output, _ = await program.communicate()
+    assert msgspec.json.decode(output, type=ErrorResponse).code == "upstream_rate_limited"
+    assert (program.returncode, len(upstream.exchanges)) == (22, 1)
+
+
+@asynccontextmanager
+async def curl(workshop: Path, url: str) -> AsyncIterator[Process]:
+    """Run curl's program; it has ended by the end of the block."""
+    need("curl")
+    pipe = asyncio.subprocess.PIPE
+    program = workshop / "curl" / "program.sh"
+    process = await asyncio.create_subprocess_exec(program, url, '{"message":"Hi"}', stdout=pipe, stderr=pipe)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("program", ["curl", "hey-api", "openapi-python-client", "browser"])
+def test_the_how_to_shows_the_programs_that_are_run(program: str) -> None:
+    """To the letter."""
+    (path,) = (ROOT / "tests" / "clients" / program).glob("program.*")
+    assert path.read_text().rstrip() in (ROOT / "contracts" / "README.md").read_text()
