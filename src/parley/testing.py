@@ -1,19 +1,21 @@
-"""Owns what a consumer's tests need: factories for the shapes on the wire, and their fixtures.
+"""Owns what a consumer's tests need: factories for the shapes on the wire, and fixtures.
 
 Load it as a pytest plugin with `pytest_plugins = ["parley.testing"]`; it wants the extra `parley[testing]`. Each
-factory has a fixture of its own name, such as `chat_request_factory`.
+factory has a fixture of its own name, such as `chat_request_factory`; `fake_parley` is a `parley.fake.FakeParley`.
 `ChatRequestFactory.seed_random(1)` makes what a factory builds the same in each run.
 """
 
 from typing import TypeVar
 
 import msgspec
+import pytest
 from polyfactory import PostGenerated
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 from polyfactory.pytest_plugin import register_fixture
 
 from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
+from parley.fake import FakeParley
 from parley.web.schema import (
     ChatRequest,
     ChatResponse,
@@ -163,3 +165,9 @@ def stream_of(*texts: str, ended_by: DoneChunk | ErrorChunk | None = None) -> li
     chunks: list[StreamChunk] = [StartChunkFactory.build()]
     chunks += [TextChunkFactory.build(seq=number, text=text) for number, text in enumerate(texts, start=1)]
     return [*chunks, msgspec.structs.replace(last, seq=len(chunks))]
+
+
+@pytest.fixture
+def fake_parley() -> FakeParley:
+    """Stand in for Parley: `httpx.Client(transport=fake_parley, base_url="http://parley")`."""
+    return FakeParley()

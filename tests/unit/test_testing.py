@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -80,17 +82,10 @@ def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
     assert msgspec.json.decode(msgspec.json.encode(chunks), type=list[StreamChunk]) == chunks
 
 
-def test_another_project_gets_the_fixtures_by_naming_the_plugin(pytester: pytest.Pytester) -> None:
-    """As the README shows it."""
+def test_another_project_tests_its_reader_with_the_fixtures(pytester: pytest.Pytester) -> None:
+    """In a package of its own, as the README shows it."""
     pytester.makeconftest('pytest_plugins = ["parley.testing"]')
-    pytester.makepyfile(
-        """
-        from parley.testing import stream_of
-
-        def test_my_reader(chat_request_factory, error_chunk_factory):
-            assert chat_request_factory.build(message="Hi").message == "Hi"
-            assert [chunk.seq for chunk in stream_of("Hel", "lo")] == [0, 1, 2, 3]
-            assert stream_of("Hel", ended_by=error_chunk_factory.build())[-1].error.code
-        """
-    )
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    shown = (Path(__file__).parents[2] / "README.md").read_text()
+    reader, tests = re.findall(r"```python\n(.*?)```", shown[shown.index("### Test what you build") :], re.DOTALL)[1:3]
+    pytester.makepyfile(reader=reader, test_reader=tests)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)

@@ -1,0 +1,141 @@
+"""Owns the fake: a Parley in memory, behind httpx, that answers as a test tells it to."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import httpx
+import msgspec
+from msgspec.structs import replace
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.web.errors import STATUS
+from parley.web.schema import (
+    ChatRequest,
+    ChatResponse,
+    DoneChunk,
+    ErrorChunk,
+    ErrorResponse,
+    StartChunk,
+    StreamChunk,
+    TextChunk,
+)
+from parley.web.sse import encode_frame
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+
+class FakeParley(httpx.MockTransport):
+    """A transport for `httpx.Client` and `httpx.AsyncClient`, with a script instead of a server behind it.
+
+    Each chat gets the next of the scripted answers, and the last one again when there is no other; a request that
+    Parley would refuse is refused, and takes none. `requests` holds what was asked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._respond)
+        self.requests: list[ChatRequest] = []
+        self._answers: list[Sequence[StreamChunk] | ChatError] = []
+
+    def answer(self, *chunks: StreamChunk) -> None:
+        """Answer with these chunks; where the last is neither `done` nor `error`, the connection breaks after it."""
+        self._answers.append(chunks)
+
+    def fail(self, code: ErrorCode, *, retry_after_s: int | None = None) -> None:
+        """Answer with an HTTP error."""
+        self._answers.append(ChatError(code, retry_after_s=retry_after_s))
+
+    def _respond(self, request: httpx.Request) -> httpx.Response:
+        correlation_id = request.headers.get("X-Correlation-ID", uuid.uuid4().hex)
+        try:
+            chunks = [_of_request(chunk, correlation_id) for chunk in self._answer(request)]
+            response = _stream(chunks) if request.url.path == "/chat" else _complete(chunks)
+        except ChatError as error:
+            response = _refuse(ErrorResponse.of(error, correlation_id))
+        response.headers["X-Correlation-ID"] = correlation_id
+        return response
+
+    def _answer(self, request: httpx.Request) -> Sequence[StreamChunk]:
+        if request.url.path not in {"/chat", "/chat/complete"}:
+            raise ChatError(ErrorCode.NOT_FOUND)
+        if request.method != "POST":
+            raise ChatError(ErrorCode.METHOD_NOT_ALLOWED)
+        if request.headers.get("Content-Type", "").partition(";")[0] != "application/json":
+            raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+        try:
+            chat = msgspec.json.decode(request.content, type=ChatRequest)
+        except msgspec.DecodeError as error:
+            raise ChatError(ErrorCode.INVALID_REQUEST, detail=str(error)) from None
+        if not self._answers:
+            raise AssertionError("FakeParley was not told what to answer")
+        self.requests.append(chat)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, ChatError):
+            raise answer
+        return answer
+
+
+def _of_request(chunk: StreamChunk, correlation_id: str) -> StreamChunk:
+    match chunk:
+        case StartChunk():
+            return replace(chunk, correlation_id=correlation_id)
+        case ErrorChunk():
+            return replace(chunk, error=replace(chunk.error, correlation_id=correlation_id))
+        case _:
+            return chunk
+
+
+def _stream(chunks: Sequence[StreamChunk]) -> httpx.Response:
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream; charset=utf-8"}, stream=_Frames(chunks))
+
+
+def _complete(chunks: Sequence[StreamChunk]) -> httpx.Response:
+    match chunks:
+        case [StartChunk() as start, *texts, DoneChunk() as done]:
+            whole = ChatResponse(
+                text="".join(chunk.text for chunk in texts if isinstance(chunk, TextChunk)),
+                finish_reason=done.finish_reason,
+                usage=done.usage,
+                timing=done.timing,
+                model=start.model,
+                correlation_id=start.correlation_id,
+            )
+            return _json(200, whole)
+        case [*_, ErrorChunk() as last]:
+            return _refuse(last.error)
+        case _:
+            raise _broken()
+
+
+def _refuse(error: ErrorResponse) -> httpx.Response:
+    response = _json(STATUS[error.code], error)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+def _json(status: int, body: ChatResponse | ErrorResponse) -> httpx.Response:
+    return httpx.Response(status, headers={"Content-Type": "application/json"}, content=msgspec.json.encode(body))
+
+
+def _broken() -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+
+class _Frames(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of a stream, which comes frame by frame."""
+
+    def __init__(self, chunks: Sequence[StreamChunk]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            yield encode_frame(chunk)
+        if not self._chunks or not isinstance(self._chunks[-1], DoneChunk | ErrorChunk):
+            raise _broken()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for frame in self:
+            yield frame
