@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 
@@ -14,15 +15,19 @@ from parley.chat.service import ChatService
 from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
 from parley.providers.upstream import OPENAI_BASE_URL, UpstreamProvider
 from parley.signals import draining
+from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
-from parley.web.controllers import ChatController, HealthController
+from parley.web.controllers import ChatController, HealthController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
+from parley.web.keys import KeyGuard
 from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from parley.chat.provider import Provider
+    from parley.chat.watch import Watch
     from parley.settings import Secret, Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -30,8 +35,9 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 def create_app(settings: Settings) -> Litestar:
     """Assemble the ASGI application; its lifespan opens the providers, and drains the service at a signal to stop."""
-    providers = list(_providers(settings))
-    service = ChatService(settings, providers)
+    watch = metrics()
+    providers = list(_providers(settings, watch))
+    service = ChatService(settings, providers, watch)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -40,7 +46,9 @@ def create_app(settings: Settings) -> Litestar:
                 for provider in providers:
                     await stack.enter_async_context(provider)
                 stack.enter_context(draining(service, settings.drain_timeout_s))
+                _log.info("serving", **_described(settings, providers))
                 yield
+            _log.info("stopped")
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
             raise
@@ -49,7 +57,10 @@ def create_app(settings: Settings) -> Litestar:
             raise
 
     return Litestar(
-        route_handlers=[ChatController, HealthController],
+        route_handlers=[
+            Router("/", route_handlers=[ChatController, MetricsController], guards=[KeyGuard(settings.keys())]),
+            HealthController,
+        ],
         dependencies={
             "service": Provide(lambda: service, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
@@ -64,6 +75,23 @@ def create_app(settings: Settings) -> Litestar:
     )
 
 
+def _described(settings: Settings, providers: Sequence[Provider]) -> dict[str, object]:
+    """Tell an operator what serves, and within which limits."""
+    return {
+        "version": version("parley"),
+        "models": [provider.model_name for provider in providers],
+        "is_embedded": settings.embedded,
+        "keys": len(settings.keys()),
+        "max_streams": settings.max_streams or providers[0].max_streams,
+        "max_queue": settings.max_queue,
+        "max_output_tokens": settings.max_output_tokens,
+        "request_timeout_s": settings.request_timeout_s,
+        "requests_per_minute": settings.requests_per_minute,
+        "max_streams_per_caller": settings.max_streams_per_caller,
+        "tokens_per_minute": settings.tokens_per_minute,
+    }
+
+
 def _cors(settings: Settings) -> CORSConfig | None:
     """Let the pages of the given origins call, and read the headers that they need."""
     if settings.cors_origins is None:
@@ -75,24 +103,28 @@ def _cors(settings: Settings) -> CORSConfig | None:
     )
 
 
-def _providers(settings: Settings) -> Iterator[EmbeddedProvider | UpstreamProvider]:
+def _providers(settings: Settings, watch: Watch) -> Iterator[EmbeddedProvider | UpstreamProvider]:
     """Make the provider, and its fallback where there is one."""
     if settings.embedded:
-        yield EmbeddedProvider(settings)
+        yield EmbeddedProvider(settings, watch)
     else:
-        yield _upstream(settings, settings.openai_base_url, settings.openai_api_key, settings.model)
+        yield _upstream(settings, watch, settings.openai_base_url, settings.openai_api_key, settings.model)
     if settings.fallback_model:
         base_url = settings.fallback_base_url or settings.openai_base_url
         key = settings.fallback_api_key or (None if settings.fallback_base_url else settings.openai_api_key)
-        yield _upstream(settings, base_url, key, settings.fallback_model)
+        yield _upstream(settings, watch, base_url, key, settings.fallback_model)
 
 
-def _upstream(settings: Settings, base_url: str | None, key: Secret | None, model: str | None) -> UpstreamProvider:
+def _upstream(
+    settings: Settings, watch: Watch, base_url: str | None, key: Secret | None, model: str | None
+) -> UpstreamProvider:
     return UpstreamProvider(
+        watch=watch,
         base_url=base_url or OPENAI_BASE_URL,
         api_key=key.reveal() if key else None,
         model_name=model or "",
         instructions=settings.system_prompt,
         temperature=settings.temperature,
         connect_timeout_s=settings.connect_timeout_s,
+        log_text=settings.log_upstream_text,
     )

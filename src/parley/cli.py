@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CONFIGURATION_ERROR: Final = 2
+_OF_CHAT: Final = ("PARLEY_HOST", "PARLEY_PORT", "PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
     options = parser.parse_args(arguments)
     environment = dict(os.environ)
-    if options.command == "chat":  # which needs no more than the address, and no model
-        environment = {name: environment.get(name, "") for name in ("PARLEY_HOST", "PARLEY_PORT")}
+    if options.command == "chat":  # which needs no more than the address and a key
+        environment = {name: environment.get(name, "") for name in _OF_CHAT}
     try:
         settings = Settings.from_environment(environment)
     except SettingsError as error:
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from parley import terminal  # noqa: PLC0415
 
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return terminal.chat(options.url or f"http://{host}:{settings.port}", " ".join(options.message))
+        url = options.url or f"http://{host}:{settings.port}"
+        return terminal.chat(url, next(iter(settings.keys()), None), " ".join(options.message))
     from parley import server  # noqa: PLC0415
 
     server.serve(settings, unknown_variables(environment))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import math
 import os
 from functools import partial
@@ -36,7 +37,8 @@ def options(settings: Settings) -> dict[str, Any]:
         "log_config": None,
         "loop": "asyncio",
         "port": settings.port,
-        "proxy_headers": False,  # nobody asks where a request came from
+        "forwarded_allow_ips": settings.trusted_proxies,
+        "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,
         "timeout_graceful_shutdown": math.ceil(settings.drain_timeout_s) + _GRACE_S,
         "workers": settings.workers,
@@ -58,6 +60,13 @@ def _create_app(settings: Settings) -> Litestar:
     return app
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
     """Serve until a signal ends it; warn of the `unknown` variables, each with the setting that may be meant.
 
@@ -67,6 +76,8 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     logs.configure(settings)
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
+    if not settings.keys() and not _is_loopback(settings.host):
+        _log.warning("open_to_everybody", host=settings.host, remedy="set PARLEY_API_KEYS, or listen on 127.0.0.1")
     if settings.workers == 1:
         uvicorn.run(_create_app(settings), **options(settings))
     else:

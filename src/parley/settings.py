@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -16,6 +17,8 @@ _PREFIX = "PARLEY_"
 # No server's ceiling can be higher.
 LONGEST_S: Final = 3600
 MOST_OUTPUT_TOKENS: Final = 1_000_000
+
+_SHORTEST_KEY = 16
 
 _Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
@@ -130,6 +133,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     max_queue: Annotated[int, Meta(ge=0, le=100_000, description="Requests that may wait for their turn.")] = 50
     queue_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a turn.")] = 5.0
+    api_keys: Annotated[
+        Secret | None,
+        Meta(description="Keys that callers may send, with commas between them. Unset: nobody needs one."),
+    ] = None
+    api_keys_file: Annotated[str | None, Meta(description="A file with such keys, one a line.")] = None
+    trusted_proxies: Annotated[
+        _Name | None,
+        Meta(
+            description="Addresses or networks of proxies, with commas between them, whose X-Forwarded-For is believed."
+        ),
+    ] = None
+    requests_per_minute: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(description="Requests a minute that each caller may send: each key, or without keys each address."),
+    ] = None
+    max_streams_per_caller: Annotated[
+        Annotated[int, Meta(ge=1, le=100_000)] | None, Meta(description="Answers made at once for each caller.")
+    ] = None
+    tokens_per_minute: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
+        Meta(description="Tokens a minute that may be spent, input and output of all callers together."),
+    ] = None
     read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
     write_timeout_s: Annotated[
         _Seconds, Meta(description="Longest wait for a client to take something of its answer.")
@@ -144,6 +169,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "json", "console"],
         Meta(description="`auto` is `console` on a terminal and `json` elsewhere."),
     ] = "auto"
+    log_upstream_text: Annotated[
+        bool, Meta(description="Log what an upstream says of its errors, secrets hidden. It may quote messages.")
+    ] = False
 
     @property
     def embedded(self) -> bool:
@@ -170,15 +198,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 # A key or an address may be a secret, or hold one.
                 shown = "its value" if variable.field.endswith(("_key", "_url")) else repr(text[:100])
                 problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
+        try:
+            values["api_keys"] = _with_keys_of_file(values.get("api_keys"), values.get("api_keys_file"))
+        except (OSError, ValueError):  # a file that is not UTF-8, too
+            problems.append(f"PARLEY_API_KEYS_FILE: {values['api_keys_file']} cannot be read.")
         settings = cls(**values)
         problems += settings._conflicts()
         if problems:
             raise SettingsError("\n".join(problems))
         return settings
 
+    def keys(self) -> list[str]:
+        """Return the keys that callers may send; where there are none, nobody needs one."""
+        return [key for key in (self.api_keys.reveal() if self.api_keys else "").split(",") if key]
+
     def _conflicts(self) -> Iterator[str]:
         if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
             yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
+        if self.api_keys is not None and not self.keys():
+            yield "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
+        if any(len(key) < _SHORTEST_KEY for key in self.keys()):
+            yield f"PARLEY_API_KEYS: a key has less than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
         if self.embedded:
             if self.workers > 1:
                 yield (
@@ -236,6 +276,12 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
             yield name, known[meant[0]] if meant else None
 
 
+def _with_keys_of_file(keys: Secret | None, path: str | None) -> Secret | None:
+    if path is None:
+        return keys
+    return Secret(",".join([*([keys.reveal()] if keys else []), *Path(path).read_text().split()]))
+
+
 def _decode(kind: type, value: object) -> object:
     text = str(value)
     if kind is not Secret or not (text.isascii() and text.isprintable() and " " not in text):
@@ -255,6 +301,8 @@ def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
             return f"a whole number from {kind.ge} to {kind.le}"
         case inspect.FloatType():
             return f"a number {f'from {kind.ge:g}' if kind.gt is None else f'above {kind.gt:g}, up'} to {kind.le:g}"
+        case inspect.BoolType():
+            return "true or false"
         case inspect.LiteralType():
             return "one of " + ", ".join(map(str, kind.values))
         case inspect.CustomType():

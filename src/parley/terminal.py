@@ -43,14 +43,15 @@ class ChatFailedError(Exception):
         self.code = code
 
 
-def chat(url: str, message: str) -> int:
+def chat(url: str, key: str | None, message: str) -> int:
     """Ask one message (given, or piped in), or converse until the input ends; return the exit code."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # what is not UTF-8 here, or cannot be shown here, is no failure
     message = os.fsencode(message).decode(errors="replace")
     mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
-    with httpx.Client(base_url=url, timeout=_TIMEOUT, mounts=mounts) as client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT, mounts=mounts) as client:
         if message or not sys.stdin.isatty():
             return _once(client, message or sys.stdin.read().rstrip("\n"))
         return _converse(client)

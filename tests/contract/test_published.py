@@ -29,7 +29,7 @@ def test_the_contract_says_that_chat_streams_chunks() -> None:
     references = {tag: f"#/components/schemas/{name}" for tag, name in tags.items()}
     assert chunk["oneOf"] == [{"$ref": reference} for reference in references.values()]
     assert chunk["discriminator"] == {"propertyName": "type", "mapping": references}
-    assert sorted(responses) == ["400", "413", "415", "429", "500", "502", "503", "504"]
+    assert sorted(responses) == ["400", "401", "413", "415", "429", "500", "502", "503", "504"]
     for response in responses.values():
         assert response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ErrorResponse"
         assert "X-Correlation-ID" in response["headers"]
@@ -42,7 +42,15 @@ def row(variable: Variable) -> str:
 
 def shown(default: object) -> str:
     """Return a default as an operator would write it."""
-    return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+    match default:
+        case None:
+            return ""
+        case bool():
+            return str(default).lower()
+        case float():
+            return f"{default:g}"
+        case _:
+            return str(default)
 
 
 def test_the_readme_lists_every_setting_as_it_is() -> None:

@@ -100,7 +100,8 @@ def test_the_fakes_stream_comes_frame_by_frame_and_may_break() -> None:
     came: list[bytes] = []
     with (
         httpx.Client(transport=fake, base_url="http://parley") as client,
-        client.stream("POST", "/chat", json=HI) as response,pytest.raises(httpx.RemoteProtocolError)
+        client.stream("POST", "/chat", json=HI) as response,
+        pytest.raises(httpx.RemoteProtocolError),
     ):
         came.extend(response.iter_raw())
     assert [chunk.seq for chunk in read_chunks(b"".join(came))] == [0, 1]

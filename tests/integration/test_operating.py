@@ -13,9 +13,11 @@ from litestar.testing import AsyncTestClient
 
 from parley.chat.errors import ErrorCode
 from parley.chat.service import ChatService
+from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController
 from parley.web.errors import EXCEPTION_HANDLERS
+from parley.web.keys import KeyGuard
 from parley.web.request import ChatAPIRequest
 from tests.support.canaries import CANARY
 from tests.support.faults import after, ping
@@ -106,10 +108,11 @@ async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
 ) -> None:
     """The line has the correlation id, what it was and where, and none of its words."""
     settings = make_settings()
-    service = ChatService(settings, [BrokenProvider()])
+    service = ChatService(settings, [BrokenProvider()], metrics())
     with redirect_stdout(logs):
         app = Litestar(
             [ChatController],
+            guards=[KeyGuard([])],
             dependencies={
                 "service": Provide(lambda: service, sync_to_thread=False),
                 "settings": Provide(lambda: settings, sync_to_thread=False),

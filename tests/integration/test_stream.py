@@ -46,18 +46,26 @@ async def test_an_answer_streams_as_start_texts_and_done(
 
     line = await logs.line()
     assert line.pop("total_ms") >= line.pop("first_token_ms") >= 0
+    assert line.pop("bytes_out") > len("Hello")
     del line["timestamp"]
     assert line == {
         "event": "request",
         "level": "info",
-        "logger": "parley.telemetry.correlation",
+        "logger": "parley.telemetry.request_log",
         "correlation_id": "my.id-1",
         "method": "POST",
         "route": "/chat",
         "status": 200,
         "outcome": "completed",
+        "error_code": None,
+        "reason": None,
+        "caller": None,
+        "bytes_in": len(client.build_request("POST", "/chat", json=REQUEST).content),
+        "queue_ms": 0,
         "model": "scripted-1",
+        "is_fallback": False,
         "attempts": 1,
+        "upstream_status": None,
         "chunks": 3,
         "finish_reason": "stop",
         "input_tokens": 7,

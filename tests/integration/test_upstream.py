@@ -14,6 +14,7 @@ from parley.chat.run import Run
 from parley.providers.model import read
 from parley.providers.upstream import UpstreamProvider
 from parley.settings import Settings
+from parley.telemetry.metrics import metrics
 from tests.support.faults import after, close, reset
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
         instructions=None,
         temperature=None,
         connect_timeout_s=5,
+        watch=metrics(),
     )
     run = Run(Settings(), asyncio.get_running_loop().time() + 60)
     async with provider, provider.ask(None, [], ModelSettings()) as content:

@@ -5,9 +5,21 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from typing import Any
+from typing import Any, Literal
 
 import anyio
+import msgspec
+
+from parley.telemetry.request_log import RequestLog
+
+
+class RequestLine(RequestLog, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request's line, with what every line has."""
+
+    timestamp: str
+    level: Literal["debug", "info", "warning"]
+    event: Literal["request"]
+    logger: Literal["parley.telemetry.request_log"]
 
 
 class Logs(io.StringIO):
@@ -25,6 +37,9 @@ class Logs(io.StringIO):
     def lines(self, event: str) -> list[dict[str, Any]]:
         """Return the lines of an event; those of health probes are left out."""
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
+        for line in lines:
+            if line["event"] == "request":
+                msgspec.convert(line, RequestLine)
         return [line for line in lines if line["event"] == event and not str(line.get("route")).startswith("/health")]
 
     async def line_of(self, correlation_id: str) -> dict[str, Any]:

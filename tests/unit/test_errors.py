@@ -28,6 +28,7 @@ def test_the_statuses_are_those_of_the_contract() -> None:
         "method_not_allowed": 405,
         "payload_too_large": 413,
         "unsupported_media_type": 415,
+        "unauthorized": 401,
         "rate_limited": 429,
         "overloaded": 503,
         "shutting_down": 503,

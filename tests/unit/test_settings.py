@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 import pytest
 
 from parley.settings import Secret, Settings, SettingsError, unknown_variables, variables
 from tests.support.canaries import CANARY_KEY
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ADDRESS = "an http:// or https:// address without user, query or fragment"
 UPSTREAM = {"OPENAI_BASE_URL": "http://localhost:1234/v1", "PARLEY_MODEL": "some-model"}
@@ -26,8 +31,10 @@ def test_nothing_has_to_be_set() -> None:
     assert settings.embedded
 
 
-def test_every_setting_is_read_from_its_variable() -> None:
+def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     """With values that are none of the defaults."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{CANARY_KEY}3\n\n")
     environment = {
         "OPENAI_API_KEY": CANARY_KEY,
         "OPENAI_BASE_URL": "https://example.com/v1",
@@ -38,6 +45,12 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "PARLEY_PORT": "0",
         "PARLEY_WORKERS": "2",
         "PARLEY_CORS_ORIGINS": "https://app.example,http://localhost:3000",
+        "PARLEY_API_KEYS": f"{CANARY_KEY},{CANARY_KEY}2",
+        "PARLEY_API_KEYS_FILE": str(keys),
+        "PARLEY_TRUSTED_PROXIES": "10.0.0.0/8,192.0.2.1",
+        "PARLEY_REQUESTS_PER_MINUTE": "60",
+        "PARLEY_MAX_STREAMS_PER_CALLER": "2",
+        "PARLEY_TOKENS_PER_MINUTE": "1000",
         "PARLEY_MAX_OUTPUT_TOKENS": "5",
         "PARLEY_REQUEST_TIMEOUT_S": "6",
         "PARLEY_CONNECT_TIMEOUT_S": "7.5",
@@ -57,13 +70,16 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "PARLEY_DRAIN_TIMEOUT_S": "7",
         "PARLEY_LOG_LEVEL": "debug",
         "PARLEY_LOG_FORMAT": "console",
+        "PARLEY_LOG_UPSTREAM_TEXT": "true",
     }
     settings = Settings.from_environment(environment)
     assert settings.openai_api_key is not None
     assert settings.openai_api_key.reveal() == CANARY_KEY
     assert settings.fallback_api_key is not None
     assert settings.fallback_api_key.reveal() == CANARY_KEY
-    assert msgspec.structs.replace(settings, openai_api_key=None, fallback_api_key=None) == Settings(
+    assert settings.keys() == [CANARY_KEY, f"{CANARY_KEY}2", f"{CANARY_KEY}3"]
+    without_secrets = dict.fromkeys(("openai_api_key", "fallback_api_key", "api_keys"))
+    assert msgspec.structs.replace(settings, **without_secrets) == Settings(
         openai_base_url="https://example.com/v1",
         model="some-model",
         system_prompt="Be brief.\nBe kind.",
@@ -72,6 +88,11 @@ def test_every_setting_is_read_from_its_variable() -> None:
         port=0,
         workers=2,
         cors_origins="https://app.example,http://localhost:3000",
+        api_keys_file=str(keys),
+        trusted_proxies="10.0.0.0/8,192.0.2.1",
+        requests_per_minute=60,
+        max_streams_per_caller=2,
+        tokens_per_minute=1000,
         max_output_tokens=5,
         request_timeout_s=6.0,
         connect_timeout_s=7.5,
@@ -90,6 +111,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         drain_timeout_s=7.0,
         log_level="debug",
         log_format="console",
+        log_upstream_text=True,
     )
     assert Settings.from_environment({"PARLEY_MODEL_PATH": "a.gguf"}).model_path == "a.gguf"
     assert {*environment, "PARLEY_MODEL_PATH"} == {variable.name for variable in variables()}
@@ -159,6 +181,17 @@ def test_origins_that_no_browser_would_send_are_refused(origins: str) -> None:
     """Otherwise they would look set, and let nobody in, or too many."""
     (line,) = problems(PARLEY_CORS_ORIGINS=origins)
     assert line.startswith("PARLEY_CORS_ORIGINS: ")
+
+
+def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) -> None:
+    """No key among them, one that can be guessed, a file that is not there; none is shown."""
+    (line,) = problems(PARLEY_API_KEYS=",")
+    assert line == "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
+    (line,) = problems(PARLEY_API_KEYS=f"{CANARY_KEY},guessable")
+    assert line.startswith("PARLEY_API_KEYS: a key has less than 16 characters")
+    assert "guessable" not in line
+    (line,) = problems(PARLEY_API_KEYS_FILE=str(tmp_path / "none"))
+    assert line == f"PARLEY_API_KEYS_FILE: {tmp_path / 'none'} cannot be read."
 
 
 def test_all_wrong_values_are_told_at_once() -> None:

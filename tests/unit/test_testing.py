@@ -66,7 +66,7 @@ def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:
     """It is within the ceilings, and asks for what it says."""
     for request in testing.ChatRequestFactory.batch(20):
         assert isinstance(request, ChatRequest)
-        prompt = request.to_prompt(Settings())
+        prompt = request.to_prompt(Settings(), "")
         assert (prompt.max_output_tokens, prompt.timeout_s) == (request.max_output_tokens, request.timeout_s)
 
 

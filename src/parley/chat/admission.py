@@ -12,6 +12,8 @@ from parley.chat.errors import ChatError, ErrorCode
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from parley.chat.watch import Watch
+
 _LONGEST_RETRY_AFTER_S: Final = 60
 _WEIGHT_OF_THE_LATEST: Final = 0.2
 
@@ -19,14 +21,16 @@ _WEIGHT_OF_THE_LATEST: Final = 0.2
 class Admission:
     """A number of places, and a queue before them, first come first served."""
 
-    def __init__(self, *, places: int, queue: int, timeout_s: float) -> None:
-        """Take the number of places, of those who may wait for one, and the longest wait."""
+    def __init__(self, *, places: int, queue: int, timeout_s: float, watch: Watch) -> None:
+        """Take the number of places, of those who may wait for one, the longest wait, and who is told of both."""
         self._places = places
         self._queue = queue
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(places)
         self._waiting = 0
-        self._usual_stay_s = 1.0
+        self.usual_stay_s = 1.0
+        """The seconds that replies have taken of late."""
+        self._watch = watch
 
     @asynccontextmanager
     async def place(self, end: float) -> AsyncIterator[None]:
@@ -38,26 +42,33 @@ class Admission:
         await self._enter(end)
         now = asyncio.get_running_loop().time
         entered = now()
+        self._watch.replying(1)
         try:
             yield
         finally:
-            self._usual_stay_s += _WEIGHT_OF_THE_LATEST * (now() - entered - self._usual_stay_s)
+            self._watch.replying(-1)
+            self.usual_stay_s += _WEIGHT_OF_THE_LATEST * (now() - entered - self.usual_stay_s)
             self._free.release()
 
     async def _enter(self, end: float) -> None:
         now = asyncio.get_running_loop().time
         if self._free.locked() and self._waiting >= self._queue:
-            raise self._overloaded()
-        self._waiting += 1
+            raise self._overloaded("queue_full")
+        self._wait(1)
         try:
             async with asyncio.timeout_at(min(end, now() + self._timeout_s)):
                 await self._free.acquire()
         except TimeoutError:
-            raise (ChatError(ErrorCode.REQUEST_TIMEOUT) if now() >= end else self._overloaded()) from None
+            is_over = now() >= end
+            raise (ChatError(ErrorCode.REQUEST_TIMEOUT) if is_over else self._overloaded("queue_timeout")) from None
         finally:
-            self._waiting -= 1
+            self._wait(-1)
 
-    def _overloaded(self) -> ChatError:
+    def _wait(self, change: int) -> None:
+        self._waiting += change
+        self._watch.waiting(change)
+
+    def _overloaded(self, reason: str) -> ChatError:
         """Name the time in which, as replies go, all who wait now will have had their turn."""
-        wait_s = math.ceil((self._waiting + 1) * self._usual_stay_s / self._places)
-        return ChatError(ErrorCode.OVERLOADED, retry_after_s=max(1, min(wait_s, _LONGEST_RETRY_AFTER_S)))
+        wait_s = math.ceil((self._waiting + 1) * self.usual_stay_s / self._places)
+        return ChatError(ErrorCode.OVERLOADED, reason=reason, retry_after_s=max(1, min(wait_s, _LONGEST_RETRY_AFTER_S)))

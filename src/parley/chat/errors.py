@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    UNAUTHORIZED = "unauthorized"
     RATE_LIMITED = "rate_limited"
     OVERLOADED = "overloaded"
     SHUTTING_DOWN = "shutting_down"
@@ -45,17 +46,18 @@ class ChatError(Exception):
     """A named failure of a request.
 
     `detail` and `retryable` stand in for the code's usual ones where the raiser knows better; a detail must be our own
-    words, never text of the upstream, of an exception or of a message. `upstream_status` is the HTTP status that the
-    upstream answered with; it is logged, not published.
+    words, never text of the upstream, of an exception or of a message. `reason` tells apart, in one word, what the code
+    does not; `upstream_status` is the HTTP status that the upstream answered with. Both are logged, not published.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is named where it is given
         self,
         code: ErrorCode,
         *,
         detail: str | None = None,
         retryable: bool | None = None,
         retry_after_s: int | None = None,
+        reason: str | None = None,
         upstream_status: int | None = None,
     ) -> None:
         super().__init__(code)
@@ -66,6 +68,7 @@ class ChatError(Exception):
         if retryable is not None:
             self.explanation = self.explanation._replace(retryable=retryable)
         self.retry_after_s = retry_after_s
+        self.reason = reason
         self.upstream_status = upstream_status
 
 
@@ -98,6 +101,12 @@ EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
         "The request was refused.",
         "Its Content-Type is not application/json.",
         "Send a JSON body with the header `Content-Type: application/json`.",
+        retryable=False,
+    ),
+    ErrorCode.UNAUTHORIZED: Explanation(
+        "The request was refused.",
+        "It brings no key that this Parley knows.",
+        "Send one in the header `Authorization: Bearer <key>`; the operator gives them out.",
         retryable=False,
     ),
     ErrorCode.RATE_LIMITED: Explanation(

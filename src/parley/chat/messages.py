@@ -17,8 +17,9 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reply is asked for: the turns, oldest first, and what the reply may cost."""
+    """What a reply is asked for: the turns, oldest first, what the reply may cost, and who asks."""
 
     messages: list[Message]
     max_output_tokens: int
     timeout_s: float
+    caller: str = ""

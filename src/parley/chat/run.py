@@ -149,6 +149,10 @@ class Run:
             return Usage.estimate(self.deltas)
         return NO_USAGE
 
+    def cost(self) -> Usage | None:
+        """Return what is known of the cost; `None` where the model was not asked."""
+        return self.best_usage() if self.attempts else None
+
     def _tell(self) -> None:
         """Wake who waits for text; an `asyncio.Event` would cost twice as much for each."""
         if self._taker is not None and not self._taker.done():

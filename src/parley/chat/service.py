@@ -24,6 +24,7 @@ from parley.chat.events import (
     Timing,
     Usage,
 )
+from parley.chat.quotas import Quotas
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from parley.chat.messages import Prompt
     from parley.chat.provider import Provider
+    from parley.chat.watch import Watch
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -61,7 +63,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class ChatService:
     """Answers prompts; keeps nothing of a conversation."""
 
-    def __init__(self, settings: Settings, providers: Sequence[Provider]) -> None:
+    def __init__(self, settings: Settings, providers: Sequence[Provider], watch: Watch) -> None:
         """Take the providers in the order in which they are asked; a later one only where those before it failed."""
         self._settings = settings
         self._providers = providers
@@ -71,7 +73,10 @@ class ChatService:
             places=settings.max_streams or providers[0].max_streams,
             queue=settings.max_queue,
             timeout_s=settings.queue_timeout_s,
+            watch=watch,
         )
+        self._quotas = Quotas(settings, lambda: self._admission.usual_stay_s)
+        self._watch = watch
 
     def drain(self) -> None:
         """Refuse new prompts from now on; replies under way go on."""
@@ -80,7 +85,7 @@ class ChatService:
     def stop(self) -> None:
         """End the replies under way, each with what has come of it and an error."""
         for run in self._runs:
-            run.stop(ChatError(ErrorCode.SHUTTING_DOWN))
+            run.stop(ChatError(ErrorCode.SHUTTING_DOWN, reason="drain_timeout"))
 
     async def check(self) -> ErrorCode | None:
         """Tell whether a prompt would be answered now; if not, the error that it would meet."""
@@ -103,20 +108,25 @@ class ChatService:
         end = stopwatch.started + prompt.timeout_s
         provider, run = self._providers[0], Run(self._settings, end)
         failure: ChatError | None = None
+        earlier_attempts = 0
         try:
             try:
                 self._refuse_while_draining()
-                async with self._admission.place(end):
+                # It is the last run's cost that counts, which is not made yet.
+                async with self._quotas.held(prompt, lambda: run.cost()), self._admission.place(end):  # noqa: PLW0108
+                    stopwatch.admitted = stopwatch.now()
                     self._refuse_while_draining()
                     yield ReplyAdmitted()
                     for provider in self._providers:
+                        earlier_attempts += run.attempts
                         run, failure = Run(self._settings, end), None
                         try:
                             async with self._running(prompt, provider, run):
                                 while (text := await run.take()) is not None:
-                                    if stopwatch.first_token is None:
-                                        stopwatch.first_token = stopwatch.now()
+                                    if (gap_s := stopwatch.text()) is None:
                                         yield ReplyStarted(provider.model_name)
+                                    else:
+                                        self._watch.gap(gap_s)
                                     yield ReplyText(text)
                         except ChatError as error:
                             failure = error
@@ -142,8 +152,10 @@ class ChatService:
             usage = run.best_usage()
             structlog.contextvars.bind_contextvars(
                 model=provider.model_name,
-                attempts=run.attempts,
+                attempts=earlier_attempts + run.attempts,
+                is_fallback=provider is not self._providers[0],
                 finish_reason=run.finish_reason,
+                queue_ms=stopwatch.queue_ms(),
                 first_token_ms=stopwatch.timing().first_token_ms,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
@@ -179,7 +191,7 @@ class ChatService:
 
     def _refuse_while_draining(self) -> None:
         if self._is_draining:
-            raise ChatError(ErrorCode.SHUTTING_DOWN)
+            raise ChatError(ErrorCode.SHUTTING_DOWN, reason="draining")
 
     @asynccontextmanager
     async def _running(self, prompt: Prompt, provider: Provider, run: Run) -> AsyncIterator[None]:
@@ -210,7 +222,22 @@ class _Stopwatch:
     def __init__(self) -> None:
         self.now = asyncio.get_running_loop().time
         self.started = self.now()
+        self.admitted: float | None = None
         self.first_token: float | None = None
+        self._last_text = 0.0
+
+    def text(self) -> float | None:
+        """Note that a text has come; return the seconds since the one before, if there was any."""
+        now = self.now()
+        gap_s = None if self.first_token is None else now - self._last_text
+        if self.first_token is None:
+            self.first_token = now
+        self._last_text = now
+        return gap_s
+
+    def queue_ms(self) -> int:
+        """Return the milliseconds that the prompt has waited for its turn."""
+        return round(((self.now() if self.admitted is None else self.admitted) - self.started) * 1000)
 
     def timing(self) -> Timing:
         """Return the milliseconds so far."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agents import Model
 
     from parley.chat.run import Run
+    from parley.chat.watch import Watch
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -59,8 +60,9 @@ class EmbeddedModelError(Exception):
 class EmbeddedProvider:
     """Replies from the model embedded in Parley; open it as an async context manager."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, watch: Watch) -> None:
         self._settings = settings
+        self._watch = watch
         default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
         self.model_name = settings.model or default_name
         self.instructions = settings.system_prompt or DEFAULT_INSTRUCTIONS
@@ -114,6 +116,7 @@ class EmbeddedProvider:
                 await self._close_upstream()
                 if now() - started > _STEADY_S:
                     backoff_s = _FIRST_BACKOFF_S
+                self._watch.embedded_model_died()
                 _log.error("embedded_model_down", exit_code=exit_code, restart_in_s=backoff_s)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
@@ -157,6 +160,8 @@ class EmbeddedProvider:
             instructions=self.instructions,
             temperature=self.temperature,
             connect_timeout_s=self._settings.connect_timeout_s,
+            watch=self._watch,
+            log_text=self._settings.log_upstream_text,
             trust_env=False,  # a proxy is not for loopback
             neutralise=_without_special_tokens,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import Final
 
@@ -12,6 +13,7 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
 
 _MAX_RETRY_AFTER_S: Final = 3600
+_NAME: Final = re.compile(r"[a-z_]{1,64}")
 
 
 class _Problem(msgspec.Struct):
@@ -24,13 +26,22 @@ class _Body(msgspec.Struct):
     error: _Problem = msgspec.field(default_factory=_Problem)
 
 
+class ReportedError(ChatError):
+    """A failure that the upstream reports in the middle of its answer, in these words."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(ErrorCode.UPSTREAM_ERROR)
+        self.body = body
+
+
 _decode: Final = msgspec.json.Decoder(_Body).decode
 
 
 def unsent(error: aiohttp.ClientError) -> ChatError:
     """Name what went wrong before there was an answer."""
     if isinstance(error, aiohttp.ClientConnectionError):
-        return ChatError(ErrorCode.UPSTREAM_UNREACHABLE)
+        is_late = isinstance(error, aiohttp.ServerTimeoutError)
+        return ChatError(ErrorCode.UPSTREAM_UNREACHABLE, reason="connect_timeout" if is_late else None)
     return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than HTTP.")
 
 
@@ -52,11 +63,22 @@ def refusal(status: int, body: bytes, retry_after: str | None) -> ChatError:
     return ChatError(ErrorCode.UPSTREAM_ERROR, retry_after_s=retry_after_s, upstream_status=status)
 
 
-def _is_context_length(body: bytes) -> bool:
+def error_type(body: bytes) -> str | None:
+    """Return what the upstream calls its error, where that is a name such as `insufficient_quota` and no text."""
+    problem = _problem(body)
+    names = (problem.code, problem.type)
+    return next((name for name in names if isinstance(name, str) and _NAME.fullmatch(name)), None)
+
+
+def _problem(body: bytes) -> _Problem:
     try:
-        problem = _decode(body).error
+        return _decode(body).error
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
+        return _Problem()
+
+
+def _is_context_length(body: bytes) -> bool:
+    problem = _problem(body)
     # OpenAI's code, llama.cpp's type, and the words of vLLM, which has neither.
     return (
         problem.code == "context_length_exceeded"

@@ -14,7 +14,7 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseOut
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Usage, UsageSource
-from parley.providers.failures import named_finish
+from parley.providers.failures import ReportedError, named_finish
 from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Answer:
     def _note(self, chunk: Chunk) -> str | None:
         """Take a chunk's text, and note its finish reason and usage."""
         if chunk.error is not None and chunk.error != b"null":
-            raise ChatError(ErrorCode.UPSTREAM_ERROR)
+            raise ReportedError(b'{"error":%b}' % bytes(chunk.error))
         if chunk.usage is not None and any(count is not None for count in msgspec.structs.astuple(chunk.usage)):
             self._run.usage = Usage(
                 input_tokens=chunk.usage.prompt_tokens,

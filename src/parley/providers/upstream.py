@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import httpx
 import msgspec
+import structlog
 
 from parley.chat.errors import ErrorCode
-from parley.providers.failures import refusal, unsent
+from parley.providers.failures import ReportedError, error_type, refusal, unsent
 from parley.providers.model import UpstreamModel, completed
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from agents import Model, ModelSettings
 
     from parley.chat.run import Run
+    from parley.chat.watch import Watch
+
+_log: Final = structlog.stdlib.get_logger(__name__)
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 
@@ -37,6 +42,8 @@ _CHECK_KEPT_S: Final = 5.0
 _MAX_ERROR_BYTES: Final = 65_536
 # Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
 _READ_BUFFER_BYTES: Final = 16_384
+_MAX_LOGGED_BYTES: Final = 2000
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SUCCESS: Final = range(200, 300)
 
 
@@ -52,10 +59,16 @@ class UpstreamProvider:
         instructions: str | None,
         temperature: float | None,
         connect_timeout_s: float,
+        watch: Watch,
+        log_text: bool = False,
         trust_env: bool = True,
         neutralise: Callable[[str], str] = str,
     ) -> None:
-        """Take the way there; `trust_env` lets it use the environment's proxies, `neutralise` rewrites each message."""
+        """Take the way there.
+
+        `log_text` logs what it says of its errors, `trust_env` lets it use the environment's proxies, and `neutralise`
+        rewrites each message.
+        """
         self.model_name = model_name
         self.instructions = instructions
         self.temperature = temperature
@@ -69,6 +82,8 @@ class UpstreamProvider:
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
+        self._watch = watch
+        self._log_text = log_text
         self._proxy = _proxy(base_url) if trust_env else None
         self._neutralise = neutralise
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
@@ -145,12 +160,31 @@ class UpstreamProvider:
                 f"{self._base_url}/chat/completions", data=msgspec.json.encode(body), allow_redirects=False
             )
         except aiohttp.ClientError as error:
+            self._watch.upstream_answered(None)
             raise unsent(error) from error
         async with response:
+            self._watch.upstream_answered(response.status)
             if response.status not in _SUCCESS:
                 text = await _beginning(response.content)
+                self._log_refusal(response, text)
                 raise refusal(response.status, text, response.headers.get("Retry-After"))
-            yield response.content
+            try:
+                yield response.content
+            except ReportedError as error:
+                self._log_refusal(response, error.body)
+                raise
+
+    def _log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
+        """Log what can be told of an upstream's error without its words, which may quote a message."""
+        request_id = response.headers.get("X-Request-ID", "")
+        text = {"upstream_text": body[:_MAX_LOGGED_BYTES].decode(errors="replace")} if self._log_text else {}
+        _log.warning(
+            "upstream_refused",
+            upstream_status=response.status,
+            upstream_request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
+            upstream_error_type=error_type(body),
+            **text,
+        )
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:

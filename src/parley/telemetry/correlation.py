@@ -5,21 +5,24 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from litestar.enums import ScopeType
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
+from parley.telemetry.request_log import request_log
+
 if TYPE_CHECKING:
-    from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+    from collections.abc import Callable
+
+    from litestar.types import ASGIApp, Receive, Scope, Send
+
+    from parley.telemetry.request_log import RequestLog
 
 HEADER: Final = b"x-correlation-id"
 
 _ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-
-_CLIENT_ERRORS: Final = range(400, 500)
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -30,8 +33,10 @@ class CorrelationMiddleware:
     What is bound to the request's context while it is served (outcome, model, tokens) is part of its last line.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, done: Callable[[RequestLog], None]) -> None:
+        """Wrap the app; `done` is told of each request at its end."""
         self._app = app
+        self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -44,23 +49,34 @@ class CorrelationMiddleware:
         clear_contextvars()
         bind_contextvars(correlation_id=correlation_id)
         status: int | None = None
+        bytes_in = bytes_out = 0
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
+        async def receive_counted() -> Any:
+            nonlocal bytes_in
+            message: Any = await receive()
+            bytes_in += len(message.get("body", b""))
+            return message
+
+        async def send_with_id(message: Any) -> None:
+            nonlocal status, bytes_out
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (HEADER, correlation_id.encode())]
+            else:
+                bytes_out += len(message.get("body", b""))
             await send(message)
 
         outcome = "cancelled"
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive_counted, send_with_id)
             outcome = "completed"
         except Exception:  # noqa: BLE001  # the response has begun, so there is nothing to answer but the end of the connection
             outcome = "failed"
             _log.exception("unexpected_error")
         finally:
-            _log_request(scope, status, outcome, started)
+            measured = {"outcome": outcome, "status": status, "bytes_in": bytes_in, "bytes_out": bytes_out}
+            total_ms = round((time.perf_counter() - started) * 1000)
+            self._done(request_log(scope, get_contextvars(), **measured, total_ms=total_ms))
 
 
 def _correlation_id(scope: Scope) -> str:
@@ -74,20 +90,3 @@ def _correlation_id(scope: Scope) -> str:
 def new_correlation_id() -> str:
     """Make an id for a request that brings none."""
     return uuid.uuid4().hex
-
-
-def _log_request(scope: HTTPScope, status: int | None, outcome: str, started: float) -> None:
-    bound = get_contextvars()
-    fields: dict[str, Any] = {
-        "method": scope["method"] if scope["method"] in HTTPMethod.__members__ else "other",
-        "route": scope.get(
-            "path_template"
-        ),  # never the path itself, which is the caller's text, as a made-up method is
-        "status": status,
-        "outcome": bound.get("outcome", outcome),
-        "total_ms": round((time.perf_counter() - started) * 1000),
-    }
-    is_failure = fields["outcome"] in {"failed", "cancelled"} and status not in _CLIENT_ERRORS
-    is_probe = str(fields["route"]).startswith("/health") and not is_failure
-    log = _log.warning if is_failure else _log.debug if is_probe else _log.info
-    log("request", **fields)

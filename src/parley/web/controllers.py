@@ -6,11 +6,18 @@ from typing import Annotated
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, Parameter
+from litestar.plugins.prometheus import PrometheusController
 
 from parley.chat.service import ChatService
 from parley.settings import Settings
 from parley.web.errors import ClientDisconnectedError
-from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, READINESS_FAILURES, DescribedOperation
+from parley.web.openapi import (
+    CHAT_FAILURES,
+    LIVENESS_FAILURES,
+    MAY_NEED_KEY,
+    READINESS_FAILURES,
+    DescribedOperation,
+)
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
 from parley.web.sse import EventStream, cancelled_on_disconnect
@@ -30,9 +37,11 @@ class ChatController(Controller):
         response_description="The answer as it is made.",
         operation_class=DescribedOperation,
         responses=CHAT_FAILURES,
+        security=MAY_NEED_KEY,
     )
     async def stream(
         self,
+        request: ChatAPIRequest,
         data: JSONBody[ChatRequest],
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
@@ -44,7 +53,7 @@ class ChatController(Controller):
         resuming: to send the request again is to ask, and to pay, again. To close the connection stops the model.
         """
         return EventStream(
-            service.stream(data.to_prompt(settings)),
+            service.stream(data.to_prompt(settings, request.state.caller)),
             hold_headers_s=settings.hold_headers_s,
             heartbeat_s=settings.heartbeat_s,
         )
@@ -57,6 +66,7 @@ class ChatController(Controller):
         response_description="The whole answer.",
         operation_class=DescribedOperation,
         responses=CHAT_FAILURES,
+        security=MAY_NEED_KEY,
     )
     async def complete(
         self,
@@ -67,7 +77,7 @@ class ChatController(Controller):
     ) -> ChatResponse:
         """Answer a message in one piece, for callers that do not stream."""
         async with cancelled_on_disconnect(request.receive):
-            reply = await service.complete(data.to_prompt(settings))
+            reply = await service.complete(data.to_prompt(settings, request.state.caller))
             return ChatResponse(
                 text=reply.text,
                 finish_reason=reply.finish_reason,
@@ -77,6 +87,12 @@ class ChatController(Controller):
                 correlation_id=request.state.correlation_id,
             )
         raise ClientDisconnectedError
+
+
+class MetricsController(PrometheusController):
+    """What Prometheus asks."""
+
+    include_in_schema = False
 
 
 class HealthController(Controller):

@@ -26,6 +26,7 @@ STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
     ErrorCode.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
     ErrorCode.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ErrorCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
     ErrorCode.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -67,11 +68,13 @@ def _respond(
     request: Request[Any, Any, Any], error: ChatError, headers: Mapping[str, str] | None = None
 ) -> Response[ErrorResponse]:
     structlog.contextvars.bind_contextvars(
-        outcome="failed", error_code=error.code, upstream_status=error.upstream_status
+        outcome="failed", error_code=error.code, reason=error.reason, upstream_status=error.upstream_status
     )
     all_headers = dict(headers or {})
     if error.retry_after_s is not None:
         all_headers["Retry-After"] = str(error.retry_after_s)
+    if error.code is ErrorCode.UNAUTHORIZED:
+        all_headers["WWW-Authenticate"] = "Bearer"
     return Response(
         ErrorResponse.of(error, request.state.correlation_id),
         status_code=STATUS[error.code],

@@ -13,6 +13,7 @@ from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import (
+    Components,
     Example,
     License,
     OpenAPIHeader,
@@ -23,6 +24,8 @@ from litestar.openapi.spec import (
     Reference,
     RequestBody,
     Schema,
+    SecurityRequirement,
+    SecurityScheme,
     Tag,
 )
 from litestar.openapi.spec.base import BaseSchemaObject
@@ -53,6 +56,9 @@ _PUBLISHED: Final[dict[str, Any]] = {
 # What no operation answers with, but Litestar where there is none.
 _OF_NO_OPERATION: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
 
+# Without keys set, nobody needs one.
+MAY_NEED_KEY: Final[list[SecurityRequirement]] = [{"key": []}, {}]
+
 # With these it may be known how long to wait.
 _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}
 
@@ -64,6 +70,7 @@ _CORRELATION_ID: Final = OpenAPIHeader(
 _RETRY_AFTER: Final = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait, where they are known."
 )
+_AUTHENTICATE: Final = OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), required=True, description="`Bearer`.")
 _OWN_CORRELATION_ID: Final = Parameter(
     name="X-Correlation-ID",
     param_in="header",
@@ -101,8 +108,11 @@ class DescribedOperation(Operation):
             _exemplify(self.request_body.content)
         for status, response in (self.responses or {}).items():
             if isinstance(response, OpenAPIResponse):
-                retry_after = {"Retry-After": _RETRY_AFTER} if int(status) in _PASSING else {}
-                response.headers = {"X-Correlation-ID": _CORRELATION_ID, **retry_after}
+                response.headers = {"X-Correlation-ID": _CORRELATION_ID}
+                if int(status) in _PASSING:
+                    response.headers["Retry-After"] = _RETRY_AFTER
+                if int(status) == HTTPStatus.UNAUTHORIZED:
+                    response.headers["WWW-Authenticate"] = _AUTHENTICATE
                 _exemplify(response.content or {}, int(status))
 
 
@@ -192,6 +202,13 @@ def openapi_config() -> OpenAPIConfig:
         summary="A streaming chat API.",
         description="POST a message, read the model's answer as typed server-sent events, as it is made.",
         license=License(name="MIT", identifier="MIT"),
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(
+                    type="http", scheme="bearer", description="One of the operator's keys, where there are any."
+                )
+            }
+        ),
         security=[],
         tags=[
             Tag("chat", "Answers to messages. To send a request again is to ask, and to pay, again."),

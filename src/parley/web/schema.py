@@ -67,8 +67,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         | UnsetType
     ) = UNSET
 
-    def to_prompt(self, settings: Settings) -> Prompt:
-        """Return what the domain is asked.
+    def to_prompt(self, settings: Settings, caller: str) -> Prompt:
+        """Return what the domain is asked, and for whom.
 
         Raises:
             ChatError: where a value is above its ceiling.
@@ -84,6 +84,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
             max_output_tokens=max_output_tokens,
             timeout_s=timeout_s,
+            caller=caller,
         )
 
 

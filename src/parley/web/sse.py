@@ -49,7 +49,10 @@ def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: i
             return DoneChunk(seq=seq, finish_reason=event.finish_reason, usage=event.usage, timing=event.timing)
         case ReplyFailed():
             structlog.contextvars.bind_contextvars(
-                outcome="failed", error_code=event.error.code, upstream_status=event.error.upstream_status
+                outcome="failed",
+                error_code=event.error.code,
+                reason=event.error.reason,
+                upstream_status=event.error.upstream_status,
             )
             return ErrorChunk(seq=seq, error=ErrorResponse.of(event.error, correlation_id), usage=event.usage)
 

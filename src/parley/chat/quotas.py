@@ -1,0 +1,117 @@
+"""Owns quotas: how much each caller may ask for, and all of them may spend, and when there will be more."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from parley.chat.errors import ChatError, ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from parley.chat.events import Usage
+    from parley.chat.messages import Prompt
+    from parley.settings import Settings
+
+_MINUTE_S: Final = 60.0
+_BYTES_PER_TOKEN: Final = 4
+# When so many callers are remembered, those are forgotten who may take all again.
+_MANY: Final = 10_000
+_ALL: Final = ""
+
+
+class Allowance:
+    """So much a minute for each caller, which comes back steadily; what is taken beyond it is a debt to wait for."""
+
+    def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
+        self.per_minute = per_minute
+        self._now = now
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def wait_s(self, caller: str, amount: float = 1) -> float:
+        """Return the seconds until so much may be taken; where it is more than ever, until all may be."""
+        return max(0.0, (min(amount, self.per_minute) - self._left_to(caller)) * _MINUTE_S / self.per_minute)
+
+    def take(self, caller: str, amount: float = 1) -> None:
+        """Take so much; where it is negative, give it back."""
+        if len(self._left) >= _MANY:
+            self._left = {name: left for name, left in self._left.items() if self._left_to(name) < self.per_minute}
+        self._left[caller] = self._left_to(caller) - amount, self._now()
+
+    def _left_to(self, caller: str) -> float:
+        left, then = self._left.get(caller, (self.per_minute, self._now()))
+        return min(self.per_minute, left + (self._now() - then) * self.per_minute / _MINUTE_S)
+
+
+class Quotas:
+    """A caller's requests a minute and replies at once, and everybody's tokens a minute, where the settings limit them.
+
+    They are those of one process.
+    """
+
+    def __init__(
+        self, settings: Settings, usual_stay_s: Callable[[], float], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Take the limits; `usual_stay_s` tells how long a reply takes, as things are."""
+        self._requests = Allowance(settings.requests_per_minute, now) if settings.requests_per_minute else None
+        self._tokens = Allowance(settings.tokens_per_minute, now) if settings.tokens_per_minute else None
+        self._most_at_once = settings.max_streams_per_caller
+        self._at_once: Counter[str] = Counter()
+        self._usual_stay_s = usual_stay_s
+
+    @asynccontextmanager
+    async def held(self, prompt: Prompt, usage: Callable[[], Usage | None]) -> AsyncIterator[None]:
+        """Hold what a reply takes; `usage` tells at its end what it cost, or `None` where the model was not asked.
+
+        Raises:
+            ChatError: where there is not enough left.
+        """
+        caller, estimate = prompt.caller, _estimate(prompt)
+        self._check(caller, estimate)
+        self._at_once[caller] += 1
+        if self._requests:
+            self._requests.take(caller)
+        if self._tokens:
+            self._tokens.take(_ALL, estimate)
+        try:
+            yield
+        finally:
+            self._at_once -= Counter([caller])
+            if self._tokens:
+                self._tokens.take(_ALL, _spent(usage(), estimate) - estimate)
+
+    def _check(self, caller: str, estimate: int) -> None:
+        if self._most_at_once and self._at_once[caller] >= self._most_at_once:
+            raise _limited("streams_per_caller", self._usual_stay_s() / self._most_at_once)
+        if self._requests and (wait_s := self._requests.wait_s(caller)):
+            raise _limited("requests_per_minute", wait_s)
+        if self._tokens and (wait_s := self._tokens.wait_s(_ALL, estimate)):
+            raise _limited("tokens_per_minute", wait_s)
+
+
+_DETAILS: Final = {
+    "streams_per_caller": "This client has as many answers made at once as it may.",
+    "requests_per_minute": "This client has sent more requests than it may in a minute.",
+    "tokens_per_minute": "Parley has spent the tokens that it may spend in a minute.",
+}
+
+
+def _limited(reason: str, wait_s: float) -> ChatError:
+    return ChatError(
+        ErrorCode.RATE_LIMITED, detail=_DETAILS[reason], reason=reason, retry_after_s=max(1, math.ceil(wait_s))
+    )
+
+
+def _estimate(prompt: Prompt) -> int:
+    """Guess the tokens of a prompt, before anybody has counted them."""
+    return math.ceil(sum(len(message.content.encode()) for message in prompt.messages) / _BYTES_PER_TOKEN)
+
+
+def _spent(usage: Usage | None, estimate: int) -> int:
+    if usage is None:
+        return 0
+    return (estimate if usage.input_tokens is None else usage.input_tokens) + (usage.output_tokens or 0)

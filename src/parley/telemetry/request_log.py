@@ -1,0 +1,80 @@
+"""Owns the line that each request leaves in the log, whatever became of it: what it says, and how loudly."""
+
+from __future__ import annotations
+
+from http import HTTPMethod
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from litestar.types import HTTPScope
+
+_CLIENT_ERRORS: Final = range(400, 500)
+_PROBES: Final = ("/health", "/metrics")
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+_Milliseconds = Annotated[int, Meta(ge=0)]
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. What did not happen is `None`: a model that was not asked, a text that did not come.
+
+    Nothing of it is the caller's text but the correlation id, where that is harmless.
+    """
+
+    correlation_id: str
+    method: Annotated[str, Meta(description="`other`, where it is none of HTTP's.")]
+    route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")]
+    status: Annotated[int | None, Meta(description="None, where nothing was answered.")]
+    outcome: Literal["completed", "failed", "client_disconnected", "cancelled"]
+    error_code: Annotated[str | None, Meta(description="The error's code.")]
+    reason: Annotated[
+        str | None,
+        Meta(
+            description="Which of several: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
+            "`connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, `streams_per_caller`, "
+            "`tokens_per_minute`."
+        ),
+    ]
+    caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")]
+    bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")]
+    bytes_out: Annotated[_Count, Meta(description="Of the response's body.")]
+    chunks: Annotated[_Count | None, Meta(description="Of the stream.")]
+    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn.")]
+    first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")]
+    total_ms: _Milliseconds
+    model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")]
+    is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")]
+    attempts: Annotated[_Count | None, Meta(description="Times that a model was asked.")]
+    upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")]
+    finish_reason: str | None
+    input_tokens: _Count | None
+    output_tokens: _Count | None
+    usage_source: Annotated[Literal["upstream", "estimate", "none"] | None, Meta(description="Who counted them.")]
+
+
+_FIELDS: Final = [field.name for field in msgspec.structs.fields(RequestLog)]
+
+
+def request_log(scope: HTTPScope, bound: Mapping[str, Any], **measured: Any) -> RequestLog:
+    """Put together what was measured of a request and what the layers that served it have bound to its context."""
+    # Never the path itself, which is the caller's text, as a made-up method is.
+    method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
+    known = {"method": method, "route": scope.get("path_template"), **measured, **bound}
+    values: dict[str, Any] = {name: known.get(name) for name in _FIELDS}
+    return RequestLog(**values)
+
+
+def write(line: RequestLog) -> None:
+    """Log it."""
+    is_failure = line.outcome in {"failed", "cancelled"} and line.status not in _CLIENT_ERRORS
+    is_probe = str(line.route).startswith(_PROBES) and not is_failure
+    log = _log.warning if is_failure else _log.debug if is_probe else _log.info
+    log("request", **msgspec.structs.asdict(line))

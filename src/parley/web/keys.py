@@ -1,0 +1,55 @@
+"""Owns who may call: compares keys, and names the caller whose quotas a request counts against."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from parley.chat.errors import ChatError, ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from litestar.connection import ASGIConnection
+    from litestar.handlers import BaseRouteHandler
+
+_SCHEME: Final = "bearer"
+_NAME_DIGITS: Final = 8
+
+
+class KeyGuard:
+    """A guard for routes: without one of the keys nobody passes, if there are any; only their hashes are kept.
+
+    It is async because Litestar would call it in a thread else, for each request, where nothing can be bound.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._hashes = [_hash(key) for key in keys]
+
+    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        """Name the caller in the connection's state: by its key, else by its address.
+
+        Raises:
+            ChatError: where it has no key, or a wrong one.
+        """
+        if not self._hashes:
+            connection.state.caller = connection.client.host if connection.client else ""
+            return
+        scheme, __, key = connection.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != _SCHEME or not key:
+            raise ChatError(ErrorCode.UNAUTHORIZED, reason="no_key")
+        sent = _hash(key.strip())
+        # Each is looked at, so that the time tells nothing of which one it nearly was.
+        if not sum([hmac.compare_digest(sent, known) for known in self._hashes]):
+            raise ChatError(
+                ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="The key is not one that this Parley knows."
+            )
+        connection.state.caller = sent.hex()[:_NAME_DIGITS]
+        structlog.contextvars.bind_contextvars(caller=connection.state.caller)
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

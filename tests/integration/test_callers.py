@@ -1,0 +1,147 @@
+"""Who may call, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from parley.settings import Secret
+from tests.support.canaries import CANARY, CANARY_KEY
+from tests.support.running import problem, running, stream
+from tests.support.upstream import Exchange, delta
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import httpx
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+    from tests.support.upstream import ScriptedUpstream
+
+    MakeSettings = Callable[..., Settings]
+
+REQUEST = {"message": CANARY}
+OTHER_KEY = f"{CANARY_KEY}-the-next"
+
+
+def bearer(key: str) -> dict[str, str]:
+    """Return the header that brings a key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+async def guarded(make_settings: MakeSettings, logs: Logs) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a Parley that wants a key, of which it knows two."""
+    async with running(make_settings(api_keys=Secret(f"{CANARY_KEY},{OTHER_KEY}")), logs) as client:
+        yield client
+
+
+@pytest.mark.parametrize("key", [CANARY_KEY, OTHER_KEY])
+async def test_each_of_the_keys_opens(guarded: httpx.AsyncClient, logs: Logs, key: str) -> None:
+    """So that one can replace the other; the log says which it was, by its hash."""
+    *_, done = await stream(guarded, REQUEST, headers=bearer(key))
+    assert done.__struct_config__.tag == "done"
+    assert (await logs.line())["caller"] == hashlib.sha256(key.encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({}, "no_key"),
+        ({"Authorization": ""}, "no_key"),
+        ({"Authorization": CANARY_KEY}, "no_key"),
+        ({"Authorization": f"Basic {CANARY_KEY}"}, "no_key"),
+        ({"Authorization": "Bearer"}, "no_key"),
+        (bearer(CANARY_KEY[:-1]), "wrong_key"),
+        (bearer(f"{CANARY_KEY},{OTHER_KEY}"), "wrong_key"),
+        (bearer("é" * 40), "wrong_key"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete", "/metrics"])
+async def test_without_one_of_the_keys_nobody_passes(
+    guarded: httpx.AsyncClient,
+    upstream: ScriptedUpstream,
+    logs: Logs,
+    path: str,
+    headers: dict[str, str],
+    reason: str,
+) -> None:
+    """Before the body is looked at; the log says why."""
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    method = "GET" if path == "/metrics" else "POST"
+    response = await guarded.request(method, path, content=b"{", headers=encoded)
+    error = problem(response)
+    assert (response.status_code, error.code, error.retryable) == (401, "unauthorized", False)
+    assert response.headers["www-authenticate"] == "Bearer"
+    line = await logs.line()
+    assert (line["error_code"], line["reason"], line["caller"]) == ("unauthorized", reason, None)
+    assert upstream.exchanges == []
+
+
+async def test_probes_and_the_contract_need_no_key(guarded: httpx.AsyncClient) -> None:
+    """Orchestrators have none, and the contract is no secret."""
+    for path in ("/health/live", "/health/ready", "/schema", "/schema/openapi.json"):
+        assert (await guarded.get(path)).status_code == 200
+
+
+async def test_a_caller_over_its_quota_is_told_when_to_come_again(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Another caller is not concerned."""
+    keys = Secret(f"{CANARY_KEY},{OTHER_KEY}")
+    async with running(make_settings(api_keys=keys, requests_per_minute=1), logs) as client:
+        await stream(client, REQUEST, headers=bearer(CANARY_KEY))
+        response = await client.post("/chat", json=REQUEST, headers=bearer(CANARY_KEY))
+        error = problem(response)
+        assert (response.status_code, error.code, error.retryable) == (429, "rate_limited", True)
+        assert 58 <= int(response.headers["retry-after"]) <= 60
+        assert error.retry_after_s == int(response.headers["retry-after"])
+        assert (await logs.line(number=2))["reason"] == "requests_per_minute"
+        await stream(client, REQUEST, headers=bearer(OTHER_KEY))
+    assert len(upstream.exchanges) == 2
+
+
+async def test_without_keys_an_address_is_a_caller(make_settings: MakeSettings, logs: Logs) -> None:
+    """Also one that a trusted proxy tells; from anyone else that would be a way around it."""
+    elsewhere = {"X-Forwarded-For": "192.0.2.1"}
+    async with running(make_settings(requests_per_minute=1), logs) as client:
+        await stream(client, REQUEST)
+        assert problem(await client.post("/chat", json=REQUEST, headers=elsewhere)).code == "rate_limited"
+    async with running(make_settings(requests_per_minute=1, trusted_proxies="127.0.0.1"), logs) as client:
+        await stream(client, REQUEST)
+        await stream(client, REQUEST, headers=elsewhere)
+        assert problem(await client.post("/chat", json=REQUEST, headers=elsewhere)).code == "rate_limited"
+
+
+async def test_a_caller_with_enough_answers_at_once_is_refused_another(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Until one of them has ended."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("Hello"))
+        await go_on.wait()
+        await exchange.events(delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script, go_on = script, asyncio.Event()
+    async with running(make_settings(max_streams_per_caller=1), logs) as client:
+        async with client.stream("POST", "/chat", json=REQUEST) as first:
+            refused = problem(await client.post("/chat", json=REQUEST))
+            assert (refused.code, refused.retry_after_s) == ("rate_limited", 1)
+            go_on.set()
+            await first.aread()
+        await stream(client, REQUEST)
+
+
+async def test_a_budget_that_is_spent_is_told(make_settings: MakeSettings, logs: Logs) -> None:
+    """The scripted answer takes 10 tokens, as its upstream counts them."""
+    async with running(make_settings(tokens_per_minute=10), logs) as client:
+        await stream(client, REQUEST)
+        assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
+        assert (await logs.line(number=2))["reason"] == "tokens_per_minute"

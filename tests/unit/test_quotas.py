@@ -1,0 +1,131 @@
+"""What a caller may ask for, by a clock that the test moves."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import Usage, UsageSource
+from parley.chat.messages import Message, Prompt
+from parley.chat.quotas import Allowance, Quotas
+from parley.settings import Settings
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Begin at 0."""
+    return Clock()
+
+
+def prompt(caller: str = "a", content: str = "four") -> Prompt:
+    """Ask something; each four bytes are taken for a token."""
+    return Prompt(messages=[Message("user", content)], max_output_tokens=1, timeout_s=1, caller=caller)
+
+
+def made(clock: Clock, **limits: Any) -> Quotas:
+    """Make quotas with these limits, where a reply takes eight seconds."""
+    return Quotas(Settings(**limits), lambda: 8.0, clock)
+
+
+async def refused(quotas: Quotas, prompt: Prompt) -> tuple[str | None, int | None]:
+    """Return the reason for which it is refused, and the seconds to wait."""
+    with pytest.raises(ChatError) as caught:
+        async with quotas.held(prompt, lambda: None):
+            pass
+    assert caught.value.code is ErrorCode.RATE_LIMITED
+    return caught.value.reason, caught.value.retry_after_s
+
+
+async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clock) -> None:
+    """Who waits as long as it is told is let in then, and no sooner."""
+    quotas = made(clock, requests_per_minute=2)
+    for caller in ("a", "a", "b"):
+        async with quotas.held(prompt(caller), lambda: None):
+            pass
+    assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
+    clock.seconds += 29
+    assert await refused(quotas, prompt("a")) == ("requests_per_minute", 1)
+    clock.seconds += 1
+    async with quotas.held(prompt("a"), lambda: None):
+        pass
+    assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
+
+
+async def test_a_caller_has_only_so_many_replies_made_at_once(clock: Clock) -> None:
+    """One that ends makes place for another, however it ends."""
+    quotas = made(clock, max_streams_per_caller=2)
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(quotas.held(prompt("a"), lambda: None))
+        assert await refused(quotas, prompt("a")) == ("streams_per_caller", 4)
+        async with quotas.held(prompt("b"), lambda: None):
+            pass
+    with pytest.raises(ZeroDivisionError):
+        async with quotas.held(prompt("a"), lambda: None):
+            raise ZeroDivisionError
+    async with quotas.held(prompt("a"), lambda: None), quotas.held(prompt("a"), lambda: None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("usage", "spent"),
+    [
+        (Usage(input_tokens=10, output_tokens=20, total_tokens=30, source=UsageSource.UPSTREAM), 30),
+        (Usage.estimate(20), 25),  # 5 for the prompt's 20 bytes
+        (None, 0),
+    ],
+)
+async def test_tokens_are_spent_as_they_were_used(clock: Clock, usage: Usage | None, spent: int) -> None:
+    """As the upstream counts them, else as they are guessed; none where no model was asked."""
+    quotas = made(clock, tokens_per_minute=60)
+    async with quotas.held(prompt("a", "x" * 20), lambda: usage):
+        pass
+    async with quotas.held(prompt("b", "x" * 4 * (60 - spent)), lambda: None):
+        assert await refused(quotas, prompt("c")) == ("tokens_per_minute", 1)
+
+
+async def test_tokens_that_were_spent_beyond_the_budget_are_a_debt(clock: Clock) -> None:
+    """What an answer will cost is known at its end only."""
+    quotas = made(clock, tokens_per_minute=60)
+    async with quotas.held(prompt(), lambda: Usage.estimate(119)):
+        pass
+    assert await refused(quotas, prompt()) == ("tokens_per_minute", 61)
+    clock.seconds += 61
+    async with quotas.held(prompt(), lambda: None):
+        pass
+
+
+async def test_a_prompt_that_is_larger_than_the_budget_waits_for_all_of_it(clock: Clock) -> None:
+    """It would wait for ever for more."""
+    quotas = made(clock, tokens_per_minute=60)
+    async with quotas.held(prompt(), lambda: Usage.estimate(0)):
+        pass
+    assert await refused(quotas, prompt("a", "x" * 1000)) == ("tokens_per_minute", 1)
+    clock.seconds += 1
+    async with quotas.held(prompt("a", "x" * 1000), lambda: None):
+        pass
+
+
+def test_callers_who_may_take_all_again_are_forgotten(clock: Clock) -> None:
+    """Else each address that ever called would take memory."""
+    allowance = Allowance(60, clock)
+    for caller in range(10_000):
+        allowance.take(str(caller))
+    clock.seconds += 1
+    allowance.take("one more", 60)
+    assert len(allowance._left) == 1  # noqa: SLF001
+    assert allowance.wait_s("one more") == 1
