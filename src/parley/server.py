@@ -16,6 +16,7 @@ from parley.app import create_app
 from parley.connection import Connection
 from parley.settings import Settings
 from parley.telemetry import logs
+from parley.telemetry.metrics import forget_dead_workers, shared_by_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +49,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def create_app_from_environment() -> Litestar:
     """Assemble the application in a worker process, which has the environment in common with its parent."""
+    forget_dead_workers()
     return _create_app(Settings.from_environment(os.environ))
 
 
@@ -81,4 +83,5 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     if settings.workers == 1:
         uvicorn.run(_create_app(settings), **options(settings))
     else:
-        uvicorn.run(f"{__name__}:{create_app_from_environment.__name__}", factory=True, **options(settings))
+        with shared_by_workers():
+            uvicorn.run(f"{__name__}:{create_app_from_environment.__name__}", factory=True, **options(settings))

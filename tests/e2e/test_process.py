@@ -17,7 +17,7 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
 from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.process import fails, parley, watched
+from tests.support.process import fails, leading_to, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, hang
 
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 REQUEST = {"message": CANARY}
 STREAMS = 100
-
-
-def leading_to(upstream: ScriptedUpstream, **variables: str) -> dict[str, str]:
-    """Return the variables that make a Parley use the scripted upstream."""
-    return {"OPENAI_BASE_URL": upstream.url, "OPENAI_API_KEY": CANARY_KEY, "PARLEY_MODEL": "scripted-1", **variables}
 
 
 async def test_the_environment_chooses_the_upstream(upstream: ScriptedUpstream) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import anyio
 import httpx
 
-from tests.support.canaries import CANARIES
+from tests.support.canaries import CANARIES, CANARY_KEY
 from tests.support.logs import Logs
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncIterator, Iterator
+
+    from tests.support.upstream import ScriptedUpstream
 
 PARLEY = (sys.executable, "-m", "parley")
 
@@ -27,6 +29,11 @@ def environment(**variables: str) -> dict[str, str]:
     """Return an environment in which only these settings are made, on a free port, and everything is logged."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARLEY_", "OPENAI_"))}
     return {**kept, "PARLEY_PORT": "0", "PARLEY_LOG_LEVEL": "debug", **variables}
+
+
+def leading_to(upstream: ScriptedUpstream, **variables: str) -> dict[str, str]:
+    """Return the variables that make a Parley use the scripted upstream."""
+    return {"OPENAI_BASE_URL": upstream.url, "OPENAI_API_KEY": CANARY_KEY, "PARLEY_MODEL": "scripted-1", **variables}
 
 
 class Parley:

@@ -1,0 +1,103 @@
+"""What Prometheus is told is what has happened, to the token."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.process import leading_to, parley
+from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, in_turn, respond
+
+if TYPE_CHECKING:
+    import httpx
+
+REQUEST = {"message": "hi"}
+
+# What depends on the clock: texts that come together leave together.
+MEASURED = re.compile(r".*_(sum|bucket|created)|parley_token_gap_seconds_count|parley_http_.*")
+
+
+async def counted(client: httpx.AsyncClient) -> dict[str, float]:
+    """Return what is counted, and is not 0, by name and labels."""
+    text = (await client.get("/metrics")).raise_for_status().text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {
+        " ".join([sample.name, *map(str, sample.labels.values())]): sample.value
+        for sample in samples
+        if sample.value and sample.name.startswith("parley_") and not MEASURED.fullmatch(sample.name)
+    }
+
+
+async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> None:
+    """Answers of 7 tokens to 3 as the upstream counts them, one that it does not count, refusals, retries."""
+    key = "sk-canary-5Xq9-for-the-fake-upstream"
+    variables = leading_to(upstream, PARLEY_API_KEYS=key, PARLEY_FALLBACK_MODEL="scripted-2", PARLEY_RETRIES="1")
+    async with parley(**variables) as served, served.client() as client:
+        client.headers["Authorization"] = f"Bearer {key}"
+        for path in ("/chat", "/chat", "/chat/complete"):
+            assert (await client.post(path, json=REQUEST)).status_code == 200
+        upstream.script = answer("a", "b", finish_reason="length", usage=None)
+        await client.post("/chat", json=REQUEST)
+        upstream.script = answer("a", finish_reason=None, usage=None)
+        await client.post("/chat", json=REQUEST)
+        upstream.script = in_turn(respond(429, {}), answer("a"))
+        await client.post("/chat", json=REQUEST)
+        upstream.script = in_turn(respond(401, {}), answer("a"))
+        await client.post("/chat", json=REQUEST)
+        await client.post("/chat", json={"message": ""})
+        await client.post("/chat", json=REQUEST, headers={"Authorization": "Bearer wrong"})
+        await client.get("/nothing")
+        assert await counted(client) == {
+            "parley_chats_total stop": 5,
+            "parley_chats_total length": 1,
+            "parley_chats_total upstream_truncated": 1,
+            "parley_chats_total invalid_request": 1,
+            "parley_chats_total unauthorized": 1,
+            "parley_refusals_total invalid_request": 1,
+            "parley_refusals_total wrong_key": 1,
+            "parley_tokens_total input upstream": 5 * 7,
+            "parley_tokens_total output upstream": 5 * 3,
+            "parley_tokens_total output estimate": 2 + 1,
+            "parley_upstream_responses_total 200": 7,
+            "parley_upstream_responses_total 429": 1,
+            "parley_upstream_responses_total 401": 1,
+            "parley_retries_total": 1,
+            "parley_fallbacks_total": 1,
+            "parley_queue_seconds_count": 7,
+            "parley_first_token_seconds_count": 7,
+            "parley_chat_seconds_count": 9,
+        }
+
+
+async def test_any_worker_tells_what_all_have_counted(upstream: ScriptedUpstream) -> None:
+    """Also of one that was killed in the middle of an answer: what it has done counts, what it was doing does not."""
+
+    async def endless(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("a"))
+        await exchange.gone.wait()
+
+    async with parley(**leading_to(upstream, PARLEY_WORKERS="2")) as served:
+        await served.logs.line("Application startup complete.", number=2)
+        for _ in range(20):
+            async with served.client() as client:
+                await client.post("/chat", json=REQUEST)
+        for _ in range(5):
+            async with served.client() as client:
+                assert (await counted(client))["parley_chats_total stop"] == 20
+        upstream.script = endless
+        async with served.client() as client, client.stream("POST", "/chat", json=REQUEST) as response:
+            await anext(response.aiter_raw())
+            async with served.client() as other:
+                assert (await counted(other))["parley_streams_in_flight"] == 1
+            for pid in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue()):
+                os.kill(int(pid), signal.SIGKILL)
+            await served.logs.line("Application startup complete.", number=4)
+        async with served.client() as client:
+            told = await counted(client)
+        assert told["parley_chats_total stop"] == 20
+        assert "parley_streams_in_flight" not in told
