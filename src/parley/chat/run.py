@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import NO_USAGE, FinishReason, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from parley.settings import Settings
 
@@ -36,6 +36,7 @@ class Run:
         self.failure: BaseException | None = None
         self.deltas = 0
         self.attempts = 0
+        self.reading: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._end = end
         self._next_text_end = end
@@ -47,6 +48,7 @@ class Run:
         self._texts: list[str] = []
         self._untaken = 0
         self._is_closed = False
+        self._first_text = self._loop.create_future()
         self._taker: asyncio.Future[None] | None = None
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -64,6 +66,17 @@ class Run:
             self._next_text_end = self._loop.time() + self._first_token_timeout_s
         self.attempts += 1
         self.usage = None
+
+    async def read(self, answer: Coroutine[Any, Any, None]) -> None:
+        """Read an answer in a task of its own, and wait only for its first text, or its end where it has none.
+
+        With the first text, openai-agents' work is done, as nothing is asked again after it. What it keeps for a run is
+        half of what a stream occupies; so it goes then, and not at the end.
+        """
+        self.reading = asyncio.create_task(answer)
+        await asyncio.wait({self.reading, self._first_text}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._first_text.done():
+            await self.reading
 
     @asynccontextmanager
     async def deadlines(self) -> AsyncIterator[None]:
@@ -96,6 +109,8 @@ class Run:
         self._texts.append(text)
         self._untaken += len(text)
         self._tell()
+        if is_first:
+            self._first_text.set_result(None)
 
     async def room(self) -> None:
         """Wait until the client has taken the text; the upstream is not silent meanwhile, just not read."""

@@ -11,7 +11,7 @@ from agents import Agent, ModelRetrySettings, ModelSettings, MultiProvider, RunC
 from parley.chat.retries import decide_retry
 
 if TYPE_CHECKING:
-    from agents import RunResultStreaming
+    import asyncio
 
     from parley.chat.messages import Prompt
     from parley.chat.provider import Provider
@@ -25,13 +25,15 @@ _MODEL_SETTINGS: Final = ModelSettings()
 _RUN_CONFIG: Final = RunConfig(model_provider=MultiProvider(), tracing_disabled=True)
 
 
-def start(prompt: Prompt, provider: Provider, run: Run, retries: int) -> RunResultStreaming:
+def start(prompt: Prompt, provider: Provider, run: Run, retries: int) -> asyncio.Task[None]:
     """Start the provider's model, which gives its text to the run; it is asked again at most so often.
+
+    What is returned ends with the first text, and holds nothing then: the run's result would be kept in vain.
 
     Raises:
         ChatError: where the provider cannot serve now.
     """
-    return Runner.run_streamed(
+    task = Runner.run_streamed(
         _agent(provider.instructions),
         [{"role": message.role, "content": message.content} for message in prompt.messages],
         max_turns=1,
@@ -45,7 +47,9 @@ def start(prompt: Prompt, provider: Provider, run: Run, retries: int) -> RunResu
                 retry=_changed(_RETRY, max_retries=retries, policy=lambda context: decide_retry(context.error, run)),
             ),
         ),
-    )
+    ).run_loop_task
+    assert task is not None  # noqa: S101  # it has been started
+    return task
 
 
 def _changed(settings: T, **changes: object) -> T:

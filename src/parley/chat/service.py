@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -200,10 +201,8 @@ class ChatService:
         Raises:
             ChatError: where the model has failed, and not said before why it finished.
         """
-        result = runner.start(prompt, provider, run, self._settings.retries)
-        task = result.run_loop_task
-        assert task is not None  # noqa: S101  # it has been started
-        task.add_done_callback(lambda task: run.close(None if task.cancelled() else task.exception()))
+        asking = runner.start(prompt, provider, run, self._settings.retries)
+        asking.add_done_callback(partial(_note_failure, run))
         self._runs.add(run)
         try:
             yield
@@ -211,9 +210,19 @@ class ChatService:
                 raise run.failure
         finally:
             self._runs.discard(run)
-            result.cancel()
+            tasks = [asking] if run.reading is None else [asking, run.reading]
+            for task in tasks:
+                task.cancel()
             with anyio.move_on_after(_CLEAN_UP_TIMEOUT_S, shield=True):
-                await asyncio.wait({task})
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _note_failure(run: Run, asking: asyncio.Task[None]) -> None:
+    """Close the run where openai-agents ended without a text; else the model closes it, at the answer's end."""
+    if asking.cancelled():
+        run.close()
+    elif (error := asking.exception()) is not None:
+        run.close(error)
 
 
 class _Stopwatch:

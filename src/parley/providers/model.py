@@ -39,7 +39,7 @@ _LAST_BYTES_TIMEOUT_S: Final = 0.1
 
 
 class UpstreamModel(Model):
-    """Gives its text to the run, and to openai-agents, which asks again where it fails before any, just its end."""
+    """Gives its text to the run; openai-agents asks, and asks again where it fails before any text."""
 
     def __init__(self, ask: Ask, run: Run) -> None:
         self._ask = ask
@@ -57,24 +57,26 @@ class UpstreamModel(Model):
         *_: Any,
         **__: Any,
     ) -> AsyncIterator[TResponseStreamEvent]:
-        """Run the model to its end, then yield one completed event.
+        """Ask, and yield one completed event with the first text; the answer is read on without openai-agents.
 
         Raises:
             ChatError: where it fails before the first text; a later failure closes the run.
         """
+        self._run.begin()
+        await self._run.read(self._answer(system_instructions, input, model_settings))
+        yield completed()
+
+    async def _answer(self, instructions: str | None, turns: Any, settings: ModelSettings) -> None:
         run = self._run
-        run.begin()
         failure = None
         try:
-            async with run.deadlines(), self._ask(system_instructions, input, model_settings) as content:
+            async with run.deadlines(), self._ask(instructions, turns, settings) as content:
                 await read(content, run)
-        except ChatError as error:
+        except Exception as error:
             if not run.deltas and run.finish_reason is None:
                 raise
             failure = error
         run.close(failure)
-        await asyncio.sleep(0)  # the service goes first, and does not wait for what openai-agents makes of the end
-        yield completed()
 
 
 async def read(content: aiohttp.StreamReader, run: Run) -> None:
