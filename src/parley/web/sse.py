@@ -138,6 +138,7 @@ class _EventStreamResponse(ASGIStreamingResponse):
         """Send the chunks as they come."""
         correlation_id = scope["state"]["correlation_id"]
         seq = 0
+        frames = b""
         try:
             async with (
                 cancelled_on_disconnect(receive) as client,
@@ -150,8 +151,11 @@ class _EventStreamResponse(ASGIStreamingResponse):
                         continue
                     if isinstance(event, ReplyFailed) and not self._is_open:
                         raise event.error
-                    await self._send(send, encode_frame(_chunk(event, seq, correlation_id)))
+                    frames += encode_frame(_chunk(event, seq, correlation_id))
                     seq += 1
+                    if not isinstance(event, ReplyStarted):  # which goes out with what the reply started with
+                        await self._send(send, frames)
+                        frames = b""
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             structlog.contextvars.bind_contextvars(chunks=seq)
