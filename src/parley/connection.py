@@ -11,7 +11,9 @@ import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parley.chat.errors import ChatError, ErrorCode
+from parley.telemetry import request_log
 from parley.telemetry.correlation import HEADER, new_correlation_id
+from parley.telemetry.request_log import RequestLog
 from parley.web.schema import ErrorResponse
 
 if TYPE_CHECKING:
@@ -70,7 +72,17 @@ class Connection(H11Protocol):
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        _log.info("request", correlation_id=correlation_id, status=400, outcome="failed", error_code=error.code)
+        request_log.write(
+            RequestLog(
+                correlation_id=correlation_id,
+                outcome="failed",
+                bytes_in=0,
+                bytes_out=len(body),
+                total_ms=0,
+                status=400,
+                error_code=error.code,
+            )
+        )
 
     def pause_writing(self) -> None:
         """Wait for the client to take something."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
+from contextlib import asynccontextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,22 +13,26 @@ from litestar.testing import AsyncTestClient
 
 from parley.chat.errors import ErrorCode
 from parley.chat.service import ChatService
+from parley.providers.model import UpstreamModel
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
 from parley.web.request import ChatAPIRequest
+from parley.web.schema import ErrorChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.faults import after, ping
-from tests.support.running import problem, running, stream
-from tests.support.upstream import respond
+from tests.support.faults import after, ping, sse
+from tests.support.running import problem, read_chunks, running, stream
+from tests.support.upstream import delta, respond
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     import httpx
+    from agents import Model, ModelSettings
 
+    from parley.chat.run import Run
     from parley.settings import Settings
     from tests.support.logs import Logs
     from tests.support.upstream import Script, ScriptedUpstream
@@ -94,7 +98,7 @@ class BrokenProvider:
     temperature = None
     max_streams = 1
 
-    def model(self, _: Any) -> Any:
+    def model(self, _: Run, /) -> Model:
         """Fail in a way that nobody thought of, with words that must stay inside."""
         raise RuntimeError(CANARY)
 
@@ -102,15 +106,32 @@ class BrokenProvider:
         """Be ready."""
 
 
-@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
-async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
-    make_settings: Callable[..., Settings], logs: Logs, path: str
-) -> None:
-    """The line has the correlation id, what it was and where, and none of its words."""
-    settings = make_settings()
-    service = ChatService(settings, [BrokenProvider()], metrics())
+class LateBrokenProvider(BrokenProvider):
+    """The same, but once it has given a text."""
+
+    def model(self, run: Run, /) -> Model:
+        """Make the model."""
+        return UpstreamModel(self._ask, run)
+
+    @asynccontextmanager
+    async def _ask(self, instructions: str | None, turns: Any, settings: ModelSettings) -> AsyncIterator[Any]:  # noqa: ARG002
+        yield self
+
+    async def readany(self) -> bytes:
+        """Give a text, then fail."""
+        if not self._has_begun:
+            self._has_begun = True
+            return sse(delta("Hello"))
+        raise RuntimeError(CANARY)
+
+    _has_begun = False
+
+
+def broken(settings: Settings, provider: BrokenProvider, logs: Logs) -> Litestar:
+    """Make a Parley that has such a provider."""
+    service = ChatService(settings, [provider], metrics())
     with redirect_stdout(logs):
-        app = Litestar(
+        return Litestar(
             [ChatController],
             guards=[KeyGuard([])],
             dependencies={
@@ -121,7 +142,14 @@ async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
             plugins=[TelemetryPlugin(settings)],
             request_class=ChatAPIRequest,
         )
-    async with AsyncTestClient(app) as client:
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
+    make_settings: Callable[..., Settings], logs: Logs, path: str
+) -> None:
+    """The line has the correlation id, what it was and where, and none of its words."""
+    async with AsyncTestClient(broken(make_settings(), BrokenProvider(), logs)) as client:
         response = await client.post(path, json=REQUEST)
     assert response.status_code == 500
     assert problem(response).code is ErrorCode.INTERNAL
@@ -130,6 +158,21 @@ async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
     assert line["exception"][0]["type"] == "builtins.RuntimeError"
     assert line["exception"][0]["places"][-1].endswith(" model")
     assert (await logs.line())["error_code"] == "internal"
+
+
+async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_truth(
+    make_settings: Callable[..., Settings], logs: Logs
+) -> None:
+    """The text that had come is kept; the error is logged once."""
+    async with AsyncTestClient(broken(make_settings(), LateBrokenProvider(), logs)) as client:
+        response = await client.post("/chat", json=REQUEST)
+    _, text, error = read_chunks(response.content)
+    assert text == TextChunk(seq=1, text="Hello")
+    assert isinstance(error, ErrorChunk)
+    assert error.error.code is ErrorCode.INTERNAL
+    line = await logs.line("unexpected_error")
+    assert line["correlation_id"] == response.headers["x-correlation-id"]
+    assert line["exception"][0]["places"][-1].endswith(" readany")
 
 
 async def test_the_contract_is_served(client: httpx.AsyncClient) -> None:

@@ -30,11 +30,16 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     correlation_id: str
-    method: Annotated[str, Meta(description="`other`, where it is none of HTTP's.")]
-    route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")]
-    status: Annotated[int | None, Meta(description="None, where nothing was answered.")]
     outcome: Literal["completed", "failed", "client_disconnected", "cancelled"]
-    error_code: Annotated[str | None, Meta(description="The error's code.")]
+    bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")]
+    bytes_out: Annotated[_Count, Meta(description="Of the response's body.")]
+    total_ms: _Milliseconds
+    method: Annotated[
+        str | None, Meta(description="`other`, where it is none of HTTP's; none, where it was no HTTP.")
+    ] = None
+    route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")] = None
+    status: Annotated[int | None, Meta(description="None, where nothing was answered.")] = None
+    error_code: Annotated[str | None, Meta(description="The error's code.")] = None
     reason: Annotated[
         str | None,
         Meta(
@@ -42,34 +47,32 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
             "`connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, `streams_per_caller`, "
             "`tokens_per_minute`."
         ),
-    ]
-    caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")]
-    bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")]
-    bytes_out: Annotated[_Count, Meta(description="Of the response's body.")]
-    chunks: Annotated[_Count | None, Meta(description="Of the stream.")]
-    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn.")]
-    first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")]
-    total_ms: _Milliseconds
-    model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")]
-    is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")]
-    attempts: Annotated[_Count | None, Meta(description="Times that a model was asked.")]
-    upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")]
-    finish_reason: str | None
-    input_tokens: _Count | None
-    output_tokens: _Count | None
-    usage_source: Annotated[Literal["upstream", "estimate", "none"] | None, Meta(description="Who counted them.")]
+    ] = None
+    caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None
+    chunks: Annotated[_Count | None, Meta(description="Of the stream.")] = None
+    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn.")] = None
+    first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")] = None
+    model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")] = None
+    is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")] = None
+    attempts: Annotated[_Count | None, Meta(description="Times that a model was asked.")] = None
+    upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")] = None
+    finish_reason: Annotated[str | None, Meta(description="Why the model stopped.")] = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    usage_source: Annotated[Literal["upstream", "estimate", "none"] | None, Meta(description="Who counted them.")] = (
+        None
+    )
 
 
-_FIELDS: Final = [field.name for field in msgspec.structs.fields(RequestLog)]
+_FIELDS: Final = frozenset(RequestLog.__struct_fields__)
 
 
 def request_log(scope: HTTPScope, bound: Mapping[str, Any], **measured: Any) -> RequestLog:
     """Put together what was measured of a request and what the layers that served it have bound to its context."""
     # Never the path itself, which is the caller's text, as a made-up method is.
     method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
-    known = {"method": method, "route": scope.get("path_template"), **measured, **bound}
-    values: dict[str, Any] = {name: known.get(name) for name in _FIELDS}
-    return RequestLog(**values)
+    known: dict[str, Any] = {"method": method, "route": scope.get("path_template"), **measured, **bound}
+    return RequestLog(**{name: value for name, value in known.items() if name in _FIELDS})
 
 
 def write(line: RequestLog) -> None:
