@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import yaml
 
 from parley.contract import contract
 from parley.settings import Variable, variables
+from parley.telemetry.request_log import RequestLog
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,17 @@ def test_the_readme_lists_every_setting_as_it_is() -> None:
     """In the settings' own words and order."""
     rows = "\n".join(row(variable) for variable in variables())
     assert rows in (ROOT / "README.md").read_text(), f"the README's table should read:\n{rows}"
+
+
+def line_rows() -> str:
+    """Return the rows of the table of the request's log line."""
+    schema = msgspec.json.schema(RequestLog)["$defs"]["RequestLog"]["properties"]
+    return "\n".join(f"| `{name}` | {field['description']} |" for name, field in schema.items())
+
+
+def test_the_page_on_logs_explains_every_field_of_a_requests_line() -> None:
+    """In the struct's own words and order."""
+    assert line_rows() in (ROOT / "deploy" / "logs.md").read_text(), f"the table should read:\n{line_rows()}"
 
 
 def test_the_example_environment_names_every_setting() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import ssl
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import anyio
@@ -193,6 +194,27 @@ async def test_a_setting_that_does_not_exist_is_told(upstream: ScriptedUpstream)
     async with parley(**leading_to(upstream, PARLEY_MAX_TOKENS="5")) as served:
         line = await served.logs.line("unknown_setting")
     assert (line["setting"], line["did_you_mean"]) == ("PARLEY_MAX_TOKENS", "PARLEY_MAX_OUTPUT_TOKENS")
+
+
+async def test_the_log_tells_what_serves_within_which_limits_and_that_it_has_ended(upstream: ScriptedUpstream) -> None:
+    """Without a secret: keys are counted."""
+    limits = {"PARLEY_API_KEYS": CANARY_KEY, "PARLEY_REQUESTS_PER_MINUTE": "9"}
+    async with parley(**leading_to(upstream, PARLEY_FALLBACK_MODEL="scripted-2", **limits)) as served:
+        line = await served.logs.line("serving")
+    assert line["version"] == version("parley")
+    assert (line["models"], line["is_embedded"]) == (["scripted-1", "scripted-2"], False)
+    assert (line["keys"], line["max_streams"], line["requests_per_minute"]) == (1, 100, 9)
+    await served.logs.line("stopped")
+    assert served.logs.lines("open_to_everybody") == []
+
+
+async def test_a_parley_that_is_open_to_everybody_says_so(upstream: ScriptedUpstream) -> None:
+    """Whoever reaches its address can spend the operator's money."""
+    async with parley(**leading_to(upstream, PARLEY_HOST="0.0.0.0")) as served:  # noqa: S104
+        line = await served.logs.line("open_to_everybody")
+    assert (line["level"], line["host"]) == ("warning", "0.0.0.0")  # noqa: S104
+    async with parley(**leading_to(upstream, PARLEY_HOST="0.0.0.0", PARLEY_API_KEYS=CANARY_KEY)) as served:  # noqa: S104
+        assert served.logs.lines("open_to_everybody") == []
 
 
 async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream) -> None:

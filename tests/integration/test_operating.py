@@ -24,7 +24,7 @@ from parley.web.schema import ErrorChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import after, ping, sse
 from tests.support.running import problem, read_chunks, running, stream
-from tests.support.upstream import delta, respond
+from tests.support.upstream import Exchange, delta, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -173,6 +173,48 @@ async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_t
     line = await logs.line("unexpected_error")
     assert line["correlation_id"] == response.headers["x-correlation-id"]
     assert line["exception"][0]["places"][-1].endswith(" readany")
+
+
+TOLD = {"error": {"message": f"{CANARY}: no", "type": "insufficient_quota", "code": CANARY}}
+
+
+async def in_band(exchange: Exchange) -> None:
+    """Report a failure in the middle of an answer."""
+    await exchange.head(x_request_id="req_1")
+    await exchange.events(delta("Hello"), TOLD)
+    await exchange.end()
+
+
+@pytest.mark.parametrize(("script", "status"), [(respond(429, TOLD, x_request_id="req_1"), 429), (in_band, 200)])
+async def test_an_upstreams_error_is_logged_by_all_but_its_words(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, script: Script, status: int
+) -> None:
+    """Its id of the request is what its operators want to hear; what it calls the error is no text."""
+    upstream.script = script
+    await client.post("/chat", json=REQUEST, headers={"X-Correlation-ID": "mine"})
+    line = await logs.line("upstream_refused")
+    assert line.pop("timestamp")
+    assert line == {
+        "level": "warning",
+        "event": "upstream_refused",
+        "logger": "parley.providers.upstream",
+        "correlation_id": "mine",
+        "upstream_status": status,
+        "upstream_request_id": "req_1",
+        "upstream_error_type": "insufficient_quota",
+    }
+
+
+async def test_an_upstreams_words_are_logged_where_that_is_wanted(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """What looks like a secret in them is hidden even then."""
+    upstream.script = respond(400, {"error": {"message": "Incorrect API key provided: sk-abc123def456. Bad luck."}})
+    async with running(make_settings(log_upstream_text=True), logs) as client:
+        await client.post("/chat", json=REQUEST)
+    assert (await logs.line("upstream_refused"))["upstream_text"] == (
+        '{"error": {"message": "Incorrect API key provided: ***. Bad luck."}}'
+    )
 
 
 async def test_the_contract_is_served(client: httpx.AsyncClient) -> None:

@@ -148,8 +148,8 @@ class Answer:
 
     def _note(self, chunk: Chunk) -> str | None:
         """Take a chunk's text, and note its finish reason and usage."""
-        if chunk.error is not None and chunk.error != b"null":
-            raise ReportedError(b'{"error":%b}' % bytes(chunk.error))
+        if (error := bytes(chunk.error)) not in {b"", b"null"}:
+            raise ReportedError(b'{"error":%b}' % error)
         if chunk.usage is not None and any(count is not None for count in msgspec.structs.astuple(chunk.usage)):
             self._run.usage = Usage(
                 input_tokens=chunk.usage.prompt_tokens,

@@ -36,7 +36,7 @@ class Chunk(msgspec.Struct):
 
     choices: list[Choice] | None = None
     usage: TokenCounts | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw()  # in a union, msgspec would not take it
 
 
 decode_chunk: Final = msgspec.json.Decoder(Chunk).decode

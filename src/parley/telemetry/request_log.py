@@ -29,11 +29,14 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     Nothing of it is the caller's text but the correlation id, where that is harmless.
     """
 
-    correlation_id: str
-    outcome: Literal["completed", "failed", "client_disconnected", "cancelled"]
+    correlation_id: Annotated[str, Meta(description="The caller's, where it sent one that is harmless.")]
+    outcome: Annotated[
+        Literal["completed", "failed", "client_disconnected", "cancelled"],
+        Meta(description="`completed`, `failed`, `client_disconnected` or `cancelled`: at the end of the grace."),
+    ]
     bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")]
     bytes_out: Annotated[_Count, Meta(description="Of the response's body.")]
-    total_ms: _Milliseconds
+    total_ms: Annotated[_Milliseconds, Meta(description="From the request's first line to the response's end.")]
     method: Annotated[
         str | None, Meta(description="`other`, where it is none of HTTP's; none, where it was no HTTP.")
     ] = None
@@ -57,11 +60,12 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Annotated[_Count | None, Meta(description="Times that a model was asked.")] = None
     upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")] = None
     finish_reason: Annotated[str | None, Meta(description="Why the model stopped.")] = None
-    input_tokens: _Count | None = None
-    output_tokens: _Count | None = None
-    usage_source: Annotated[Literal["upstream", "estimate", "none"] | None, Meta(description="Who counted them.")] = (
-        None
-    )
+    input_tokens: Annotated[_Count | None, Meta(description="Of the prompt.")] = None
+    output_tokens: Annotated[_Count | None, Meta(description="Of the answer, or what came of it.")] = None
+    usage_source: Annotated[
+        Literal["upstream", "estimate", "none"] | None,
+        Meta(description="Who counted them: `upstream`, `estimate` or `none`."),
+    ] = None
 
 
 _FIELDS: Final = frozenset(RequestLog.__struct_fields__)
