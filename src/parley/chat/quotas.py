@@ -80,7 +80,9 @@ class Quotas:
         try:
             yield
         finally:
-            self._at_once -= Counter([caller])
+            self._at_once[caller] -= 1
+            if not self._at_once[caller]:
+                del self._at_once[caller]
             if self._tokens:
                 self._tokens.take(_ALL, _spent(usage(), estimate) - estimate)
 
