@@ -12,7 +12,7 @@ from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 
 from parley.chat.service import ChatService
-from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
+from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider, reach
 from parley.providers.upstream import OPENAI_BASE_URL, UpstreamProvider
 from parley.signals import draining
 from parley.telemetry.metrics import metrics
@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 
-def create_app(settings: Settings) -> Litestar:
-    """Assemble the ASGI application; its lifespan opens the providers, and drains the service at a signal to stop."""
+def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
+    """Assemble the ASGI application; its lifespan opens the providers, and drains the service at a signal to stop.
+
+    `embedded` is where the embedded model runs already, if it does.
+    """
     watch = metrics()
-    providers = list(_providers(settings, watch))
+    providers = list(_providers(settings, watch, embedded))
     service = ChatService(settings, providers, watch)
 
     @asynccontextmanager
@@ -103,10 +106,12 @@ def _cors(settings: Settings) -> CORSConfig | None:
     )
 
 
-def _providers(settings: Settings, watch: Watch) -> Iterator[EmbeddedProvider | UpstreamProvider]:
+def _providers(
+    settings: Settings, watch: Watch, embedded: Address | None
+) -> Iterator[EmbeddedProvider | UpstreamProvider]:
     """Make the provider, and its fallback where there is one."""
     if settings.embedded:
-        yield EmbeddedProvider(settings, watch)
+        yield EmbeddedProvider(settings, watch) if embedded is None else reach(embedded, settings, watch)
     else:
         yield _upstream(settings, watch, settings.openai_base_url, settings.openai_api_key, settings.model)
     if settings.fallback_model:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from parley.settings import Settings, SettingsError, unknown_variables
+from parley.telemetry.workers import counting_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = options.url or f"http://{host}:{settings.port}"
         return terminal.chat(url, next(iter(settings.keys()), None), " ".join(options.message))
-    from parley import server  # noqa: PLC0415
+    with counting_together() if settings.workers > 1 else nullcontext():
+        from parley import server  # noqa: PLC0415
 
-    server.serve(settings, unknown_variables(environment))
+        server.serve(settings, unknown_variables(environment))
     return 0
 
 

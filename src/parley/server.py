@@ -6,25 +6,33 @@ import gc
 import ipaddress
 import math
 import os
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import structlog
 import uvicorn
+from anyio.from_thread import start_blocking_portal
 
 from parley.app import create_app
 from parley.connection import Connection
+from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider
 from parley.settings import Settings
 from parley.telemetry import logs
-from parley.telemetry.metrics import forget_dead_workers, shared_by_workers
+from parley.telemetry.metrics import metrics
+from parley.telemetry.workers import forget_the_dead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from litestar import Litestar
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
+_START_FAILED: Final = 3
+# Tells workers where the embedded model runs, in the environment that they have in common.
+_EMBEDDED: Final = "_PARLEY_EMBEDDED_MODEL"
 # Seconds for answers to end in when they have been told to, before uvicorn cuts them.
 _GRACE_S: Final = 5
 
@@ -49,12 +57,14 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def create_app_from_environment() -> Litestar:
     """Assemble the application in a worker process, which has the environment in common with its parent."""
-    forget_dead_workers()
-    return _create_app(Settings.from_environment(os.environ))
+    forget_the_dead()
+    embedded = os.environ.get(_EMBEDDED)
+    address = msgspec.json.decode(embedded, type=Address) if embedded else None
+    return _create_app(Settings.from_environment(os.environ), address)
 
 
-def _create_app(settings: Settings) -> Litestar:
-    app = create_app(settings)
+def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
+    app = create_app(settings, embedded)
     # The libraries make 400,000 objects that live as long as the process. Each look through them, in search of
     # garbage, would hold up all streams for a tenth of a second.
     gc.collect()
@@ -83,5 +93,26 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     if settings.workers == 1:
         uvicorn.run(_create_app(settings), **options(settings))
     else:
-        with shared_by_workers():
+        with _model_of_all(settings):
             uvicorn.run(f"{__name__}:{create_app_from_environment.__name__}", factory=True, **options(settings))
+
+
+@contextmanager
+def _model_of_all(settings: Settings) -> Iterator[None]:
+    """Run the embedded model, if it is what answers, in this process, which outlives its workers.
+
+    Raises:
+        SystemExit: with code 3, where it cannot start.
+    """
+    if not settings.embedded:
+        yield
+        return
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+        try:
+            provider = stack.enter_context(portal.wrap_async_context_manager(EmbeddedProvider(settings, metrics())))
+        except EmbeddedModelError as error:
+            _log.critical("start_failed", reason=str(error))
+            raise SystemExit(_START_FAILED) from None
+        os.environ[_EMBEDDED] = msgspec.json.encode(provider.address).decode()
+        yield

@@ -94,7 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[_Name, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = 8000
     workers: Annotated[
-        int, Meta(ge=1, le=64, description="Processes that serve; with an upstream only. All limits are of each.")
+        int, Meta(ge=1, le=64, description="Processes that serve, and share an embedded model. All limits are of each.")
     ] = 1
     cors_origins: Annotated[
         _Origins | None, Meta(description="Origins whose pages may call Parley from a browser. Unset: none.")
@@ -220,11 +220,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if any(len(key) < _SHORTEST_KEY for key in self.keys()):
             yield f"PARLEY_API_KEYS: a key has less than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
         if self.embedded:
-            if self.workers > 1:
-                yield (
-                    f"PARLEY_WORKERS: {self.workers} is not allowed with the embedded model, which gains nothing; "
-                    "unset it, or set OPENAI_BASE_URL."
-                )
             if self.fallback_model and not self.fallback_base_url and not self.fallback_api_key:
                 yield "PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it; set it too."
             return

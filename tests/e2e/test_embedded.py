@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from parley.chat.events import FinishReason, UsageSource
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.process import parley, watched
+from tests.support.process import fails, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 
 if TYPE_CHECKING:
@@ -225,6 +226,49 @@ async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> 
             assert await served.wait() == (0 if number is signal.SIGINT else -number)
             with anyio.fail_after(10):
                 await gone.wait()
+
+
+async def test_workers_share_one_model(model_path: Path) -> None:
+    """One child for all, which the death of a worker does not touch, and whose own death all of them survive."""
+    variables = {"PARLEY_WORKERS": "2", "PARLEY_MODEL_PATH": str(model_path)}
+    async with parley(**variables) as served:
+        await served.logs.line("Application startup complete.", number=2)
+        child = (await served.logs.line("embedded_model_ready"))["pid"]
+        workers = re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())
+        with watched(child) as gone:
+            os.kill(int(workers[0]), signal.SIGKILL)
+            await served.logs.line("Application startup complete.", number=3)
+            for _ in range(4):  # new connections, which any of them may take
+                async with served.client() as client:
+                    assert "Paris" in (await complete(client, **FRANCE)).text
+            assert not gone.is_set()
+
+            link = anyio.Path(model_path)
+            gguf = await link.readlink()
+            await link.unlink()
+            os.kill(child, signal.SIGKILL)
+            await served.logs.line("embedded_model_not_restarted")
+        async with served.client() as client:
+            assert (await client.get("/health/ready")).json()["reason"] == "upstream_unreachable"
+        await link.symlink_to(gguf)
+        second = (await served.logs.line("embedded_model_ready", number=2))["pid"]
+        for _ in range(4):
+            async with served.client() as client:
+                assert "Paris" in (await complete(client, **FRANCE)).text
+                metrics = (await client.get("/metrics")).text
+                assert re.search(r"^parley_embedded_model_restarts_total [1-9]", metrics, re.MULTILINE)
+        with watched(second) as gone:
+            served.process.terminate()
+            assert await served.wait() == 0
+            with anyio.fail_after(10):
+                await gone.wait()
+
+
+async def test_workers_whose_model_cannot_be_loaded_do_not_start(tmp_path: Path) -> None:
+    """As one alone."""
+    code, output, _ = await fails(PARLEY_WORKERS="2", PARLEY_MODEL_PATH=str(tmp_path / "none.gguf"))
+    assert code == 3
+    assert "PARLEY_MODEL_PATH names no file" in output
 
 
 async def complete(client: httpx.AsyncClient, **request: Any) -> ChatResponse:

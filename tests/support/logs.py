@@ -44,7 +44,7 @@ class Logs(io.StringIO):
 
     async def line_of(self, correlation_id: str) -> dict[str, Any]:
         """Wait for the request line of this correlation id, and return it."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 for line in self.lines("request"):
                     if line["correlation_id"] == correlation_id:
@@ -58,7 +58,7 @@ class Logs(io.StringIO):
 
     async def line(self, event: str = "request", number: int = 1) -> dict[str, Any]:
         """Wait for an event's line of this number, the last of its kind, and return it."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(lines := self.lines(event)) < number:
                 await self.written()
         assert len(lines) == number

@@ -214,10 +214,8 @@ def test_an_upstream_excludes_a_model_file() -> None:
     assert line.startswith("PARLEY_MODEL_PATH: it embeds a model, but OPENAI_BASE_URL names an upstream")
 
 
-def test_the_embedded_model_excludes_workers_and_half_a_fallback() -> None:
-    """It is one process, and has no other model beside it."""
-    (line,) = problems(PARLEY_WORKERS="2")
-    assert line.startswith("PARLEY_WORKERS: 2 is not allowed with the embedded model")
+def test_the_embedded_model_excludes_half_a_fallback() -> None:
+    """It has no other model beside it."""
     (line,) = problems(PARLEY_FALLBACK_MODEL="x")
     assert line.startswith("PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it")
     (line,) = problems(PARLEY_FALLBACK_BASE_URL="http://localhost/v1")

@@ -20,5 +20,5 @@ class Watch(Protocol):
     def upstream_answered(self, status: int | None) -> None:
         """An upstream answered with this HTTP status; `None` says that it could not be reached."""
 
-    def embedded_model_died(self) -> None:
+    def embedded_model_restarts(self) -> None:
         """The embedded model is about to be started again."""

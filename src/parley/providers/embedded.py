@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+import urllib.parse
 from contextlib import AsyncExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,17 +58,44 @@ class EmbeddedModelError(Exception):
         super().__init__(f"The embedded model cannot start: {remedy}.")
 
 
+class Address(msgspec.Struct, frozen=True):
+    """Where the embedded model is served, and the key to it."""
+
+    url: str
+    api_key: str
+
+
+def reach(address: Address, settings: Settings, watch: Watch) -> UpstreamProvider:
+    """Return the way to an embedded model that runs; another process may have started it."""
+    default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
+    return UpstreamProvider(
+        base_url=f"{address.url}/v1",
+        api_key=address.api_key,
+        model_name=settings.model or default_name,
+        instructions=settings.system_prompt or DEFAULT_INSTRUCTIONS,
+        temperature=DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature,
+        max_streams=max(1, SLOTS // settings.workers),
+        connect_timeout_s=settings.connect_timeout_s,
+        watch=watch,
+        log_text=settings.log_upstream_text,
+        trust_env=False,  # a proxy is not for loopback
+        neutralise=_without_special_tokens,
+    )
+
+
 class EmbeddedProvider:
     """Replies from the model embedded in Parley; open it as an async context manager."""
 
     def __init__(self, settings: Settings, watch: Watch) -> None:
         self._settings = settings
         self._watch = watch
-        default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
-        self.model_name = settings.model or default_name
-        self.instructions = settings.system_prompt or DEFAULT_INSTRUCTIONS
-        self.temperature = DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature
-        self.max_streams = SLOTS
+        self.address = Address(url="http://127.0.0.1:0", api_key=secrets.token_urlsafe(32))
+        """Where it is served; the same for as long as this provider is open, though the child may be another."""
+        described = reach(self.address, settings, watch)
+        self.model_name = described.model_name
+        self.instructions = described.instructions
+        self.temperature = described.temperature
+        self.max_streams = described.max_streams
         self._upstream: UpstreamProvider | None = None
         self._upstreams = AsyncExitStack()
         self._supervisor: asyncio.Task[None] | None = None
@@ -116,7 +144,7 @@ class EmbeddedProvider:
                 await self._close_upstream()
                 if now() - started > _STEADY_S:
                     backoff_s = _FIRST_BACKOFF_S
-                self._watch.embedded_model_died()
+                self._watch.embedded_model_restarts()
                 _log.error("embedded_model_down", exit_code=exit_code, restart_in_s=backoff_s)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
@@ -134,8 +162,8 @@ class EmbeddedProvider:
         Raises:
             EmbeddedModelError: where it does not serve.
         """
-        key = secrets.token_urlsafe(32)
-        order = Order(model_path=str(self.find_model()), api_key=key)
+        port = urllib.parse.urlsplit(self.address.url).port or 0
+        order = Order(model_path=str(self.find_model()), api_key=self.address.api_key, port=port)
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -153,18 +181,8 @@ class EmbeddedProvider:
         if report.url is None:
             await _stop(child)
             raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
-        upstream = UpstreamProvider(
-            base_url=f"{report.url}/v1",
-            api_key=key,
-            model_name=self.model_name,
-            instructions=self.instructions,
-            temperature=self.temperature,
-            connect_timeout_s=self._settings.connect_timeout_s,
-            watch=self._watch,
-            log_text=self._settings.log_upstream_text,
-            trust_env=False,  # a proxy is not for loopback
-            neutralise=_without_special_tokens,
-        )
+        self.address = Address(report.url, self.address.api_key)
+        upstream = reach(self.address, self._settings, self._watch)
         self._upstream = await self._upstreams.enter_async_context(upstream)
         _log.info("embedded_model_ready", model=self.model_name, pid=child.pid)
         return child

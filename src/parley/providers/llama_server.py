@@ -18,10 +18,11 @@ SLOT_CONTEXT_TOKENS: Final = 4096
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to serve, and the key to ask for."""
+    """What to serve, the key to ask for, and the port: a free one, where it is 0."""
 
     model_path: str
     api_key: str
+    port: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ def _serve(order: Order) -> tuple[Report, object]:
     params.model.path = order.model_path
     params.model_alias = {"embedded"}
     params.api_keys = [order.api_key]
-    params.port = 0
+    params.port = order.port
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * SLOT_CONTEXT_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()

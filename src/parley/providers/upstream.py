@@ -58,6 +58,7 @@ class UpstreamProvider:
         model_name: str,
         instructions: str | None,
         temperature: float | None,
+        max_streams: int = MAX_STREAMS,
         connect_timeout_s: float,
         watch: Watch,
         log_text: bool = False,
@@ -72,7 +73,7 @@ class UpstreamProvider:
         self.model_name = model_name
         self.instructions = instructions
         self.temperature = temperature
-        self.max_streams = MAX_STREAMS
+        self.max_streams = max_streams
         self._base_url = base_url.rstrip("/")
         self._headers = {
             "Accept-Encoding": "identity",  # a compressed stream would come late

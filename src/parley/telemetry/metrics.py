@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.multiprocess import mark_process_dead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from parley.telemetry.request_log import RequestLog
-
-# prometheus_client reads it when it is first imported, which in a worker is later.
-_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 _CHATS: Final = ("/chat", "/chat/complete")
 
@@ -44,7 +34,9 @@ class Metrics:
         self._upstream = Counter("parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["status"])
         self._retries = Counter("parley_retries", "Times that the same model was asked again.")
         self._fallbacks = Counter("parley_fallbacks", "Chats for which the fallback was asked.")
-        self._deaths = Counter("parley_embedded_model_deaths", "Times that the embedded model died.")
+        self._restarts = Counter(
+            "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
+        )
 
     def replying(self, change: int) -> None:
         """Count replies being made."""
@@ -62,9 +54,9 @@ class Metrics:
         """Count an upstream's answer."""
         self._upstream.labels("none" if status is None else status).inc()
 
-    def embedded_model_died(self) -> None:
-        """Count a death."""
-        self._deaths.inc()
+    def embedded_model_restarts(self) -> None:
+        """Count a start."""
+        self._restarts.inc()
 
     def count(self, line: RequestLog) -> None:
         """Count a request, by the line that it leaves in the log."""
@@ -88,27 +80,3 @@ class Metrics:
 def metrics() -> Metrics:
     """Return the metrics of this process."""
     return Metrics()
-
-
-@contextmanager
-def shared_by_workers() -> Iterator[None]:
-    """Let the workers that are started meanwhile count in files, so that each can tell what all have counted."""
-    with tempfile.TemporaryDirectory(prefix="parley-metrics-") as folder:
-        os.environ[_FOLDER] = folder
-        yield
-
-
-def forget_dead_workers() -> None:
-    """Leave out what workers were doing who were killed while they did it; what they have done still counts."""
-    for path in Path(os.environ[_FOLDER]).glob("gauge_live*_*.db"):
-        pid = int(path.stem.rpartition("_")[2])
-        if not _is_alive(pid):
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # it has no types
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
