@@ -51,6 +51,7 @@ async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> No
         await client.post("/chat", json={"message": ""})
         await client.post("/chat", json=REQUEST, headers={"Authorization": "Bearer wrong"})
         await client.get("/nothing")
+        await client.options("/chat")
         assert await counted(client) == {
             "parley_chats_total stop": 5,
             "parley_chats_total length": 1,

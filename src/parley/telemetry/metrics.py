@@ -60,7 +60,7 @@ class Metrics:
 
     def count(self, line: RequestLog) -> None:
         """Count a request, by the line that it leaves in the log."""
-        if line.route not in _CHATS:
+        if line.route not in _CHATS or line.method != "POST":
             return
         self._chats.labels(line.finish_reason if line.outcome == "completed" else line.error_code or line.outcome).inc()
         self._duration.observe(line.total_ms / 1000)
