@@ -33,6 +33,8 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 _START_FAILED: Final = 3
 # Tells workers where the embedded model runs, in the environment that they have in common.
 _EMBEDDED: Final = "_PARLEY_EMBEDDED_MODEL"
+# Seconds in which a worker has to show that it lives; it takes some to start, and more where much else runs.
+_WORKER_TIMEOUT_S: Final = 30
 # Seconds for answers to end in when they have been told to, before uvicorn cuts them.
 _GRACE_S: Final = 5
 
@@ -49,6 +51,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "forwarded_allow_ips": settings.trusted_proxies,
         "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,
+        "timeout_worker_healthcheck": _WORKER_TIMEOUT_S,
         "timeout_graceful_shutdown": math.ceil(settings.drain_timeout_s) + _GRACE_S,
         "workers": settings.workers,
         "ws": "none",

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from parley.chat.errors import ErrorCode
+from parley.chat.events import FinishReason
+
 if TYPE_CHECKING:
     from parley.telemetry.request_log import RequestLog
 
 _CHATS: Final = ("/chat", "/chat/complete")
+
+_LEFT: Final = ("client_disconnected", "cancelled")
 
 # Seconds, up to the default deadlines and somewhat beyond.
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
@@ -37,6 +42,8 @@ class Metrics:
         self._restarts = Counter(
             "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
         )
+        for ending in (*FinishReason, *ErrorCode, *_LEFT):
+            self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
 
     def replying(self, change: int) -> None:
         """Count replies being made."""
