@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from parley.settings import Settings
 from parley.telemetry import logs as telemetry
@@ -20,6 +23,62 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LONG_HEX = "0123456789abcdef" * 4
+COLOUR = re.compile(r"\x1b\[\d+m")
+FORMATS = pytest.mark.parametrize("log_format", ["json", "console"])
+
+for_anything = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Mute:
+    """Something that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError(CANARY)
+
+
+names = st.text(max_size=9)
+
+
+def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Make these, or what holds them in whatever way and depth."""
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, min_size=1, max_size=3)
+            | st.tuples(names | st.binary(max_size=9), inner)
+            | st.dictionaries(names, inner, min_size=1, max_size=3)
+        ),
+    )
+
+
+secret_words = st.text("abcXYZ019_-", min_size=20, max_size=40)
+under_a_secrets_name = st.builds(
+    lambda name, held, make: make(name, held),
+    st.sampled_from(["api_key", "Authorization", "x-api-key", "Set-Cookie", "password", "token", "client_secret"]),
+    nested(st.just(CANARY)),
+    st.sampled_from(
+        [
+            lambda name, held: {name: held},
+            lambda name, held: {"kept": 1, name: held},
+            lambda name, held: {name.encode(): held},
+            lambda name, held: (name, held),
+            lambda name, held: [name.encode(), held],
+        ]
+    ),
+)
+hashable = st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.tuples(st.integers(), st.text())
+odd = st.recursive(
+    hashable
+    | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp"]))
+    | st.floats()
+    | st.integers(min_value=10**18)
+    | st.builds(pow, st.just(10), st.just(5000))
+    | st.builds(ValueError, st.text())
+    | st.builds(Mute)
+    | st.sets(hashable)
+    | st.complex_numbers(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(hashable, inner),
+)
 
 
 @pytest.fixture
@@ -70,6 +129,12 @@ def configure(output: Logs) -> Iterator[Callable[..., None]]:
         {"note": f"http://user:{CANARY}@example.com/"},
         {"notes": ["fine", f"sk-{CANARY}"]},
         {"error": ValueError(f"secret: {CANARY}")},
+        {"headers": [("authorization", CANARY), (b"x-api-key", CANARY.encode())]},
+        {"headers": {b"cookie": CANARY.encode()}},
+        {"note": f"Cookie: a=b; session={CANARY}"},
+        {"note": f"password=p@ss!{CANARY}"},
+        {"keys": {f"sk-{CANARY}": "fine"}},
+        {"keys": {f"sk-{CANARY}", 1}},
     ],
 )
 def test_a_secret_is_hidden_by_its_name_and_by_its_looks(
@@ -104,7 +169,7 @@ def test_what_is_no_secret_is_kept(configure: Callable[..., None], output: Logs)
     assert {name: line[name] for name in fields} == fields
 
 
-@pytest.mark.parametrize("log_format", ["json", "console"])
+@FORMATS
 def test_an_exceptions_words_and_locals_stay_inside(
     configure: Callable[..., None], output: Logs, log_format: str
 ) -> None:
@@ -185,3 +250,101 @@ def test_configuring_twice_does_not_log_twice(configure: Callable[..., None], ou
     configure()
     structlog.stdlib.get_logger("parley.test").info("something")
     assert len(output.lines("something")) == 1
+
+
+@for_anything
+@given(value=nested(under_a_secrets_name))
+def test_what_stands_under_a_secrets_name_is_hidden(
+    configure: Callable[..., None], output: Logs, value: object
+) -> None:
+    """However deep, in whatever, and whatever it is itself."""
+    configure()
+    structlog.stdlib.get_logger("parley.test").info("something", value=value)
+    assert CANARY not in output.getvalue()
+
+
+@for_anything
+@given(
+    data=st.data(),
+    secret=secret_words,
+    look=st.sampled_from(
+        ["Bearer {}", "sk-{}", "api_key={}", "'password': '{}'", "token is {}", "http://user:{}@host"]
+    ),
+)
+def test_what_looks_like_a_secret_is_hidden(
+    configure: Callable[..., None], output: Logs, data: st.DataObject, secret: str, look: str
+) -> None:
+    """However deep, and in the midst of other words."""
+    words = st.text("abc \n", max_size=9)
+    text = f"{data.draw(words)} {look.format(secret)} {data.draw(words)}"
+    configure()
+    structlog.stdlib.get_logger("parley.test").info("something", value=data.draw(nested(st.just(text))))
+    assert secret not in output.getvalue()
+
+
+@FORMATS
+@for_anything
+@given(event=st.text(), fields=st.dictionaries(st.text(), odd))
+def test_whatever_is_logged_becomes_one_line_of_printable_text(
+    configure: Callable[..., None],
+    output: Logs,
+    capfd: pytest.CaptureFixture[str],
+    log_format: str,
+    event: str,
+    fields: Any,
+) -> None:
+    """No one's text can forge a line, or steer the terminal that shows it; and nothing is lost by an error."""
+    before = len(output.getvalue())
+    configure(log_format=log_format)
+    structlog.stdlib.get_logger("parley.test").info(event, **{f"{name}_": value for name, value in fields.items()})
+    *lines, last = output.getvalue()[before:].split("\n")
+    assert (len(lines), last) == (1, "")
+    assert COLOUR.sub("", lines[0]).isprintable()
+    assert "unloggable" not in lines[0]
+    assert capfd.readouterr() == ("", "")
+    if log_format == "json":
+        json.loads(lines[0])
+
+
+@for_anything
+@given(
+    numbers=st.dictionaries(
+        st.sampled_from(
+            ["input_tokens", "output_tokens", "max_output_tokens", "total_tokens", "first_token_ms", "chunks"]
+        ),
+        st.none() | st.integers(0, 2**64 - 1) | st.booleans(),
+    ),
+    words=st.dictionaries(
+        st.sampled_from(["model", "route", "outcome", "correlation_id"]), st.text("aZ09._-/", max_size=99)
+    ),
+)
+def test_what_is_harmless_stays_as_it_is(
+    configure: Callable[..., None], output: Logs, numbers: dict[str, Any], words: dict[str, Any]
+) -> None:
+    """Counts of tokens above all."""
+    configure()
+    structlog.stdlib.get_logger("parley.test").info("something", **numbers, **words, all=[{**numbers, **words}])
+    line = output.lines("something")[-1]
+    assert {name: line[name] for name in numbers | words} == numbers | words
+    assert line["all"] == [numbers | words]
+
+
+def test_what_is_nested_without_end_is_cut(configure: Callable[..., None], output: Logs) -> None:
+    """It may hold itself."""
+    endless: list[Any] = []
+    endless.append(endless)
+    configure()
+    structlog.stdlib.get_logger("parley.test").info("something", value=endless)
+    assert output.lines("something")[0]["value"] == [[[[[[[["..."]]]]]]]]
+
+
+def test_what_cannot_be_written_is_told_without_its_words(
+    configure: Callable[..., None], output: Logs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Left to itself, logging shows such an event on standard error, unredacted."""
+    configure()
+    logging.getLogger("uvicorn.error").info("%d tokens", CANARY)
+    (line,) = output.lines("unloggable")
+    assert line["location"].startswith("test_logs:")
+    assert CANARY not in output.getvalue()
+    assert capfd.readouterr() == ("", "")

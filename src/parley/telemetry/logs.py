@@ -6,6 +6,8 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,13 +15,15 @@ import msgspec
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from structlog.typing import EventDict, Processor, WrappedLogger
 
     from parley.settings import Settings
 
 _HIDDEN: Final = "***"
+_LEFT_OUT: Final = "..."
+
+_DEEPEST: Final = 8
+_LARGEST_INT_BITS: Final = 64
 
 # Where a reader looks first.
 _FIRST: Final = ("timestamp", "level", "event")
@@ -32,7 +36,8 @@ _SECRET_VALUE: Final = re.compile(
     r"(?i:bearer)\s+[\w.~+/=-]+"
     r"|\bsk-[\w-]{6,}"
     r"|(?i:authorization|api[-_ ]?key|pass(?:word|phrase)|pwd|secret|token)[\"']?\s*[:=]\s*[\"']?"
-    r"(?i:basic\s+|digest\s.*)?[\w.~+/=-]{8,}"
+    r"(?i:basic\s+|digest\s.*)?[^\s\"',;&]{8,}"
+    r"|(?i:cookie)[\"']?\s*[:=].*"
     r"|(?i:authorization|key|pass(?:word|phrase)|pwd|secret|token)(?:\W{1,5}|\s+is\s+)[\w+/=-]{20,}"
     r"|://[^\s/@]+@"
 )
@@ -62,7 +67,7 @@ def configure(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Handler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_withhold_untrusted, *shared],
@@ -78,25 +83,58 @@ def configure(settings: Settings) -> None:
     logging.captureWarnings(capture=True)
 
 
+class _Handler(logging.StreamHandler[Any]):
+    """A handler that keeps to itself what it cannot write."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Say where it was logged; logging's own way shows the event, as it was before redaction, on standard error."""
+        with suppress(Exception):
+            where = f"{record.module}:{record.lineno}"
+            self.stream.write(f'{{"level":"error","event":"unloggable","location":"{where}"}}\n')
+
+
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Hide secrets: all that stands under a secret's name, and what looks like one anywhere else."""
-    return {name: _redacted(name, value) for name, value in event.items()}
+    """Hide secrets: all that stands under a secret's name, and what looks like one anywhere else.
+
+    What is left is printable, so that no one's text can end a line or steer a terminal.
+    """
+    return {_legible(name): _redacted(name, value, 0) for name, value in event.items()}
 
 
-def _redacted(name: str, value: Any) -> Any:
+def _redacted(name: object, value: Any, depth: int) -> Any:  # noqa: PLR0911  # one for each kind
     match value:
         case None | bool():
             return value
-        case _ if _is_secret(name):
+        case _ if _is_secret(_text(name)):
             return _HIDDEN
-        case int() | float():
+        case float():
             return value
-        case dict():
-            return {key: _redacted(str(key), member) for key, member in value.items()}
-        case list() | tuple():
-            return [_redacted("", member) for member in value]
+        case int() if value.bit_length() <= _LARGEST_INT_BITS:
+            return value
+        case Mapping() | list() | tuple() | set() | frozenset() if depth == _DEEPEST:
+            return _LEFT_OUT
+        case Mapping():
+            return {_legible(key): _redacted(key, member, depth + 1) for key, member in value.items()}
+        case [str() | bytes() as key, member]:  # as headers are kept
+            return [_legible(key), _redacted(key, member, depth + 1)]
+        case list() | tuple() | set() | frozenset():
+            return [_redacted("", member, depth + 1) for member in value]
         case _:
-            return _SECRET_VALUE.sub(_HIDDEN, str(value))
+            return _legible(value)
+
+
+def _legible(value: object) -> str:
+    text = _SECRET_VALUE.sub(_HIDDEN, _text(value))
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _text(value: object) -> str:
+    try:
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    except Exception:  # noqa: BLE001  # whatever it is, it must not keep the rest of the line from being logged
+        return f"<{type(value).__name__}>"
 
 
 @lru_cache(1000)
@@ -140,7 +178,7 @@ def _trace_in_lines(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _is_no_traceback(record: logging.LogRecord) -> bool:
     # uvicorn logs a failed start's traceback, text and all, as a message; the failure has its own line by then.
-    return "Traceback (most recent call last)" not in str(record.msg)
+    return not (isinstance(record.msg, str) and "Traceback (most recent call last)" in record.msg)
 
 
 def _to_json(event: Mapping[str, Any], **_: Any) -> str:
