@@ -195,8 +195,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 text.encode()  # what is not UTF-8 in the environment could not be sent on
                 values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
             except (msgspec.ValidationError, UnicodeEncodeError):
-                # A key or an address may be a secret, or hold one.
-                shown = "its value" if variable.field.endswith(("_key", "_url")) else repr(text[:100])
+                # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
+                is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt"))
+                shown = "its value" if is_private else repr(text[:100])
                 problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
         try:
             values["api_keys"] = _with_keys_of_file(values.get("api_keys"), values.get("api_keys_file"))

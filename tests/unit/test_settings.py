@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from parley.settings import Secret, Settings, SettingsError, unknown_variables, variables
-from tests.support.canaries import CANARY_KEY
+from tests.support.canaries import CANARY, CANARY_KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +159,16 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
             "OPENAI_BASE_URL",
             f"https://user:{CANARY_KEY}@example.com",
             f"OPENAI_BASE_URL: its value is not allowed; it must be {ADDRESS}.",
+        ),
+        (
+            "PARLEY_API_KEYS",
+            f"{CANARY_KEY}, {CANARY_KEY}",
+            "PARLEY_API_KEYS: its value is not allowed; it must be printable ASCII without blanks.",
+        ),
+        (
+            "PARLEY_SYSTEM_PROMPT",
+            f"{CANARY}\udcff",  # as a byte that is not UTF-8 comes in
+            "PARLEY_SYSTEM_PROMPT: its value is not allowed; it must be any text in UTF-8.",
         ),
     ],
 )
