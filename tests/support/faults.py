@@ -259,6 +259,8 @@ FAULTS: dict[str, Fault] = {
         answer(*ABC, finish_reason="content_filter"), finish_reason=FinishReason.CONTENT_FILTER, source=_COUNTED
     ),
     "no_usage": Fault(answer(*ABC, usage=None)),
+    "usage_negative": Fault(answer(*ABC, usage={"prompt_tokens": -7, "completion_tokens": -3, "total_tokens": -10})),
+    "usage_absurd": Fault(answer(*ABC, usage=dict.fromkeys(USAGE, 10**400))),
     "empty": Fault(answer(), text="", source=_COUNTED),
     "empty_without_usage": Fault(answer(usage=None), text="", source=UsageSource.NONE),
     "refusal": Fault(say(sse({"choices": [{"delta": {"refusal": "abc"}}]}, _STOP, "[DONE]"))),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
+# An upstream's count outside of these is none: nobody who adds counts up, as metrics and quotas do, expects it.
+_COUNTS: Final = range(1 << 53)
 
 
 class UpstreamModel(Model):
@@ -150,13 +152,15 @@ class Answer:
         """Take a chunk's text, and note its finish reason and usage."""
         if (error := bytes(chunk.error)) not in {b"", b"null"}:
             raise ReportedError(b'{"error":%b}' % error)
-        if chunk.usage is not None and any(count is not None for count in msgspec.structs.astuple(chunk.usage)):
-            self._run.usage = Usage(
-                input_tokens=chunk.usage.prompt_tokens,
-                output_tokens=chunk.usage.completion_tokens,
-                total_tokens=chunk.usage.total_tokens,
-                source=UsageSource.UPSTREAM,
-            )
+        if chunk.usage is not None:
+            counts = [count if count in _COUNTS else None for count in msgspec.structs.astuple(chunk.usage)]
+            if any(count is not None for count in counts):
+                self._run.usage = Usage(
+                    input_tokens=counts[0],
+                    output_tokens=counts[1],
+                    total_tokens=counts[2],
+                    source=UsageSource.UPSTREAM,
+                )
         if not chunk.choices:
             return None
         choice = chunk.choices[0]
