@@ -72,6 +72,8 @@ class Connection(H11Protocol):
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        if (cycle := self._cycle()) is not None:
+            cycle.disconnected = True  # who serves the request that this is part of has nobody left to answer
         request_log.write(
             RequestLog(
                 correlation_id=correlation_id,
@@ -102,9 +104,12 @@ class Connection(H11Protocol):
 
     def correlation_id(self) -> str | None:
         """Return the id of the request that is being answered, if one is."""
-        # Declared as always there, but there is none before the first request.
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle = self._cycle()
         return None if cycle is None or cycle.response_complete else cycle.scope["state"].get("correlation_id")
+
+    def _cycle(self) -> RequestResponseCycle | None:
+        """Return the request that is being answered, or the last one; it is declared as always there."""
+        return self.cycle
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: the request is answered as if it had not asked for another protocol."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -472,6 +473,18 @@ async def test_what_is_no_http_request_does_not_get_into_an_answer(
     answered, _, refused = received.partition(b"\r\n0\r\n\r\n")
     assert b"event: done" in answered
     assert refused.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_request_that_stops_being_http_is_refused_once(make_settings: MakeSettings, logs: Logs) -> None:
+    """Whoever was about to answer it finds nobody, and that is not unexpected."""
+    sent = CHAT.replace(b"Content-Length: 15", b"Transfer-Encoding: chunked") + b"no size\r\n"
+    async with running(make_settings(api_keys=Secret("k" * 16)), logs) as client:
+        async with sending(client, sent) as (reader, _):
+            with anyio.fail_after(10):
+                received = await reader.read()
+        await logs.line(number=2)  # that of the refusal, and that of who left
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert not any(line["level"] == "error" for line in map(json.loads, logs.getvalue().splitlines()))
 
 
 async def test_another_protocol_is_not_spoken(make_settings: MakeSettings, logs: Logs) -> None:
