@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what was proven of each generated client: what a test said that passed, and none that failed."""
+    """Tell what was proven of each generated client, by what passed and did not fail elsewhere; and of privacy."""
     said: dict[str, dict[str, dict[str, None]]] = {outcome: defaultdict(dict) for outcome in ("passed", "failed")}
     for outcome, clients in said.items():
         for report in terminalreporter.getreports(outcome):
@@ -20,3 +20,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, words in said["passed"].items():
         proven = [word for word in words if word not in said["failed"][name]]
         terminalreporter.write_line(f"{name}: {', '.join(proven) or 'nothing'}")
+    for report in terminalreporter.getreports("passed"):
+        for name, word in report.user_properties:
+            if name == "privacy":
+                terminalreporter.write_line(f"privacy: {word}")

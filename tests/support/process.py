@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ class Parley:
     def __init__(self, process: Process, logs: Logs) -> None:
         self.process = process
         self.logs = logs
+        self.errors = Logs()
         self.url = ""
 
     def client(self) -> httpx.AsyncClient:
@@ -61,20 +62,21 @@ async def parley(**variables: str) -> AsyncIterator[Parley]:
     process = await asyncio.create_subprocess_exec(
         *PARLEY, env=environment(**variables), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
-    served, errors = Parley(process, Logs()), Logs()
+    served = Parley(process, Logs())
     readers = [
         asyncio.create_task(_read(process.stdout, served.logs)),
-        asyncio.create_task(_read(process.stderr, errors)),
+        asyncio.create_task(_read(process.stderr, served.errors)),
     ]
     try:
-        served.url = await _address(served.logs)
+        is_logged = variables.get("PARLEY_LOG_LEVEL") not in {"warning", "error"}
+        served.url = await (_logged_address(served.logs) if is_logged else _address(process.pid))
         yield served
     finally:
         if process.returncode is None:
             process.terminate()
         await served.wait()
         await asyncio.gather(*readers)
-        assert errors.getvalue() == "", "all is logged, on standard output"
+        assert served.errors.getvalue() == "", "all is logged, on standard output"
         assert not any(canary in served.logs.getvalue() for canary in CANARIES)
 
 
@@ -84,12 +86,29 @@ async def _read(stream: asyncio.StreamReader | None, logs: Logs) -> None:
         logs.write(line.decode())
 
 
-async def _address(logs: Logs) -> str:
+async def _logged_address(logs: Logs) -> str:
     """Wait for the line that says where it serves."""
     with anyio.fail_after(60):
         while not (found := re.search(r"Uvicorn running on (http://\S+:\d+)", logs.getvalue())):
             await logs.written()
     return found[1]
+
+
+async def _address(pid: int) -> str:
+    """Wait until it serves; the kernel knows where."""
+    with anyio.fail_after(60):
+        while (port := _listening_port(pid)) is None:  # noqa: ASYNC110  # the kernel tells nobody when
+            await anyio.sleep(0.05)
+    return f"http://127.0.0.1:{port}"
+
+
+def _listening_port(pid: int) -> int | None:
+    sockets = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, address, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in sockets:  # it listens
+            return int(address.partition(":")[2], 16)
+    return None
 
 
 async def fails(**variables: str) -> tuple[int, str, str]:
@@ -105,6 +124,18 @@ async def fails(**variables: str) -> tuple[int, str, str]:
 def resident_kb(pid: int) -> int:
     """Return a process's resident memory."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+def arguments(pid: int) -> dict[int, list[str]]:
+    """Return the command lines of a process and of all that descend from it."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):  # it has ended
+            parents[int(status.parent.name)] = int(status.read_text().partition("PPid:")[2].split()[0])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return {member: Path(f"/proc/{member}/cmdline").read_text().rstrip("\0").split("\0") for member in sorted(family)}
 
 
 @contextmanager

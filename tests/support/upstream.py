@@ -36,6 +36,8 @@ class Exchange:
     body: bytes
     connection: Connection
     writer: asyncio.StreamWriter
+    headers_of_all: dict[str, str]
+    """What each answer's head has besides."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the connection is closed, by whomever."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -49,7 +51,7 @@ class Exchange:
     async def head(self, status: int = 200, content_type: str = "text/event-stream", **headers: str) -> None:
         """Send status line and headers."""
         lines = [f"HTTP/1.1 {status} Scripted", f"content-type: {content_type}", "transfer-encoding: chunked"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in {**self.headers_of_all, **headers}.items()]
         await self._send("\r\n".join([*lines, "", ""]).encode())
 
     async def write(self, data: bytes) -> None:
@@ -144,7 +146,7 @@ async def hang(exchange: Exchange) -> None:
 
 
 class ScriptedUpstream:
-    """Runs `script` for each chat completion; `models_script` answers GET /models.
+    """Runs `script` for each chat completion; `models_script` answers GET /models; `headers` go with all answers.
 
     `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed.
     """
@@ -154,6 +156,7 @@ class ScriptedUpstream:
         self._tls = tls
         self.script: Script = answer("Hel", "lo")
         self.models_script: Script = respond(200, {"object": "list", "data": []})
+        self.headers: dict[str, str] = {}
         self.models_requests = 0
         self.exchanges: list[Exchange] = []
         self.received = asyncio.Event()
@@ -212,7 +215,7 @@ class ScriptedUpstream:
         request, *lines = head.decode().rstrip("\r\n").split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        return Exchange(request.split(" ")[1], headers, body, connection, writer)
+        return Exchange(request.split(" ")[1], headers, body, connection, writer, self.headers)
 
     async def _answer(self, exchange: Exchange) -> None:
         if exchange.path.endswith("/models"):

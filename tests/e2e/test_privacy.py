@@ -1,0 +1,270 @@
+"""The privacy proof: a canary in every place by which something comes in, and none in any by which something goes out.
+
+What may hold one: the answer's text, which is the product; and the request that goes upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections import Counter
+from functools import partial
+from itertools import cycle, islice, product
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from parley.chat.errors import ErrorCode
+from tests.support.canaries import Canaries
+from tests.support.hostile import CALLERS, ODD, OPERATIONS, bytes_of_requests, chat, headers, requests, scripts
+from tests.support.process import arguments, parley
+from tests.support.upstream import respond
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    import httpx
+
+    from tests.support.process import Parley
+    from tests.support.upstream import Exchange, ScriptedUpstream
+
+    Job = Callable[[], Awaitable[None]]
+
+# The loudest level is that of both formats: all that a quieter one writes is part of it.
+RUNS = [("debug", "json"), ("debug", "console"), ("info", "json"), ("warning", "json"), ("error", "json")]
+# asyncio's and openai's debugging, and all of Python's warnings.
+LOUD = {"PYTHONDEVMODE": "1", "PYTHONASYNCIODEBUG": "1", "OPENAI_LOG": "debug"}
+PLACES, QUEUE = 16, 8
+AT_ONCE = 2
+
+_COLOUR = re.compile(r"\x1b\[\d+m")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process's arguments are read from /proc")
+
+
+class Proof:
+    """Drives Parleys with canaries, looks into all that comes out of them, and counts."""
+
+    def __init__(self, upstream: ScriptedUpstream) -> None:
+        self.canaries = Canaries()
+        self.scripts = scripts(self.canaries)
+        self.leaks: set[str] = set()
+        self.looks: Counter[str] = Counter()
+        self.codes: set[str] = set()
+        self._upstream = upstream
+        upstream.script = self._show
+        upstream.headers = {
+            name: f"{self.canaries[f'the upstream {name}']}!" for name in ("set-cookie", "x-request-id")
+        }
+        upstream.models_script = respond(200, self.canaries["the upstream's models"])
+
+    def look(self, sink: str, text: str) -> None:
+        """Look for canaries where none may be."""
+        self.looks[sink] += 1
+        self.leaks |= {f"{place}, in {sink}" for place in self.canaries.found_in(text)}
+
+    def look_at_arguments(self, served: Parley) -> None:
+        """Look at the command lines of Parley and its children."""
+        for command in arguments(served.process.pid).values():
+            self.look("a process's arguments", " ".join(command))
+
+    def look_at_output(self, served: Parley, log_format: str) -> None:
+        """Look at what a Parley that has ended has written; each line must have the form that Parley gives it."""
+        self.look("standard output", served.logs.getvalue())
+        self.look("standard error", served.errors.getvalue())
+        assert "unexpected_error" not in served.logs.getvalue()
+        for line in served.logs.getvalue().split("\n")[:-1]:
+            self.looks["a line of the log"] += 1
+            check_line(line, log_format)
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """Return settings with a canary in each that is a secret, or text; the way to the upstream is a proxy."""
+        proxy = self._upstream.url.removesuffix("/v1").replace("://", f"://user:{self.canaries['the proxy password']}@")
+        return {
+            "HTTP_PROXY": proxy,
+            "NO_PROXY": "",
+            "OPENAI_BASE_URL": f"http://first.example/{self.canaries['the base URL']}/v1",
+            "OPENAI_API_KEY": self.canaries["the key"],
+            "PARLEY_MODEL": "first",
+            "PARLEY_FALLBACK_BASE_URL": f"http://second.example/{self.canaries['the fallback URL']}/v1",
+            "PARLEY_FALLBACK_API_KEY": self.canaries["the fallback key"],
+            "PARLEY_FALLBACK_MODEL": "second",
+            "PARLEY_SYSTEM_PROMPT": self.canaries["the system prompt"] + ODD,
+            "PARLEY_API_KEYS": ",".join(self.canaries[caller] for caller in CALLERS),
+            "PARLEY_TRUSTED_PROXIES": "127.0.0.1",
+            "PARLEY_CORS_ORIGINS": "https://app.example",
+            "PARLEY_RETRIES": "1",
+            "PARLEY_FIRST_TOKEN_TIMEOUT_S": "1",
+            "PARLEY_IDLE_TIMEOUT_S": "1",
+            "PARLEY_READ_TIMEOUT_S": "5",
+            "PARLEY_DRAIN_TIMEOUT_S": "0.1",
+            "PARLEY_MAX_STREAMS": str(PLACES),
+            "PARLEY_MAX_STREAMS_PER_CALLER": str(PLACES),
+            "PARLEY_MAX_QUEUE": str(QUEUE),
+            **more,
+        }
+
+    async def run(self, level: str, log_format: str) -> None:
+        """Drive one Parley with all that there is, until it has ended."""
+        variables = self.variables(PARLEY_LOG_LEVEL=level, PARLEY_LOG_FORMAT=log_format)
+        variables |= LOUD if level == "debug" else {}
+        async with parley(**variables) as served, served.client() as client:
+            await _at_once(self._jobs(client))
+            await self.ask(client, "GET", "/metrics", {})
+            self.look_at_arguments(served)
+            await self._overload_and_stop(served, client)
+        self.look_at_output(served, log_format)
+
+    def _jobs(self, client: httpx.AsyncClient) -> Iterator[Job]:
+        for request in requests(self.canaries):
+            yield partial(self.ask, client, *request)
+        for data in bytes_of_requests(self.canaries):
+            yield partial(self._write, client, data)
+        for path in OPERATIONS:
+            for name in self.scripts:
+                yield partial(self.chat, client, path, name)
+            yield partial(self.chat, client, path, "hang", timeout_s=0.2)
+            yield partial(self._leave, client, path, "hang")
+            yield partial(self._leave, client, path, "stall")
+
+    async def ask(self, client: httpx.AsyncClient, method: str, path: str, options: dict[str, Any]) -> None:
+        """Send a request, and look at its answer."""
+        options = options | {"headers": headers(self.canaries) | options.get("headers", {})}
+        query = {self.canaries["the query's name"]: self.canaries["the query's value"] + ODD}
+        response = await client.request(method, path, **options, params=query)
+        text = without_answer(path, response)
+        self.look("a response's headers", str(response.headers.raw))
+        self.look("the metrics" if path == "/metrics" else "a response's body", text)
+        if not path.startswith("/schema"):
+            self.codes |= set(re.findall(r'"code":"(\w+)"', text))
+
+    async def chat(
+        self, client: httpx.AsyncClient, path: str, fault: str, caller: str = CALLERS[0], **fields: object
+    ) -> None:
+        """Ask for an answer; the upstream shows a fault."""
+        body = chat(self.canaries, fault, **fields)
+        await self.ask(client, "POST", path, {"json": body, "headers": headers(self.canaries, caller)})
+
+    async def _leave(self, client: httpx.AsyncClient, path: str, fault: str) -> None:
+        """Ask, and do not wait for the answer's end."""
+        with anyio.move_on_after(0.2):
+            await self.chat(client, path, fault)
+
+    async def _write(self, client: httpx.AsyncClient, data: bytes) -> None:
+        """Send bytes, and look at what comes until Parley closes."""
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(data)
+        answer = b""
+        try:
+            with anyio.fail_after(20):
+                while more := await reader.read(65_536):
+                    answer += more
+        except ConnectionError:
+            pass  # it did not read it all
+        finally:
+            writer.close()
+        self.look("the answer to what is hardly HTTP", answer.decode("latin-1"))
+
+    async def _overload_and_stop(self, served: Parley, client: httpx.AsyncClient) -> None:
+        """Ask for more than a caller may, and than there is room for; then stop Parley, and with it the rest."""
+        first, second = asyncio.Event(), asyncio.Event()
+
+        async def ask(path: str, caller: str, is_over: asyncio.Event) -> None:
+            await self.chat(client, path, "hang", caller)
+            is_over.set()
+
+        async with anyio.create_task_group() as group:
+            for path in islice(cycle(OPERATIONS), PLACES + 1):
+                group.start_soon(ask, path, CALLERS[0], first)
+            await first.wait()
+            for path in islice(cycle(OPERATIONS), QUEUE + 1):
+                group.start_soon(ask, path, CALLERS[1], second)
+            await second.wait()
+            served.process.terminate()
+
+    async def _show(self, exchange: Exchange) -> None:
+        """Show the fault that the message names; what the caller sent beside it may not have come along."""
+        sent = {name: value for name, value in exchange.headers.items() if not name.endswith("authorization")}
+        self.look("what goes upstream beside the key and the body", str(sent))
+        key = self.canaries["the fallback key" if "second.example" in exchange.path else "the key"]
+        assert exchange.headers["authorization"] == f"Bearer {key}"
+        assert exchange.json["messages"][0]["content"] == self.canaries["the system prompt"] + ODD
+        await self.scripts[exchange.json["messages"][-1]["content"].split()[-1]](exchange)
+
+
+async def _at_once(jobs: Iterator[Job]) -> None:
+    """Do these, as many at once as there are places."""
+    places = anyio.Semaphore(PLACES)
+
+    async def do(job: Job) -> None:
+        async with places:
+            await job()
+
+    async with anyio.create_task_group() as group:
+        for job in jobs:
+            group.start_soon(do, job)
+
+
+def without_answer(path: str, response: httpx.Response) -> str:
+    """Return a body without the text that the model has said."""
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
+        return "\n".join(line for line in response.text.split("\n") if not line.startswith('data: {"type":"text"'))
+    if path == "/chat/complete" and response.status_code == 200:
+        return json.dumps({**response.json(), "text": ""})
+    return response.text
+
+
+def check_line(line: str, log_format: str) -> None:
+    """Check that an event is a line of the form that Parley gives it, with nothing in it that a terminal obeys."""
+    if log_format == "json":
+        assert list(json.loads(line))[:3] == ["timestamp", "level", "event"]
+    else:
+        assert line.startswith("\x1b[2m20")
+    assert _COLOUR.sub("", line).isprintable()
+
+
+@pytest.mark.timeout(300)
+async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
+    upstream: ScriptedUpstream, record_property: Callable[[str, object], None]
+) -> None:
+    """Over every endpoint, every fault, both operations, every log level and both formats; every error is met."""
+    proof = Proof(upstream)
+    at_once = anyio.Semaphore(AT_ONCE)
+
+    async def run(level: str, log_format: str) -> None:
+        async with at_once:
+            await proof.run(level, log_format)
+
+    async with anyio.create_task_group() as group:
+        for level, log_format in RUNS:
+            group.start_soon(run, level, log_format)
+    assert proof.leaks == set()
+    assert proof.codes == set(ErrorCode) - {ErrorCode.INTERNAL}
+    record_property("privacy", f"{len(proof.canaries.places)} canaries in as many places")
+    record_property(
+        "privacy", f"{len(proof.scripts)} faults x {len(OPERATIONS)} operations x {len(RUNS)} levels and formats"
+    )
+    for sink, number in proof.looks.items():
+        record_property("privacy", f"none in {number} of: {sink}")
+
+
+@pytest.mark.parametrize("more", [{"PARLEY_WORKERS": "2"}, {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": ""}])
+async def test_nothing_is_in_the_arguments_of_the_processes_that_parley_starts(
+    upstream: ScriptedUpstream, more: dict[str, str]
+) -> None:
+    """Workers have the environment; the embedded model gets its key, which nobody else knows, by standard input."""
+    proof = Proof(upstream)
+    async with parley(**proof.variables(**more)) as served, served.client() as client:
+        await served.logs.line("Application startup complete.", number=int(more.get("PARLEY_WORKERS", "1")))
+        for path, fault in product(OPERATIONS, ("none", "401")):
+            await proof.chat(client, path, fault, max_output_tokens=5)
+        proof.look_at_arguments(served)
+        children = list(arguments(served.process.pid).values())[1:]
+    proof.look_at_output(served, "json")
+    assert children
+    if "OPENAI_BASE_URL" in more:
+        assert children == [[sys.executable, "-m", "parley.providers.llama_server"]]
+    assert proof.leaks == set()
