@@ -14,6 +14,7 @@ from litestar.testing import AsyncTestClient
 from parley.chat.errors import ErrorCode
 from parley.chat.service import ChatService
 from parley.providers.model import UpstreamModel
+from parley.settings import Secret
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController
@@ -88,6 +89,22 @@ async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[...
         assert '"/health' not in logs.getvalue()
         await stream(client, REQUEST)
         assert (await logs.line())["level"] == "info"
+
+
+async def test_what_an_upstream_says_is_logged_only_where_it_is_asked_for_and_never_the_key(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Upstreams quote keys, and not every key looks like one."""
+    key = "5f1a-plain-words-of-a-key"
+    upstream.script = respond(401, {"error": {"message": f"Incorrect key provided: {key}. " + "x" * 1900 + key}})
+    async with running(make_settings(openai_api_key=Secret(key)), logs) as client:
+        await client.post("/chat", json=REQUEST)
+    assert "upstream_text" not in await logs.line("upstream_refused")
+    async with running(make_settings(openai_api_key=Secret(key), log_upstream_text=True), logs) as client:
+        await client.post("/chat", json=REQUEST)
+    said = (await logs.line("upstream_refused", number=2))["upstream_text"]
+    assert "Incorrect key provided: ***. " in said
+    assert key[:8] not in said
 
 
 class BrokenProvider:

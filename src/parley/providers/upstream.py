@@ -42,7 +42,7 @@ _CHECK_KEPT_S: Final = 5.0
 _MAX_ERROR_BYTES: Final = 65_536
 # Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
 _READ_BUFFER_BYTES: Final = 16_384
-_MAX_LOGGED_BYTES: Final = 2000
+_MAX_LOGGED_CHARACTERS: Final = 2000
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SUCCESS: Final = range(200, 300)
 
@@ -80,6 +80,7 @@ class UpstreamProvider:
             "Content-Type": "application/json",
             "User-Agent": "parley",
         }
+        self._key = api_key
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
@@ -178,7 +179,12 @@ class UpstreamProvider:
     def _log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
         """Log what can be told of an upstream's error without its words, which may quote a message."""
         request_id = response.headers.get("X-Request-ID", "")
-        text = {"upstream_text": body[:_MAX_LOGGED_BYTES].decode(errors="replace")} if self._log_text else {}
+        text: dict[str, str] = {}
+        if self._log_text:
+            said = body.decode(errors="replace")
+            if self._key:
+                said = said.replace(self._key, "***")  # whatever a key looks like
+            text["upstream_text"] = said[:_MAX_LOGGED_CHARACTERS]
         _log.warning(
             "upstream_refused",
             upstream_status=response.status,
