@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from parley.chat.provider import Provider
-    from parley.chat.watch import Watch
+    from parley.chat.watch import Tracer, Watch
     from parley.settings import Secret, Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -38,8 +38,8 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     `embedded` is where the embedded model runs already, if it does.
     """
-    watch = metrics()
-    providers = list(_providers(settings, watch, embedded))
+    watch, telemetry = metrics(), TelemetryPlugin(settings)
+    providers = list(_providers(settings, watch, telemetry.tracer, embedded))
     service = ChatService(settings, providers, watch)
 
     @asynccontextmanager
@@ -72,7 +72,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
         openapi_config=openapi_config(),
-        plugins=[TelemetryPlugin(settings), WireSchemas()],
+        plugins=[telemetry, WireSchemas()],
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
@@ -107,29 +107,30 @@ def _cors(settings: Settings) -> CORSConfig | None:
 
 
 def _providers(
-    settings: Settings, watch: Watch, embedded: Address | None
+    settings: Settings, watch: Watch, tracer: Tracer, embedded: Address | None
 ) -> Iterator[EmbeddedProvider | UpstreamProvider]:
     """Make the provider, and its fallback where there is one."""
+
+    def upstream(base_url: str | None, key: Secret | None, model: str | None) -> UpstreamProvider:
+        return UpstreamProvider(
+            watch=watch,
+            tracer=tracer,
+            base_url=base_url or OPENAI_BASE_URL,
+            api_key=key.reveal() if key else None,
+            model_name=model or "",
+            instructions=settings.system_prompt,
+            temperature=settings.temperature,
+            connect_timeout_s=settings.connect_timeout_s,
+            log_text=settings.log_upstream_text,
+        )
+
     if settings.embedded:
-        yield EmbeddedProvider(settings, watch) if embedded is None else reach(embedded, settings, watch)
+        yield (
+            EmbeddedProvider(settings, watch, tracer) if embedded is None else reach(embedded, settings, watch, tracer)
+        )
     else:
-        yield _upstream(settings, watch, settings.openai_base_url, settings.openai_api_key, settings.model)
+        yield upstream(settings.openai_base_url, settings.openai_api_key, settings.model)
     if settings.fallback_model:
         base_url = settings.fallback_base_url or settings.openai_base_url
         key = settings.fallback_api_key or (None if settings.fallback_base_url else settings.openai_api_key)
-        yield _upstream(settings, watch, base_url, key, settings.fallback_model)
-
-
-def _upstream(
-    settings: Settings, watch: Watch, base_url: str | None, key: Secret | None, model: str | None
-) -> UpstreamProvider:
-    return UpstreamProvider(
-        watch=watch,
-        base_url=base_url or OPENAI_BASE_URL,
-        api_key=key.reveal() if key else None,
-        model_name=model or "",
-        instructions=settings.system_prompt,
-        temperature=settings.temperature,
-        connect_timeout_s=settings.connect_timeout_s,
-        log_text=settings.log_upstream_text,
-    )
+        yield upstream(base_url, key, settings.fallback_model)

@@ -16,6 +16,7 @@ import uvicorn
 from anyio.from_thread import start_blocking_portal
 
 from parley.app import create_app
+from parley.chat.watch import Untraced
 from parley.connection import Connection
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider
 from parley.settings import Settings
@@ -113,7 +114,9 @@ def _model_of_all(settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         try:
-            provider = stack.enter_context(portal.wrap_async_context_manager(EmbeddedProvider(settings, metrics())))
+            provider = stack.enter_context(
+                portal.wrap_async_context_manager(EmbeddedProvider(settings, metrics(), Untraced()))
+            )
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
             raise SystemExit(_START_FAILED) from None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PREFIX = "PARLEY_"
+_USUAL = ("openai_", "otel_")
 
 # No server's ceiling can be higher.
 LONGEST_S: Final = 3600
@@ -61,8 +62,9 @@ class Secret:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set, one field a variable: `port` is PARLEY_PORT; `openai_*` keep their usual names.
+    """Everything that can be set, one field a variable: `port` is PARLEY_PORT.
 
+    `openai_*` and `otel_*` keep their usual names.
     Seconds are seconds of wall-clock time, tokens are the model's own.
     """
 
@@ -172,11 +174,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_upstream_text: Annotated[
         bool, Meta(description="Log what an upstream says of its errors, secrets hidden. It may quote messages.")
     ] = False
+    otel_exporter_otlp_endpoint: Annotated[
+        _Address | None,
+        Meta(description="An OpenTelemetry collector, which takes traces over HTTP. Unset: there are none."),
+    ] = None
+    otel_exporter_otlp_traces_endpoint: Annotated[
+        _Address | None, Meta(description="The same, with the path for traces (`/v1/traces`); it comes before it.")
+    ] = None
 
     @property
     def embedded(self) -> bool:
         """Whether the embedded model serves: there is neither a key nor a base URL for an upstream."""
         return self.openai_api_key is None and self.openai_base_url is None
+
+    @property
+    def traces_url(self) -> str | None:
+        """Where traces go, if anywhere."""
+        if self.otel_exporter_otlp_endpoint is None:
+            return self.otel_exporter_otlp_traces_endpoint
+        return self.otel_exporter_otlp_traces_endpoint or f"{self.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -196,7 +212,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
             except (msgspec.ValidationError, UnicodeEncodeError):
                 # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
-                is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt"))
+                is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint"))
                 shown = "its value" if is_private else repr(text[:100])
                 problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
         try:
@@ -251,7 +267,7 @@ def variables() -> Iterator[Variable]:
     assert isinstance(described, inspect.StructType)  # noqa: S101  # narrows the type for mypy
     annotations = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     for field in described.fields:
-        name = field.name.upper() if field.name.startswith("openai_") else _PREFIX + field.name.upper()
+        name = field.name.upper() if field.name.startswith(_USUAL) else _PREFIX + field.name.upper()
         schema = field.type.extra_json_schema or {} if isinstance(field.type, inspect.Metadata) else {}
         yield Variable(
             name,

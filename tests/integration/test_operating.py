@@ -13,6 +13,7 @@ from litestar.testing import AsyncTestClient
 
 from parley.chat.errors import ErrorCode
 from parley.chat.service import ChatService
+from parley.chat.watch import Untraced
 from parley.providers.model import UpstreamModel
 from parley.settings import Secret
 from parley.telemetry.metrics import metrics
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     import httpx
-    from agents import Model, ModelSettings
+    from agents import Model
 
     from parley.chat.run import Run
     from parley.settings import Settings
@@ -128,10 +129,10 @@ class LateBrokenProvider(BrokenProvider):
 
     def model(self, run: Run, /) -> Model:
         """Make the model."""
-        return UpstreamModel(self._ask, run)
+        return UpstreamModel(self._ask, Untraced().asking, run)
 
     @asynccontextmanager
-    async def _ask(self, instructions: str | None, turns: Any, settings: ModelSettings) -> AsyncIterator[Any]:  # noqa: ARG002
+    async def _ask(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
         yield self
 
     async def readany(self) -> bytes:

@@ -53,6 +53,7 @@ async def test_an_answer_streams_as_start_texts_and_done(
         "level": "info",
         "logger": "parley.telemetry.request_log",
         "correlation_id": "my.id-1",
+        "trace_id": None,
         "method": "POST",
         "route": "/chat",
         "status": 200,

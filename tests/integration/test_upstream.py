@@ -11,6 +11,7 @@ from agents import ModelSettings
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Run
+from parley.chat.watch import Untraced
 from parley.providers.model import read
 from parley.providers.upstream import UpstreamProvider
 from parley.settings import Settings
@@ -33,9 +34,10 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
         temperature=None,
         connect_timeout_s=5,
         watch=metrics(),
+        tracer=Untraced(),
     )
     run = Run(Settings(), asyncio.get_running_loop().time() + 60)
-    async with provider, provider.ask(None, [], ModelSettings()) as content:
+    async with provider, provider.ask(None, [], ModelSettings(), {}) as content:
         with anyio.fail_after(10):
             while content.exception() is None:  # noqa: ASYNC110  # aiohttp tells nobody
                 await asyncio.sleep(0)

@@ -27,7 +27,7 @@ PARLEY = (sys.executable, "-m", "parley")
 
 def environment(**variables: str) -> dict[str, str]:
     """Return an environment in which only these settings are made, on a free port, and everything is logged."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARLEY_", "OPENAI_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARLEY_", "OPENAI_", "OTEL_"))}
     return {**kept, "PARLEY_PORT": "0", "PARLEY_LOG_LEVEL": "debug", **variables}
 
 

@@ -71,6 +71,8 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "PARLEY_LOG_LEVEL": "debug",
         "PARLEY_LOG_FORMAT": "console",
         "PARLEY_LOG_UPSTREAM_TEXT": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://other:4318/v1/traces",
     }
     settings = Settings.from_environment(environment)
     assert settings.openai_api_key is not None
@@ -112,9 +114,23 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         log_level="debug",
         log_format="console",
         log_upstream_text=True,
+        otel_exporter_otlp_endpoint="http://collector:4318/",
+        otel_exporter_otlp_traces_endpoint="http://other:4318/v1/traces",
     )
     assert Settings.from_environment({"PARLEY_MODEL_PATH": "a.gguf"}).model_path == "a.gguf"
     assert {*environment, "PARLEY_MODEL_PATH"} == {variable.name for variable in variables()}
+
+
+def test_traces_go_where_opentelemetrys_own_variables_say() -> None:
+    """The one for traces is a whole address and comes first; the general one is where its paths begin."""
+    assert Settings().traces_url is None
+    both = Settings(
+        otel_exporter_otlp_endpoint="http://a:4318/", otel_exporter_otlp_traces_endpoint="http://b:4318/traces"
+    )
+    assert both.traces_url == "http://b:4318/traces"
+    assert (
+        msgspec.structs.replace(both, otel_exporter_otlp_traces_endpoint=None).traces_url == "http://a:4318/v1/traces"
+    )
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:

@@ -37,7 +37,10 @@ class Run:
         self.deltas = 0
         self.attempts = 0
         self.reading: asyncio.Task[None] | None = None
+        self.first_text_s: float | None = None
+        """From the start of the attempt to its first text."""
         self._loop = asyncio.get_running_loop()
+        self._begun = 0.0
         self._end = end
         self._next_text_end = end
         self._first_token_timeout_s = settings.first_token_timeout_s
@@ -62,8 +65,9 @@ class Run:
 
     def begin(self) -> None:
         """Note that the model is about to be asked, for the first time or again; its text is awaited from the first."""
+        self._begun = self._loop.time()
         if not self.attempts:
-            self._next_text_end = self._loop.time() + self._first_token_timeout_s
+            self._next_text_end = self._begun + self._first_token_timeout_s
         self.attempts += 1
         self.usage = None
 
@@ -102,6 +106,8 @@ class Run:
         """Give text that has come, of so many deltas; it moves the deadline for the next."""
         is_first = not self.deltas
         self.deltas += deltas
+        if is_first:
+            self.first_text_s = self._loop.time() - self._begun
         if self.finish_reason is None:
             self._next_text_end = self._loop.time() + self._idle_timeout_s
             if is_first:  # which may have been given far more time than the next

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agents import Model
 
     from parley.chat.run import Run
-    from parley.chat.watch import Watch
+    from parley.chat.watch import Tracer, Watch
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -65,7 +65,7 @@ class Address(msgspec.Struct, frozen=True):
     api_key: str
 
 
-def reach(address: Address, settings: Settings, watch: Watch) -> UpstreamProvider:
+def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) -> UpstreamProvider:
     """Return the way to an embedded model that runs; another process may have started it."""
     default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
     return UpstreamProvider(
@@ -77,6 +77,7 @@ def reach(address: Address, settings: Settings, watch: Watch) -> UpstreamProvide
         max_streams=max(1, SLOTS // settings.workers),
         connect_timeout_s=settings.connect_timeout_s,
         watch=watch,
+        tracer=tracer,
         log_text=settings.log_upstream_text,
         trust_env=False,  # a proxy is not for loopback
         neutralise=_without_special_tokens,
@@ -86,12 +87,13 @@ def reach(address: Address, settings: Settings, watch: Watch) -> UpstreamProvide
 class EmbeddedProvider:
     """Replies from the model embedded in Parley; open it as an async context manager."""
 
-    def __init__(self, settings: Settings, watch: Watch) -> None:
+    def __init__(self, settings: Settings, watch: Watch, tracer: Tracer) -> None:
         self._settings = settings
         self._watch = watch
+        self._tracer = tracer
         self.address = Address(url="http://127.0.0.1:0", api_key=secrets.token_urlsafe(32))
         """Where it is served; the same for as long as this provider is open, though the child may be another."""
-        described = reach(self.address, settings, watch)
+        described = reach(self.address, settings, watch, tracer)
         self.model_name = described.model_name
         self.instructions = described.instructions
         self.temperature = described.temperature
@@ -182,7 +184,7 @@ class EmbeddedProvider:
             await _stop(child)
             raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
         self.address = Address(report.url, self.address.api_key)
-        upstream = reach(self.address, self._settings, self._watch)
+        upstream = reach(self.address, self._settings, self._watch, self._tracer)
         self._upstream = await self._upstreams.enter_async_context(upstream)
         _log.info("embedded_model_ready", model=self.model_name, pid=child.pid)
         return child

@@ -18,8 +18,8 @@ from parley.providers.failures import ReportedError, named_finish
 from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import Protocol
 
     from agents import ModelSettings, TResponseInputItem, TResponseStreamEvent
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
         """Sends a request upstream; yields what the answer is read from."""
 
         def __call__(
-            self, instructions: str | None, turns: Any, settings: ModelSettings
+            self, instructions: str | None, turns: Any, settings: ModelSettings, headers: Mapping[str, str]
         ) -> AbstractAsyncContextManager[aiohttp.StreamReader]:
             """Ask."""
+
+    # Follows an attempt, and says with which headers to ask.
+    Asking = Callable[[ModelSettings, Run], AbstractContextManager[Mapping[str, str]]]
 
 
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
@@ -43,8 +46,9 @@ _COUNTS: Final = range(1 << 53)
 class UpstreamModel(Model):
     """Gives its text to the run; openai-agents asks, and asks again where it fails before any text."""
 
-    def __init__(self, ask: Ask, run: Run) -> None:
+    def __init__(self, ask: Ask, asking: Asking, run: Run) -> None:
         self._ask = ask
+        self._asking = asking
         self._run = run
 
     async def get_response(self, *_: Any, **__: Any) -> ModelResponse:
@@ -72,8 +76,9 @@ class UpstreamModel(Model):
         run = self._run
         failure = None
         try:
-            async with run.deadlines(), self._ask(instructions, turns, settings) as content:
-                await read(content, run)
+            with self._asking(settings, run) as headers:
+                async with run.deadlines(), self._ask(instructions, turns, settings, headers) as content:
+                    await read(content, run)
         except Exception as error:
             if not run.deltas and run.finish_reason is None:
                 raise

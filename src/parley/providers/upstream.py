@@ -8,6 +8,7 @@ import time
 import urllib.parse
 import urllib.request
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,19 +18,20 @@ import msgspec
 import structlog
 
 from parley.chat.errors import ErrorCode
+from parley.chat.watch import Asked
 from parley.providers.failures import ReportedError, error_type, refusal, unsent
 from parley.providers.model import UpstreamModel, completed
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
     from typing import Self
 
     from agents import Model, ModelSettings
 
     from parley.chat.run import Run
-    from parley.chat.watch import Watch
+    from parley.chat.watch import Tracer, Watch
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -61,6 +63,7 @@ class UpstreamProvider:
         max_streams: int = MAX_STREAMS,
         connect_timeout_s: float,
         watch: Watch,
+        tracer: Tracer,
         log_text: bool = False,
         trust_env: bool = True,
         neutralise: Callable[[str], str] = str,
@@ -85,6 +88,7 @@ class UpstreamProvider:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
         self._watch = watch
+        self._asking = partial(tracer.asking, _asked(model_name, base_url))
         self._log_text = log_text
         self._proxy = _proxy(base_url) if trust_env else None
         self._neutralise = neutralise
@@ -115,7 +119,7 @@ class UpstreamProvider:
 
     def model(self, run: Run) -> Model:
         """Make the model for one run."""
-        return UpstreamModel(self.ask, run)
+        return UpstreamModel(self.ask, self._asking, run)
 
     async def check(self) -> ErrorCode | None:
         """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
@@ -138,7 +142,7 @@ class UpstreamProvider:
 
     @asynccontextmanager
     async def ask(
-        self, instructions: str | None, turns: Any, settings: ModelSettings
+        self, instructions: str | None, turns: Any, settings: ModelSettings, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.StreamReader]:
         """Ask for a completion; yield what it is read from.
 
@@ -159,7 +163,10 @@ class UpstreamProvider:
             body["temperature"] = settings.temperature
         try:
             response = await self._session.post(
-                f"{self._base_url}/chat/completions", data=msgspec.json.encode(body), allow_redirects=False
+                f"{self._base_url}/chat/completions",
+                data=msgspec.json.encode(body),
+                headers={**headers, **_correlation()},
+                allow_redirects=False,
             )
         except aiohttp.ClientError as error:
             self._watch.upstream_answered(None)
@@ -192,6 +199,17 @@ class UpstreamProvider:
             upstream_error_type=error_type(body),
             **text,
         )
+
+
+def _correlation() -> dict[str, str]:
+    """Return the header by which the request is found in the upstream's logs as in ours."""
+    correlation_id = structlog.contextvars.get_contextvars().get("correlation_id")
+    return {} if correlation_id is None else {"X-Correlation-ID": correlation_id}
+
+
+def _asked(model: str, base_url: str) -> Asked:
+    address = urllib.parse.urlsplit(base_url)
+    return Asked(model, address.hostname or "", address.port or (443 if address.scheme == "https" else 80))
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:

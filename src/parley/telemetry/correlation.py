@@ -48,6 +48,8 @@ class CorrelationMiddleware:
         scope["state"]["correlation_id"] = correlation_id
         clear_contextvars()
         bind_contextvars(correlation_id=correlation_id)
+        if "trace_id" in scope["state"]:
+            bind_contextvars(trace_id=scope["state"]["trace_id"])
         status: int | None = None
         bytes_in = bytes_out = 0
 

@@ -1,12 +1,14 @@
-"""Owns the telemetry plugin: one line in the app's configuration brings logs, correlation ids and metrics."""
+"""Owns the telemetry plugin: one line in the app's configuration brings logs, correlation ids, metrics and traces."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import structlog
 from litestar.plugins import InitPlugin
 from litestar.plugins.prometheus import PrometheusConfig
 
+from parley.chat.watch import Untraced
 from parley.telemetry import logs, request_log
 from parley.telemetry.correlation import CorrelationMiddleware
 from parley.telemetry.metrics import metrics
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     from litestar import Litestar
     from litestar.config.app import AppConfig
 
+    from parley.chat.watch import Tracer
     from parley.settings import Settings
     from parley.telemetry.request_log import RequestLog
+    from parley.telemetry.traces import Traces
+
+_log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class TelemetryPlugin(InitPlugin):
@@ -24,24 +30,44 @@ class TelemetryPlugin(InitPlugin):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._traces = _traces(settings)
+        self.tracer: Tracer = self._traces or Untraced()
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Configure."""
         logs.configure(self._settings)
         app_config.logging_config = None  # Litestar's own would take the root logger
-        app_config.on_startup = [_wrap, *app_config.on_startup]
+        app_config.on_startup = [self._wrap, *app_config.on_startup]
         app_config.middleware = [
             PrometheusConfig(app_name="parley", prefix="parley_http", group_path=True).middleware,
             *app_config.middleware,
         ]
+        if self._traces is not None:
+            app_config.lifespan = [self._traces.exporting, *app_config.lifespan]
+        elif self._settings.traces_url is not None:
+            # The variable may be the whole cluster's: no reason to answer nobody.
+            _log.warning("no_traces", reason="OpenTelemetry is not installed", remedy="install `parley[otel]`")
         return app_config
 
+    def _wrap(self, app: Litestar) -> None:
+        # `middleware=` would be skipped by 404 and 405, which Litestar answers before it has a route.
+        app.asgi_handler = CorrelationMiddleware(app.asgi_handler, self._done)
+        if self._traces is not None:
+            app.asgi_handler = self._traces.middleware(app.asgi_handler)
 
-def _wrap(app: Litestar) -> None:
-    # `middleware=` would be skipped by 404 and 405, which Litestar answers before it has a route.
-    app.asgi_handler = CorrelationMiddleware(app.asgi_handler, _done)
+    def _done(self, line: RequestLog) -> None:
+        metrics().count(line)
+        if self._traces is not None:
+            self._traces.describe(line)
+        request_log.write(line)
 
 
-def _done(line: RequestLog) -> None:
-    metrics().count(line)
-    request_log.write(line)
+def _traces(settings: Settings) -> Traces | None:
+    if settings.traces_url is None:
+        return None
+    try:
+        # Only here: it imports a hundred modules.
+        from parley.telemetry.traces import Traces  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return None
+    return Traces(settings.traces_url)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from litestar.types import HTTPScope
 
 _CLIENT_ERRORS: Final = range(400, 500)
-_PROBES: Final = ("/health", "/metrics")
+PROBES: Final = ("/health", "/metrics")
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -37,6 +37,7 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")]
     bytes_out: Annotated[_Count, Meta(description="Of the response's body.")]
     total_ms: Annotated[_Milliseconds, Meta(description="From the request's first line to the response's end.")]
+    trace_id: Annotated[str | None, Meta(description="Its trace's, where it has one.")] = None
     method: Annotated[
         str | None, Meta(description="`other`, where it is none of HTTP's; none, where it was no HTTP.")
     ] = None
@@ -67,6 +68,11 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Who counted them: `upstream`, `estimate` or `none`."),
     ] = None
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether it failed by no fault of the caller's."""
+        return self.outcome in {"failed", "cancelled"} and self.status not in _CLIENT_ERRORS
+
 
 _FIELDS: Final = frozenset(RequestLog.__struct_fields__)
 
@@ -81,7 +87,6 @@ def request_log(scope: HTTPScope, bound: Mapping[str, Any], **measured: Any) -> 
 
 def write(line: RequestLog) -> None:
     """Log it."""
-    is_failure = line.outcome in {"failed", "cancelled"} and line.status not in _CLIENT_ERRORS
-    is_probe = str(line.route).startswith(_PROBES) and not is_failure
-    log = _log.warning if is_failure else _log.debug if is_probe else _log.info
+    is_probe = str(line.route).startswith(PROBES) and not line.is_failure
+    log = _log.warning if line.is_failure else _log.debug if is_probe else _log.info
     log("request", **msgspec.structs.asdict(line))

@@ -1,0 +1,174 @@
+"""Owns the traces: a span for each request, and one for each time that a model is asked for its reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from litestar.enums import ScopeType
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, get_current_span, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.telemetry.request_log import PROBES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+    from agents import ModelSettings
+    from litestar import Litestar
+    from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.util.types import AttributeValue
+
+    from parley.chat.run import Run
+    from parley.chat.watch import Asked
+    from parley.telemetry.request_log import RequestLog
+
+# A collector that does not answer must not hold up the exit.
+_LAST_EXPORT_TIMEOUT_S: Final = 3
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+
+
+class Traces:
+    """Follows requests to the model and back.
+
+    Its spans hold what is set here, name by name: never a path, a header, a message or an exception's text.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Trace to the collector at this URL; what else there is to set, the SDK reads from its own OTEL_ variables."""
+        self._url = url
+        ours = Resource.create({"service.name": "parley", "service.version": version("parley")})
+        operators = OTELResourceDetector().detect()  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
+        # At exit of the process it would wait for the collector as long as it takes.
+        self._provider = TracerProvider(resource=ours.merge(operators), shutdown_on_exit=False)
+        self._tracer = self._provider.get_tracer("parley")
+
+    @asynccontextmanager
+    async def exporting(self, _: Litestar) -> AsyncIterator[None]:
+        """Send the spans, from a thread; what is left at the end has a few seconds."""
+        self._provider.add_span_processor(BatchSpanProcessor(_Exporter(self._url)))
+        try:
+            yield
+        finally:
+            closing = Thread(target=self._provider.shutdown, daemon=True)
+            closing.start()
+            await asyncio.to_thread(closing.join, _LAST_EXPORT_TIMEOUT_S)
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Give each request its span, but for probes; its trace id goes into the scope's state."""
+
+        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != ScopeType.HTTP or scope["path"].startswith(PROBES):
+                await app(scope, receive, send)
+                return
+            with self._tracer.start_as_current_span(
+                "HTTP", _callers(scope), SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+            ) as span:
+                if (context := span.get_span_context()).is_valid:  # the SDK can be turned off by a variable of its own
+                    scope["state"]["trace_id"] = format_trace_id(context.trace_id)
+                await app(scope, receive, send)
+
+        return traced
+
+    def describe(self, line: RequestLog) -> None:
+        """Say in the request's span what is said in its log line."""
+        span = get_current_span()
+        method = None if line.method == "other" else line.method
+        span.update_name(" ".join(filter(None, (method or "HTTP", line.route))))
+        span.set_attributes(
+            _known(
+                {
+                    "http.request.method": method or "_OTHER",
+                    "http.route": line.route,
+                    "http.response.status_code": line.status,
+                    "error.type": line.error_code,
+                    "parley.correlation_id": line.correlation_id,
+                    "parley.outcome": line.outcome,
+                }
+            )
+        )
+        if line.is_failure:
+            span.set_status(StatusCode.ERROR)
+
+    @contextmanager
+    def asking(self, asked: Asked, settings: ModelSettings, run: Run) -> Iterator[Mapping[str, str]]:
+        """Give an attempt its span, by OpenTelemetry's conventions for generative AI."""
+        span = self._tracer.start_span(
+            f"chat {asked.model}",
+            kind=SpanKind.CLIENT,
+            attributes=_known(
+                {
+                    "gen_ai.operation.name": "chat",
+                    "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
+                    "gen_ai.request.model": asked.model,
+                    "gen_ai.request.stream": True,
+                    "gen_ai.request.max_tokens": settings.max_tokens,
+                    "gen_ai.request.temperature": settings.temperature,
+                    "server.address": asked.host,
+                    "server.port": asked.port,
+                }
+            ),
+        )
+        headers: dict[str, str] = {}
+        _PROPAGATOR.inject(headers, set_span_in_context(span))
+        try:
+            yield headers
+        except Exception as error:
+            if run.finish_reason is None:  # else what fails takes nothing from the answer
+                span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
+                span.set_status(StatusCode.ERROR)
+            raise
+        finally:
+            span.set_attributes(
+                _known(
+                    {
+                        "gen_ai.response.finish_reasons": [run.finish_reason] if run.finish_reason else None,
+                        "gen_ai.response.time_to_first_chunk": run.first_text_s,
+                        "gen_ai.usage.input_tokens": run.usage.input_tokens if run.usage else None,
+                        "gen_ai.usage.output_tokens": run.usage.output_tokens if run.usage else None,
+                    }
+                )
+            )
+            span.end()
+
+
+class _Exporter(OTLPSpanExporter):
+    """Sends spans, and logs how many could not be sent."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        # Whose words would be withheld, several times for each failure.
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send; a failure is told once, after the last retry."""
+        result = super().export(spans)
+        if result is SpanExportResult.FAILURE:
+            _log.warning("spans_lost", spans=len(spans), remedy="check the collector and the OTEL_EXPORTER_ variables")
+        return result
+
+
+def _callers(scope: HTTPScope) -> Context:
+    """Take up the caller's trace by its ids alone: `tracestate` and `baggage` are text of the caller's choice."""
+    traceparent = dict(scope["headers"]).get(b"traceparent", b"")
+    return _PROPAGATOR.extract({"traceparent": traceparent.decode("latin-1")})
+
+
+def _known(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
+    """Leave out what nobody knows."""
+    return {name: value for name, value in attributes.items() if value is not None}

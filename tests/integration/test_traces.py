@@ -1,0 +1,310 @@
+"""What a collector of traces learns: who called whom, how it ended and how long it took, and nobody's text."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx_sse
+import pytest
+
+from tests.support.canaries import CANARIES, CANARY
+from tests.support.collector import Collector
+from tests.support.faults import ECHO, after, close, reason_then_hang
+from tests.support.process import parley
+from tests.support.running import running, stream
+from tests.support.upstream import answer, hang, in_turn, respond
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+    from tests.support.upstream import Script, ScriptedUpstream
+
+    MakeSettings = Callable[..., Settings]
+
+REQUEST = {"message": CANARY}
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLERS_SPAN_ID = "00f067aa0ba902b7"
+TRACEPARENT = f"00-{TRACE_ID}-{CALLERS_SPAN_ID}-01"
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    """Run the collector."""
+    async with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture
+def traced(make_settings: MakeSettings, collector: Collector) -> MakeSettings:
+    """Make settings that lead to the scripted upstream and to the collector, which has all when Parley has stopped."""
+    return lambda **changes: make_settings(otel_exporter_otlp_endpoint=collector.endpoint, **changes)
+
+
+async def test_a_request_can_be_followed_from_the_caller_to_the_upstream(
+    traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
+) -> None:
+    """By one trace id and one correlation id, in headers, spans and log lines alike."""
+    upstream.script = in_turn(respond(429, ECHO), answer("Hello"))
+    headers = {"Traceparent": TRACEPARENT, "X-Correlation-ID": "my.id-1"}
+    async with running(traced(retries=1, temperature=0.5), logs) as client:
+        await stream(client, {**REQUEST, "max_output_tokens": 5}, headers=headers)
+
+    [request] = collector.spans("server")
+    failed, answered = collector.spans("client")
+    assert {span.trace_id for span in (request, failed, answered)} == {TRACE_ID}
+    assert request.parent_id == CALLERS_SPAN_ID
+    assert failed.parent_id == answered.parent_id == request.span_id
+    for span, exchange in zip((failed, answered), upstream.exchanges, strict=True):
+        assert exchange.headers["traceparent"] == f"00-{TRACE_ID}-{span.span_id}-01"
+        assert exchange.headers["x-correlation-id"] == "my.id-1"
+    for event in ("upstream_refused", "request"):
+        [line] = logs.lines(event)
+        assert (line["trace_id"], line["correlation_id"]) == (TRACE_ID, "my.id-1")
+
+    assert (request.name, request.is_error) == ("POST /chat", False)
+    assert request.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/chat",
+        "http.response.status_code": 200,
+        "parley.correlation_id": "my.id-1",
+        "parley.outcome": "completed",
+    }
+    assert (answered.name, answered.is_error) == ("chat scripted-1", False)
+    assert 0 < answered.attributes.pop("gen_ai.response.time_to_first_chunk") < 10
+    port = int(upstream.url.rpartition(":")[2].removesuffix("/v1"))
+    asked = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "scripted-1",
+        "gen_ai.request.stream": True,
+        "gen_ai.request.max_tokens": 5,
+        "gen_ai.request.temperature": 0.5,
+        "server.address": "127.0.0.1",
+        "server.port": port,
+    }
+    assert answered.attributes == {
+        **asked,
+        "gen_ai.response.finish_reasons": ["stop"],
+        "gen_ai.usage.input_tokens": 7,
+        "gen_ai.usage.output_tokens": 3,
+    }
+    assert (failed.name, failed.is_error) == ("chat scripted-1", True)
+    assert failed.attributes == {**asked, "error.type": "upstream_rate_limited"}
+    assert request.resource["service.name"] == "parley"
+
+
+async def test_a_request_without_a_trace_begins_one(traced: MakeSettings, collector: Collector, logs: Logs) -> None:
+    """So does one whose `traceparent` is none; each request its own."""
+    async with running(traced(), logs) as client:
+        for headers in ({}, {b"Traceparent": CANARY.encode()}, {b"Traceparent": b"\xff\\x"}):
+            await client.post("/chat/complete", json=REQUEST, headers=headers)
+    requests = collector.spans("server")
+    assert [span.parent_id for span in requests] == ["", "", ""]
+    assert len({span.trace_id for span in requests}) == 3
+    assert {line["trace_id"] for line in logs.lines("request")} == {span.trace_id for span in requests}
+
+
+async def test_each_attempt_has_a_span_with_its_own_error(
+    traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
+) -> None:
+    """The first, the retry and the fallback; the request's is none."""
+    upstream.script = in_turn(respond(429, ECHO), respond(500, ECHO), answer("Hello"))
+    async with running(traced(retries=1, fallback_model="scripted-2")) as client:
+        await stream(client, REQUEST)
+    assert [(span.name, span.attributes.get("error.type")) for span in collector.spans("client")] == [
+        ("chat scripted-1", "upstream_rate_limited"),
+        ("chat scripted-1", "upstream_error"),
+        ("chat scripted-2", None),
+    ]
+    assert not collector.spans("server")[0].is_error
+
+
+@pytest.mark.parametrize(
+    ("text", "then", "changes", "code"),
+    [
+        ("", hang, {"first_token_timeout_s": 0.1}, "upstream_first_token_timeout"),
+        ("a", close, {}, "upstream_truncated"),
+        ("a", hang, {"idle_timeout_s": 0.1}, "upstream_idle_timeout"),
+    ],
+)
+async def test_an_answer_that_fails_is_an_error_of_both_spans(
+    traced: MakeSettings,
+    upstream: ScriptedUpstream,
+    collector: Collector,
+    text: str,
+    then: Script,
+    changes: Any,
+    code: str,
+) -> None:
+    """By its code, also where the status that had gone out by then was 200."""
+    upstream.script = after(text, then)
+    async with running(traced(**changes)) as client:
+        response = await client.post("/chat", json=REQUEST)
+    [request], [asked] = collector.spans("server"), collector.spans("client")
+    for span in (request, asked):
+        assert (span.attributes["error.type"], span.is_error) == (code, True)
+    assert request.attributes["http.response.status_code"] == response.status_code
+    assert request.attributes["parley.outcome"] == "failed"
+    assert ("gen_ai.response.time_to_first_chunk" in asked.attributes) == bool(text)
+    assert "gen_ai.usage.output_tokens" not in asked.attributes
+
+
+async def test_what_fails_after_the_finish_reason_is_no_error(
+    traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
+) -> None:
+    """The answer is whole."""
+    upstream.script = after("a", reason_then_hang)
+    async with running(traced()) as client:
+        await stream(client, REQUEST)
+    [asked] = collector.spans("client")
+    assert (asked.attributes["gen_ai.response.finish_reasons"], asked.is_error) == (["stop"], False)
+
+
+async def test_a_client_that_leaves_ends_both_spans(
+    traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
+) -> None:
+    """Which is nobody's error."""
+    upstream.script = after("a", hang)
+    async with running(traced(), logs) as client:
+        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
+            await anext(aiter(source.aiter_sse()))
+        await logs.line()
+    [request], [asked] = collector.spans("server"), collector.spans("client")
+    assert request.attributes["parley.outcome"] == "client_disconnected"
+    assert not request.is_error
+    assert not asked.is_error
+    assert "gen_ai.response.finish_reasons" not in asked.attributes
+
+
+async def test_what_a_caller_chooses_is_in_no_span(
+    traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
+) -> None:
+    """Not the path, the query or a header, nor what the upstream says; the upstream gets none of the headers."""
+    upstream.script = in_turn(answer(CANARY), respond(500, ECHO), answer("Hello"))
+    headers = {
+        "Traceparent": TRACEPARENT,
+        "Tracestate": f"caller={CANARY}",
+        "Baggage": f"caller={CANARY}",
+        "Host": CANARY,
+        "User-Agent": CANARY,
+        "X-Correlation-ID": f"{CANARY}!",
+        "X-Forwarded-For": CANARY,
+    }
+    async with running(traced()) as client:
+        for _ in range(2):
+            await client.post(f"/chat?{CANARY}", json=REQUEST, headers=headers)
+        await client.post("/chat/complete", json=REQUEST, headers=headers)
+        await client.get(f"/{CANARY}", headers=headers)
+        await client.put("/chat", headers=headers)
+        await client.request(CANARY, "/chat", headers=headers)
+    assert [(span.name, span.attributes["http.request.method"]) for span in collector.spans("server")] == [
+        ("POST /chat", "POST"),
+        ("POST /chat", "POST"),
+        ("POST /chat/complete", "POST"),
+        ("GET", "GET"),
+        ("PUT", "PUT"),
+        ("HTTP", "_OTHER"),
+    ]
+    sent = b"".join(exchange.body for exchange in collector.exchanges)
+    assert not any(canary.encode() in sent for canary in CANARIES)
+    for exchange in upstream.exchanges:
+        assert not exchange.headers.keys() & {"tracestate", "baggage"}
+
+
+async def test_probes_leave_no_span(traced: MakeSettings, collector: Collector) -> None:
+    """They would drown the rest."""
+    async with running(traced()) as client:
+        for path in ("/health/live", "/health/ready", "/metrics"):
+            await client.get(path)
+    assert collector.exchanges == []
+
+
+async def test_without_a_collector_nothing_is_traced(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Nor is a trace passed on; the correlation id is."""
+    async with running(make_settings(), logs) as client:
+        await stream(client, REQUEST, headers={"Traceparent": TRACEPARENT, "X-Correlation-ID": "my.id-1"})
+    assert "traceparent" not in upstream.exchanges[0].headers
+    assert upstream.exchanges[0].headers["x-correlation-id"] == "my.id-1"
+    assert logs.lines("request")[0]["trace_id"] is None
+
+
+def test_without_a_collector_opentelemetrys_sdk_is_not_imported() -> None:
+    """Its API is, by openai-agents."""
+    program = (
+        "import sys; from parley.app import create_app; from parley.settings import Settings; create_app(Settings());"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)  # noqa: S603
+    assert output.stdout == "[]\n"
+
+
+async def test_without_the_extra_parley_serves_and_says_that_it_does_not_trace(
+    traced: MakeSettings, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable may have been set for all programs of a cluster."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)  # Python's own way to say that there is none
+    monkeypatch.delitem(sys.modules, "parley.telemetry.traces", raising=False)
+    async with running(traced(), logs) as client:
+        await stream(client, REQUEST)
+    assert "parley[otel]" in (await logs.line("no_traces"))["remedy"]
+
+
+async def test_spans_that_the_collector_refuses_are_counted_as_lost(
+    traced: MakeSettings, collector: Collector, logs: Logs
+) -> None:
+    """What it says is not repeated."""
+    collector.script = respond(400, ECHO)
+    async with running(traced(), logs) as client:
+        await stream(client, REQUEST)
+    assert (await logs.line("spans_lost"))["spans"] == 2
+    assert logs.lines("library_message") == []
+
+
+@pytest.mark.parametrize("script", [hang, respond(503, ECHO)])
+async def test_a_collector_that_fails_holds_up_neither_answers_nor_the_exit(
+    upstream: ScriptedUpstream, collector: Collector, script: Script
+) -> None:
+    """However long its own deadline is; nor does it print anything."""
+    collector.script = script
+    variables = {
+        "OPENAI_BASE_URL": upstream.url,
+        "PARLEY_MODEL": "scripted-1",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.endpoint}/v1/traces",
+        "OTEL_BSP_SCHEDULE_DELAY": "1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+    }
+    async with parley(**variables) as served, served.client() as client:
+        await stream(client, REQUEST)
+        await collector.next_exchange()
+        await stream(client, REQUEST)
+        served.process.terminate()
+        await served.wait()
+    assert served.logs.lines("library_message") == []
+
+
+async def test_every_worker_sends_its_own_spans(upstream: ScriptedUpstream, collector: Collector) -> None:
+    """OpenTelemetry's own variables hold: here, how often they are sent."""
+    variables = {
+        "OPENAI_BASE_URL": upstream.url,
+        "PARLEY_MODEL": "scripted-1",
+        "PARLEY_WORKERS": "2",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+        "OTEL_BSP_SCHEDULE_DELAY": "1",
+        "OTEL_SERVICE_NAME": "my-parley",
+    }
+    async with parley(**variables) as served:
+        with anyio.fail_after(60):
+            while len(served.logs.lines("Application startup complete.")) < 2:
+                await served.logs.written()
+            while len({span.resource["service.instance.id"] for span in collector.spans("server")}) < 2:
+                async with served.client() as client:  # anew, so that the other worker may take it
+                    await asyncio.gather(*[stream(client, REQUEST) for _ in range(10)])
+    assert {span.resource["service.name"] for span in collector.spans("server")} == {"my-parley"}
