@@ -16,10 +16,10 @@ import pytest
 
 from tests.support.installed import need
 from tests.support.running import running
-from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
+from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, in_turn, respond
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     import httpx
 
@@ -69,31 +69,31 @@ async def parley(make_settings: Callable[..., Settings], logs: Logs, origin: str
         yield client
 
 
-def program(origin: str, parley: httpx.AsyncClient) -> str:
-    """Return the program's address, with what it has to ask."""
-    question = urllib.parse.urlencode({"baseUrl": str(parley.base_url).rstrip("/"), "message": "hi"})
+def program(origin: str, url: object) -> str:
+    """Return the program's address, with what it has to ask, and the Parley at this one."""
+    question = urllib.parse.urlencode({"baseUrl": str(url).rstrip("/"), "message": "hi"})
     return f"{origin}/program.html?{question}"
 
 
 async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_made(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """The model says the last only when the first is to be seen."""
+    """The model says the last only when the first is to be seen; it has a line end that is one to JavaScript only."""
     is_seen = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.events(delta("first"))
         await is_seen.wait()
-        await exchange.events(delta(", last"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.events(delta(", \u2028last"), delta(finish_reason="stop"), "[DONE]")
         await exchange.end()
 
     upstream.script = script
-    await page.goto(program(origin, parley))
+    await page.goto(program(origin, parley.base_url))
     await page.get_by_text("first", exact=True).wait_for()
     is_seen.set()
     await page.get_by_text("Done.").wait_for()
-    assert await page.locator("#answer").text_content() == "first, last"
+    assert await page.locator("#answer").text_content() == "first, \u2028last"
 
 
 async def test_a_page_that_stops_half_way_stops_the_model(
@@ -107,7 +107,7 @@ async def test_a_page_that_stops_half_way_stops_the_model(
         await exchange.gone.wait()
 
     upstream.script = script
-    await page.goto(program(origin, parley))
+    await page.goto(program(origin, parley.base_url))
     await page.get_by_text("first", exact=True).wait_for()
     await page.get_by_role("button").click()
     await page.get_by_text("Stopped.").wait_for()
@@ -119,18 +119,73 @@ async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(
 ) -> None:
     """It asks once."""
     upstream.script = respond(429, {}, retry_after="1")
-    await page.goto(program(origin, parley))
+    await page.goto(program(origin, parley.base_url))
     await page.get_by_text("upstream_rate_limited: ").wait_for()
     line = await logs.line(number=2)  # the first is the browser's question whether it may
     assert f"[{line['correlation_id']}]" in str(await page.locator("#end").text_content())
     assert len(upstream.exchanges) == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "end"),
+    [
+        ("length", "The answer is not whole: length."),
+        ("content_filter", "The answer is not whole: content_filter."),
+        (None, "upstream_truncated: The upstream's stream ended without saying why."),
+    ],
+    ids=["length", "content_filter", "error"],
+)
+async def test_a_page_tells_why_an_answer_is_not_whole_and_whom_to_quote(
+    page: playwright.async_api.Page,
+    origin: str,
+    parley: httpx.AsyncClient,
+    upstream: ScriptedUpstream,
+    logs: Logs,
+    reason: str | None,
+    end: str,
+) -> None:
+    """It shows the part, and asks once."""
+    upstream.script = answer("first", finish_reason=reason)
+    await page.goto(program(origin, parley.base_url))
+    await page.get_by_text(end).wait_for()
+    line = await logs.line(number=2)  # the first is the browser's question whether it may
+    assert await page.locator("#end").text_content() == f"{end} [{line['correlation_id']}]"
+    assert await page.locator("#answer").text_content() == "first"
+    assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize("end", [Exchange.end, Exchange.close, Exchange.abort], ids=lambda end: end.__name__)
+async def test_a_page_does_not_take_a_part_for_the_whole(
+    page: playwright.async_api.Page,
+    origin: str,
+    upstream: ScriptedUpstream,
+    end: Callable[[Exchange], Awaitable[None] | None],
+) -> None:
+    """Where the connection to Parley ends without `done` or `error`; it shows whom to quote, and does not ask again."""
+    is_seen = asyncio.Event()
+    allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(**allowed)
+        await exchange.write(b'event: start\ndata: {"type":"start","seq":0,"correlation_id":"c","model":"m"}\n\n')
+        await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
+        await is_seen.wait()
+        if ending := end(exchange):
+            await ending
+
+    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser asks first whether it may
+    await page.goto(program(origin, upstream.url.removesuffix("/v1")))
+    await page.get_by_text("first", exact=True).wait_for()
+    is_seen.set()
+    await page.get_by_text("[c]").wait_for()
+    assert [exchange.path for exchange in upstream.exchanges] == ["/chat", "/chat"]
+
+
 async def test_a_page_of_an_origin_that_is_not_given_gets_nothing(
     page: playwright.async_api.Page, origin: str, client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
     """The browser does not even send its message."""
-    await page.goto(program(origin, client))
+    await page.goto(program(origin, client.base_url))
     await page.get_by_text("Failed to fetch").wait_for()
     assert upstream.exchanges == []
 

@@ -20,7 +20,7 @@ import pytest
 
 from parley.web.schema import ErrorResponse
 from tests.support.installed import need
-from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
+from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, respond
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -221,7 +221,7 @@ def test_a_program_is_checked_against_the_contracts_types(generated: Client, pro
 async def test_a_program_prints_the_first_text_before_the_last_is_made(
     generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, proves: Callable[[str], None]
 ) -> None:
-    """The model says the last only when the first has been read from the program."""
+    """The model says the last only when the first has been read; it has a line end that is one to JavaScript only."""
     proves("streamed")
     is_read = asyncio.Event()
 
@@ -229,7 +229,7 @@ async def test_a_program_prints_the_first_text_before_the_last_is_made(
         await exchange.head()
         await exchange.events(delta("first"))
         await is_read.wait()
-        await exchange.events(delta(", last"), delta(finish_reason="stop"), "[DONE]")
+        await exchange.events(delta(", \u2028last"), delta(finish_reason="stop"), "[DONE]")
         await exchange.end()
 
     upstream.script = script
@@ -238,7 +238,7 @@ async def test_a_program_prints_the_first_text_before_the_last_is_made(
         assert await program.stdout.readexactly(5) == b"first"
         is_read.set()
         output, errors = await program.communicate()
-    assert (program.returncode, output) == (0, b", last"), errors
+    assert (program.returncode, output.decode()) == (0, ", \u2028last"), errors
     assert len(upstream.exchanges) == 1
 
 
@@ -287,6 +287,26 @@ async def test_a_program_tells_that_the_answer_broke_off(
     line = await logs.line()
     assert (exit_code, output) == (1, "first")
     assert re.search(rf"^upstream_truncated: .+ \[{line['correlation_id']}\]$", errors, re.MULTILINE)
+    assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_program_tells_why_an_answer_is_not_whole_that_has_an_end(
+    generated: Client,
+    upstream: ScriptedUpstream,
+    client: httpx.AsyncClient,
+    logs: Logs,
+    reason: str,
+    proves: Callable[[str], None],
+) -> None:
+    """By its exit code and on standard error, with the id to quote; it does not ask for the rest by itself."""
+    proves("reasons told")
+    upstream.script = answer("first", finish_reason=reason)
+    exit_code, output, errors = await generated.ask(str(client.base_url))
+    line = await logs.line()
+    assert (exit_code, output) == (1, "first")
+    assert f"The answer is not whole: {reason}." in errors
+    assert f"{line['correlation_id']}]" in errors
     assert len(upstream.exchanges) == 1
 
 

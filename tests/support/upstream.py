@@ -192,7 +192,8 @@ class ScriptedUpstream:
         now = asyncio.get_running_loop().time
         connection = Connection(opened=now())
         self.connections.append(connection)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        # A browser's connection is still open when the upstream goes.
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             start = b""
             while True:
                 exchange = await self._read(start, connection, reader, writer)
@@ -206,7 +207,6 @@ class ScriptedUpstream:
         connection.closed_by = connection.closed_by or "parley"
         connection.closed = now()
         connection.is_closed.set()
-        writer.close()
 
     async def _read(
         self, start: bytes, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -21,17 +21,17 @@ try {
       return response.ok ? response : fail(await response.json()); // its own error has no body
     },
   });
-  let isWhole = false;
+  let reason = 'the connection broke off';
   for await (const chunk of stream) {
     switch (chunk.type) {
       case 'start': console.error(`[${chunk.model}, ${chunk.correlation_id}]`); break;
       case 'text': process.stdout.write(chunk.text); break;
-      case 'done': isWhole = true; break;
+      case 'done': reason = chunk.finish_reason; break;
       case 'error': fail(chunk.error);
       default: chunk satisfies never;
     }
   }
-  if (!isWhole) throw new Error('The connection broke off.');
+  if (reason !== 'stop') throw new Error(`The answer is not whole: ${reason}.`);
 } catch (error) {
   if (!stop.signal.aborted) throw error;
   process.exitCode = 130;

@@ -19,18 +19,18 @@ try {
     signal: stop.signal,
   });
   if (error) fail(error);
-  let isWhole = false;
+  let reason = 'the connection broke off';
   for await (const event of data!.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream())) {
     const chunk: Schemas['StreamChunk'] = JSON.parse(event.data);
     switch (chunk.type) {
       case 'start': console.error(`[${chunk.model}, ${chunk.correlation_id}]`); break;
       case 'text': process.stdout.write(chunk.text); break;
-      case 'done': isWhole = true; break;
+      case 'done': reason = chunk.finish_reason; break;
       case 'error': fail(chunk.error);
       default: chunk satisfies never;
     }
   }
-  if (!isWhole) throw new Error('The connection broke off.');
+  if (reason !== 'stop') throw new Error(`The answer is not whole: ${reason}.`);
 } catch (error) {
   if (!stop.signal.aborted) throw error;
   process.exitCode = 130;

@@ -17,6 +17,7 @@ def ask(base_url: str, message: str) -> None:
     with chat.stream_chat_without_preload_content(request, _request_timeout=(5.0, 60.0)) as response:
         if response.status != 200:
             fail(parley.ErrorResponse.model_validate_json(response.data))
+        reason = "the connection broke off"
         for event in sseclient.SSEClient(response).events():
             match chunk := parley.StreamChunk.from_json(event.data).actual_instance:
                 case parley.StartChunk():
@@ -24,14 +25,16 @@ def ask(base_url: str, message: str) -> None:
                 case parley.TextChunk():
                     print(chunk.text, end="", flush=True)
                 case parley.DoneChunk():
-                    return
+                    reason = chunk.finish_reason.value
+                    break
                 case parley.ErrorChunk():
                     fail(chunk.error)
                 case None:
                     pass  # never: it would have raised
                 case _:
                     assert_never(chunk)
-    sys.exit("The connection broke off.")
+    if reason != "stop":
+        sys.exit(f"The answer is not whole: {reason}.")
 
 
 try:

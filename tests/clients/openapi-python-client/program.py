@@ -27,6 +27,7 @@ def ask(base_url: str, message: str) -> None:
         if source.response.is_error:
             source.response.read()
             fail(ErrorResponse.from_dict(source.response.json()))
+        reason = "the connection broke off"
         for event in source.iter_sse():
             match chunk := CHUNKS[event.event].from_dict(event.json()):
                 case StartChunk():
@@ -34,12 +35,14 @@ def ask(base_url: str, message: str) -> None:
                 case TextChunk():
                     print(chunk.text, end="", flush=True)
                 case DoneChunk():
-                    return
+                    reason = chunk.finish_reason.value
+                    break
                 case ErrorChunk():
                     fail(chunk.error)
                 case _:
                     assert_never(chunk)
-    sys.exit("The connection broke off.")
+    if reason != "stop":
+        sys.exit(f"The answer is not whole: {reason}.")
 
 
 try:

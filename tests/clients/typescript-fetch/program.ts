@@ -14,18 +14,18 @@ function fail({ code, detail, correlationId }: ErrorResponse): never {
 try {
   const chat = new ChatApi(new Configuration({ basePath: baseUrl }));
   const { raw } = await chat.streamChatRaw({ chatRequest: { message } }, { signal: stop.signal });
-  let isWhole = false;
+  let reason = 'the connection broke off';
   for await (const event of raw.body!.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream())) {
     const chunk = StreamChunkFromJSON(JSON.parse(event.data));
     switch (chunk.type) {
       case 'start': console.error(`[${chunk.model}, ${chunk.correlationId}]`); break;
       case 'text': process.stdout.write(chunk.text); break;
-      case 'done': isWhole = true; break;
+      case 'done': reason = chunk.finishReason; break;
       case 'error': fail(chunk.error);
       default: chunk satisfies never;
     }
   }
-  if (!isWhole) throw new Error('The connection broke off.');
+  if (reason !== 'stop') throw new Error(`The answer is not whole: ${reason}.`);
 } catch (error) {
   if (error instanceof ResponseError) fail(ErrorResponseFromJSON(await error.response.json()));
   if (!stop.signal.aborted) throw error;
