@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httpx
 import msgspec
 from msgspec.structs import replace
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.web.errors import STATUS
+from parley.settings import Settings
+from parley.telemetry.correlation import kept_correlation_id, new_correlation_id
+from parley.web.errors import NO_BODY, STATUS, headers_of
+from parley.web.request import MAX_BODY_BYTES, decode
 from parley.web.schema import (
     ChatRequest,
     ChatResponse,
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
 
+_DEFAULTS: Final = Settings()
+
+
 class FakeParley(httpx.MockTransport):
     """A transport for `httpx.Client` and `httpx.AsyncClient`, with a script instead of a server behind it.
 
-    Each chat gets the next of the scripted answers, and the last one again when there is no other; a request that
-    Parley would refuse is refused, and takes none. `requests` holds what was asked.
+    Each chat gets the next of the scripted answers, and the last one again when there is no other; a request that a
+    Parley with default settings would refuse is refused, and takes none. `requests` holds what was asked. There is
+    nothing but `/chat` and `/chat/complete`, and nobody needs a key.
     """
 
     def __init__(self) -> None:
@@ -48,26 +54,27 @@ class FakeParley(httpx.MockTransport):
         self._answers.append(ChatError(code, retry_after_s=retry_after_s))
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
-        correlation_id = request.headers.get("X-Correlation-ID", uuid.uuid4().hex)
+        headers = [(name.lower(), value) for name, value in request.headers.raw]
+        correlation_id = kept_correlation_id(headers) or new_correlation_id()
         try:
             chunks = [_of_request(chunk, correlation_id) for chunk in self._answer(request)]
-            response = _stream(chunks) if request.url.path == "/chat" else _complete(chunks)
+            response = _stream(chunks) if _path(request) == "/chat" else _complete(chunks)
         except ChatError as error:
             response = _refuse(ErrorResponse.of(error, correlation_id))
         response.headers["X-Correlation-ID"] = correlation_id
         return response
 
     def _answer(self, request: httpx.Request) -> Sequence[StreamChunk]:
-        if request.url.path not in {"/chat", "/chat/complete"}:
+        if _path(request) not in {"/chat", "/chat/complete"}:
             raise ChatError(ErrorCode.NOT_FOUND)
         if request.method != "POST":
             raise ChatError(ErrorCode.METHOD_NOT_ALLOWED)
-        if request.headers.get("Content-Type", "").partition(";")[0] != "application/json":
-            raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
-        try:
-            chat = msgspec.json.decode(request.content, type=ChatRequest)
-        except msgspec.DecodeError as error:
-            raise ChatError(ErrorCode.INVALID_REQUEST, detail=str(error)) from None
+        if len(request.content) > MAX_BODY_BYTES:
+            raise ChatError(ErrorCode.PAYLOAD_TOO_LARGE)
+        if not request.content:
+            raise ChatError(ErrorCode.INVALID_REQUEST, detail=NO_BODY)
+        chat = decode(request.content, request.headers.get("Content-Type", ""), ChatRequest)
+        chat.to_prompt(_DEFAULTS, caller="")  # which finds what is above the ceilings
         if not self._answers:
             raise AssertionError("FakeParley was not told what to answer")
         self.requests.append(chat)
@@ -75,6 +82,10 @@ class FakeParley(httpx.MockTransport):
         if isinstance(answer, ChatError):
             raise answer
         return answer
+
+
+def _path(request: httpx.Request) -> str:
+    return request.url.path.rstrip("/")
 
 
 def _of_request(chunk: StreamChunk, correlation_id: str) -> StreamChunk:
@@ -111,8 +122,9 @@ def _complete(chunks: Sequence[StreamChunk]) -> httpx.Response:
 
 def _refuse(error: ErrorResponse) -> httpx.Response:
     response = _json(STATUS[error.code], error)
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
+    response.headers.update(headers_of(error))
+    if error.code is ErrorCode.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = "OPTIONS, POST"
     return response
 
 

@@ -11,6 +11,7 @@ import pytest
 from parley.chat.errors import ChatError, ErrorCode
 from parley.fake import FakeParley
 from parley.testing import ErrorChunkFactory, stream_of
+from parley.web.request import MAX_BODY_BYTES
 from parley.web.schema import ChatRequest, ErrorResponse
 from tests.support.running import kind, problem, read_chunks
 from tests.support.upstream import Script, answer, respond
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.support.upstream import ScriptedUpstream
 
 HI = {"message": "hi"}
+JSON = "application/json"
 
 Told = Callable[[FakeParley], None]
 
@@ -54,7 +56,8 @@ def told(response: httpx.Response) -> tuple[object, ...]:
             name: None if name in {"usage", "timing", "model"} else value for name, value in response.json().items()
         }
         assert body.pop("correlation_id") == correlation_id
-    return response.status_code, response.headers["content-type"], response.headers.get("retry-after"), body
+    headers = {name: response.headers.get(name) for name in ("content-type", "retry-after", "www-authenticate")}
+    return response.status_code, headers, sorted(response.headers.get("allow", "").split(", ")), body
 
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
@@ -70,27 +73,72 @@ async def test_the_fake_answers_as_parley_does(
     assert fake.requests == [ChatRequest(message="hi")]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "content", "content_type"),
-    [
-        ("POST", "/chat", b'{"message":""}', "application/json"),
-        ("POST", "/chat", b'{"message":"hi","more":1}', "application/json"),
-        ("POST", "/chat", b"{", "application/json"),
-        ("POST", "/chat", b"{}", "text/plain"),
-        ("GET", "/chat", b"", ""),
-        ("POST", "/nothing", b"{}", "application/json"),
-    ],
-)
+REFUSED: dict[str, tuple[str, str, bytes, str]] = {
+    "a blank message": ("POST", "/chat", b'{"message":""}', JSON),
+    "a field that there is not": ("POST", "/chat", b'{"message":"hi","more":1}', JSON),
+    "a field that quotes": ("POST", "/chat", b'{"message":"hi","a secret, it is":1}', JSON),
+    "a role that there is not": ("POST", "/chat", b'{"message":"hi","history":[{"role":"system","content":""}]}', JSON),
+    "too many tokens": ("POST", "/chat", b'{"message":"hi","max_output_tokens":3000}', JSON),
+    "too much time": ("POST", "/chat/complete", b'{"message":"hi","timeout_s":31}', JSON),
+    "no end": ("POST", "/chat", b"{", JSON),
+    "no body": ("POST", "/chat", b"", JSON),
+    "no UTF-8": ("POST", "/chat", b'{"message":"\xff"}', JSON),
+    "too deep": ("POST", "/chat", b'{"message":' + b"[" * 100_000, JSON),
+    "too large": ("POST", "/chat", b" " * (MAX_BODY_BYTES + 1), JSON),
+    "too large, and no JSON": ("POST", "/chat", b" " * (MAX_BODY_BYTES + 1), "text/plain"),
+    "another type": ("POST", "/chat", b"{}", "text/plain"),
+    "another method": ("GET", "/chat", b"", JSON),
+    "another path": ("POST", "/nothing", b"{}", JSON),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "content", "content_type"), REFUSED.values(), ids=REFUSED)
 async def test_the_fake_refuses_what_parley_refuses(
     client: httpx.AsyncClient, method: str, path: str, content: bytes, content_type: str
 ) -> None:
-    """By the same status and code; it takes no answer."""
+    """In the same words; it takes no answer."""
     fake = FakeParley()
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
         headers = {"Content-Type": content_type, "X-Correlation-ID": "mine"}
         real, made = [await one.request(method, path, content=content, headers=headers) for one in (client, faked)]
-    assert (made.status_code, problem(made).code) == (real.status_code, problem(real).code)
+    assert problem(real) == problem(made)
+    assert told(real) == told(made)
     assert fake.requests == []
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/", "/chat/complete//"])
+@pytest.mark.parametrize("content_type", ["Application/JSON", "application/json ; charset=utf-8"])
+async def test_the_fake_takes_what_parley_takes(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, content_type: str
+) -> None:
+    """However the path ends and the Content-Type is written."""
+    upstream.script, fake = answer("Hello"), FakeParley()
+    fake.answer(*stream_of("Hello"))
+    async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
+        headers = {"Content-Type": content_type}
+        real, made = [await one.post(path, content=b'{"message":"hi"}', headers=headers) for one in (client, faked)]
+    assert told(real) == told(made)
+    assert made.status_code == 200
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+async def test_the_fake_can_fail_as_parley_does(code: ErrorCode) -> None:
+    """By every code, with the headers that go with it."""
+    fake = FakeParley()
+    fake.fail(code, retry_after_s=2)
+    async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
+        response = await faked.post("/chat", json=HI)
+    assert problem(response).code is code
+    assert response.headers["retry-after"] == "2"
+    assert ("www-authenticate" in response.headers) is (code is ErrorCode.UNAUTHORIZED)
+
+
+@pytest.mark.parametrize("given", ["mine-1", "not mine", "m" * 129, ""])
+async def test_the_fake_keeps_the_correlation_ids_that_parley_keeps(client: httpx.AsyncClient, given: str) -> None:
+    """And replaces the others."""
+    async with httpx.AsyncClient(transport=FakeParley(), base_url="http://parley") as faked:
+        responses = [await one.get("/chat", headers={"X-Correlation-ID": given}) for one in (client, faked)]
+    assert [response.headers["x-correlation-id"] == given for response in responses] == [given == "mine-1"] * 2
 
 
 def test_the_fakes_stream_comes_frame_by_frame_and_may_break() -> None:
@@ -104,8 +152,26 @@ def test_the_fakes_stream_comes_frame_by_frame_and_may_break() -> None:
         pytest.raises(httpx.RemoteProtocolError),
     ):
         came.extend(response.iter_raw())
-    assert [chunk.seq for chunk in read_chunks(b"".join(came))] == [0, 1]
-    assert len(came) == 2
+    assert [[chunk.seq for chunk in read_chunks(frame)] for frame in came] == [[0], [1]]
+
+
+async def test_the_fakes_stream_comes_so_to_async_readers_too() -> None:
+    """Likewise."""
+    fake = FakeParley()
+    fake.answer(*stream_of("Hel", "lo")[:2])
+    came: list[bytes] = []
+
+    async def read() -> None:
+        async with (
+            httpx.AsyncClient(transport=fake, base_url="http://parley") as client,
+            client.stream("POST", "/chat", json=HI) as response,
+        ):
+            async for frame in response.aiter_raw():
+                came.append(frame)  # noqa: PERF401  # what came before the break would be lost
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await read()
+    assert [[chunk.seq for chunk in read_chunks(frame)] for frame in came] == [[0], [1]]
 
 
 def test_the_fake_gives_its_answers_in_turn_and_the_last_again() -> None:

@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars, get_conte
 from parley.telemetry.request_log import request_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -44,7 +44,7 @@ class CorrelationMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        correlation_id = _correlation_id(scope)
+        correlation_id = kept_correlation_id(scope["headers"]) or new_correlation_id()
         scope["state"]["correlation_id"] = correlation_id
         clear_contextvars()
         bind_contextvars(correlation_id=correlation_id)
@@ -81,12 +81,12 @@ class CorrelationMiddleware:
             self._done(request_log(scope, get_contextvars(), **measured, total_ms=total_ms))
 
 
-def _correlation_id(scope: Scope) -> str:
-    """Keep the caller's id where it is harmless, else make one."""
-    for name, value in scope["headers"]:
+def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the caller's own id where it is harmless; the headers' names are in lower case."""
+    for name, value in headers:
         if name == HEADER and _ACCEPTED.fullmatch(value):
             return value.decode()
-    return new_correlation_id()
+    return None
 
 
 def new_correlation_id() -> str:

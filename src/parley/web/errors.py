@@ -60,6 +60,9 @@ _CODES: Final[Mapping[int, ErrorCode]] = {
 }
 
 
+NO_BODY: Final = "The body is empty."
+
+
 class ClientDisconnectedError(Exception):
     """The client left before there was anything to send it."""
 
@@ -70,17 +73,23 @@ def _respond(
     structlog.contextvars.bind_contextvars(
         outcome="failed", error_code=error.code, reason=error.reason, upstream_status=error.upstream_status
     )
-    all_headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        all_headers["Retry-After"] = str(error.retry_after_s)
-    if error.code is ErrorCode.UNAUTHORIZED:
-        all_headers["WWW-Authenticate"] = "Bearer"
+    body = ErrorResponse.of(error, request.state.correlation_id)
     return Response(
-        ErrorResponse.of(error, request.state.correlation_id),
+        body,
         status_code=STATUS[error.code],
         media_type="application/json",
-        headers=all_headers,
+        headers={**(headers or {}), **headers_of(body)},
     )
+
+
+def headers_of(error: ErrorResponse) -> dict[str, str]:
+    """Return the headers that say again what an error's body says."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.code is ErrorCode.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
 
 
 def _on_chat_error(request: Request[Any, Any, Any], error: ChatError) -> Response[ErrorResponse]:
@@ -96,7 +105,7 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
 
 def _on_no_body(request: Request[Any, Any, Any], _: ValidationException) -> Response[ErrorResponse]:
     # All that a body can have wrong is found when it is decoded; Litestar itself only finds that there is none.
-    return _respond(request, ChatError(ErrorCode.INVALID_REQUEST, detail="The body is empty."))
+    return _respond(request, ChatError(ErrorCode.INVALID_REQUEST, detail=NO_BODY))
 
 
 def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorResponse]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from litestar import Request
@@ -14,6 +14,8 @@ from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import NOT_BLANK_NO_NUL
 
 MAX_BODY_BYTES: Final = 1 << 20
+
+T = TypeVar("T")
 
 
 class ChatAPIRequest(Request[Any, Any, Any]):
@@ -40,17 +42,27 @@ class ChatAPIRequest(Request[Any, Any, Any]):
         Raises:
             ChatError: where it is not that, or not JSON.
         """
-        if self.content_type[0] != "application/json":
-            raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
         data_field = self.route_handler.parsed_data_field
-        try:
-            return msgspec.json.decode(await self.body(), type=data_field.annotation if data_field else Any)
-        except msgspec.DecodeError as error:
-            raise ChatError(ErrorCode.INVALID_REQUEST, detail=_reworded(str(error))) from None
-        except UnicodeDecodeError:
-            raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is not UTF-8.") from None
-        except RecursionError:
-            raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is nested too deeply.") from None
+        content_type = self.headers.get("Content-Type", "")
+        return decode(await self.body(), content_type, data_field.annotation if data_field else Any)
+
+
+def decode(body: bytes, content_type: str, shape: type[T]) -> T:
+    """Decode a body of this Content-Type into this shape.
+
+    Raises:
+        ChatError: where it is not that, or not JSON.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.DecodeError as error:
+        raise ChatError(ErrorCode.INVALID_REQUEST, detail=_reworded(str(error))) from None
+    except UnicodeDecodeError:
+        raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is not UTF-8.") from None
+    except RecursionError:
+        raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is nested too deeply.") from None
 
 
 def _reworded(finding: str) -> str:
