@@ -17,14 +17,24 @@ Change = Callable[[Any], object]
 def test_no_client_of_the_last_release_breaks_unless_the_version_says_so() -> None:
     """By its first number, or while that is 0 by its second."""
     released, current = contract.read("released.yaml"), contract.read()
-    if series(released) == series(current):
+    if series(current) <= series(released):
         assert list(contract.breaks(released, current)) == []
 
 
-def series(document: Any) -> tuple[str, ...]:
+def series(document: Any) -> tuple[int, ...]:
     """Return what a breaking change has to raise."""
-    major, minor, _ = document["info"]["version"].split(".")
-    return (major, minor) if major == "0" else (major,)
+    major, minor, _ = contract.version(document)
+    return (major,) if major else (major, minor)
+
+
+def chat(document: Any) -> Any:
+    """Return the operation that streams."""
+    return document["paths"]["/chat"]["post"]
+
+
+def headers(document: Any) -> Any:
+    """Return the headers of its answer."""
+    return chat(document)["responses"]["200"]["headers"]
 
 
 def properties(document: Any, name: str) -> Any:
@@ -34,9 +44,28 @@ def properties(document: Any, name: str) -> Any:
 
 BREAKS: dict[str, Change] = {
     "a path gone": lambda it: it["paths"].pop("/chat/complete"),
-    "an operation renamed": lambda it: it["paths"]["/chat"]["post"].update(operationId="chat"),
-    "a media type gone": lambda it: it["paths"]["/chat"]["post"]["responses"]["200"].update(content={}),
-    "a header that has to be sent": lambda it: it["paths"]["/chat"]["post"]["parameters"][0].update(required=True),
+    "an operation renamed": lambda it: chat(it).update(operationId="chat"),
+    "an operation of another tag": lambda it: chat(it).update(tags=["answers"]),
+    "a lower version": lambda it: it["info"].update(version="0.0.9"),
+    "another server": lambda it: it["servers"][0].update(url="/v2"),
+    "a key needed": lambda it: chat(it)["security"].remove({}),
+    "a key needed everywhere": lambda it: it["security"].append({"key": []}),
+    "another kind of key": lambda it: it["components"]["securitySchemes"]["key"].update(scheme="basic"),
+    "a body that has to be sent": lambda it: it["paths"]["/health/live"]["get"].update(requestBody={"required": True}),
+    "a media type gone": lambda it: chat(it)["responses"]["200"].update(content={}),
+    "another status of success": lambda it: chat(it)["responses"].update({"201": chat(it)["responses"].pop("200")}),
+    "a status of failure gone": lambda it: chat(it)["responses"].pop("413"),
+    "a header that has to be sent": lambda it: chat(it)["parameters"][0].update(required=True),
+    "a header in the query": lambda it: chat(it)["parameters"][0].update({"in": "query"}),
+    "a header with a pattern": lambda it: chat(it)["parameters"][0]["schema"].update(pattern="^a"),
+    "an answer's header gone": lambda it: headers(it).pop("X-Correlation-ID"),
+    "an answer's header that may be missing": lambda it: headers(it)["X-Correlation-ID"].update(required=False),
+    "an answer's header of another type": lambda it: headers(it)["X-Correlation-ID"].update(schema={"type": "number"}),
+    "nothing to tell chunks apart by": lambda it: it["components"]["schemas"]["StreamChunk"].pop("discriminator"),
+    "something else to tell chunks apart by": lambda it: it["components"]["schemas"]["StreamChunk"][
+        "discriminator"
+    ].update(propertyName="kind"),
+    "a default": lambda it: properties(it, "ChatRequest")["timeout_s"].update(default=30),
     "a chunk's field gone": lambda it: properties(it, "TextChunk").pop("text"),
     "a chunk's field that may be missing": lambda it: it["components"]["schemas"]["DoneChunk"]["required"].remove(
         "usage"
@@ -61,7 +90,14 @@ HARMLESS: dict[str, Change] = {
     "an error code less": lambda it: it["components"]["schemas"]["ErrorCode"]["enum"].remove("rate_limited"),
     "a role more": lambda it: properties(it, "HistoryTurn")["role"]["enum"].append("tool"),
     "other words": lambda it: properties(it, "ChatRequest")["message"].update(description="What to say."),
-    "a status more": lambda it: it["paths"]["/chat"]["post"]["responses"].update({"418": {"description": "new"}}),
+    "other words of a key": lambda it: it["components"]["securitySchemes"]["key"].update(description="Ask for one."),
+    "a status more": lambda it: chat(it)["responses"].update({"418": {"description": "new"}}),
+    "a header more": lambda it: headers(it).update(Age={"schema": {"type": "integer"}}),
+    "a header that may be sent": lambda it: chat(it)["parameters"].append(
+        {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "required": False}
+    ),
+    "a higher version": lambda it: it["info"].update(version="0.1.10"),
+    "no key needed": lambda it: it["paths"]["/health/live"]["get"].update(security=[{}]),
 }
 
 

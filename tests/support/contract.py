@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).parents[2] / "contracts"
 
 # What a generated client does not depend on.
-_PROSE: Final = {"default", "description", "discriminator", "example", "examples", "title"}
+_PROSE: Final = {"description", "example", "examples", "title"}
 
 
 def read(name: str = "chat-api.yaml") -> Any:
@@ -41,14 +41,34 @@ def breaks(old: Any, new: Any) -> Iterator[str]:
     What is not known to be harmless counts: better a version too many than a client too few.
     """
     old, new = _inlined(old, old), _inlined(new, new)
-    yield from (f"{name} is gone" for name in old["components"]["schemas"].keys() - new["components"]["schemas"].keys())
+    if version(new) < version(old):
+        yield "the version went down"
+    if new["servers"] != old["servers"]:
+        yield "the servers are others"
+    yield from _gone(old["components"]["schemas"], new["components"]["schemas"], "components")
+    old_keys, new_keys = ({"properties": one["components"]["securitySchemes"]} for one in (old, new))
+    yield from _in_schema(old_keys, new_keys, "keys", is_sent=True)
     for path, operations in old["paths"].items():
         for method, was in operations.items():
             now = new["paths"].get(path, {}).get(method, {})
+            where = f"{method.upper()} {path}"
             if now.get("operationId") == was["operationId"]:
-                yield from _in_operation(was, now, f"{method.upper()} {path}")
+                yield from _in_operation({**_inherited(old), **was}, {**_inherited(new), **now}, where)
             else:
-                yield f"{method.upper()} {path} is gone, or has another name"
+                yield f"{where} is gone, or has another name"
+
+
+def version(document: Any) -> tuple[int, ...]:
+    """Return a contract's version."""
+    return tuple(int(number) for number in document["info"]["version"].split("."))
+
+
+def _inherited(document: Any) -> Any:
+    return {"security": document["security"]}
+
+
+def _gone(was: Any, now: Any, where: str) -> Iterator[str]:
+    yield from (f"{where}: {name} is gone" for name in was.keys() - now.keys())
 
 
 def _inlined(node: Any, document: Any) -> Any:
@@ -65,34 +85,47 @@ def _inlined(node: Any, document: Any) -> Any:
 
 
 def _in_operation(was: Any, now: Any, where: str) -> Iterator[str]:
-    old_names, new_names = _parameters(was), _parameters(now)
-    yield from (f"{where}: {name} is gone" for name in old_names.keys() - new_names.keys())
-    for name, is_required in new_names.items():
-        if is_required and not old_names.get(name):
-            yield f"{where}: {name} has to be sent"
-    yield from _in_content(was.get("requestBody", {}), now.get("requestBody", {}), f"{where}, request", is_sent=True)
+    if now["tags"] != was["tags"]:
+        yield f"{where}: the tags are others, and generators name classes by them"
+    ways_in = now["security"] or [{}]
+    yield from (f"{where}: {way or 'no key'} is not enough" for way in was["security"] or [{}] if way not in ways_in)
+    yield from _in_named(_parameters(was), _parameters(now), where, is_sent=True)
+    yield from _in_body(was.get("requestBody", {}), now.get("requestBody", {}), f"{where}, request", is_sent=True)
+    yield from _gone(was["responses"], now["responses"], where)
     for status in was["responses"].keys() & now["responses"].keys():
-        yield from _in_content(was["responses"][status], now["responses"][status], f"{where}, {status}", is_sent=False)
+        old, new = was["responses"][status], now["responses"][status]
+        yield from _in_named(old["headers"], new.get("headers", {}), f"{where}, {status}", is_sent=False)
+        yield from _in_body(old, new, f"{where}, {status}", is_sent=False)
 
 
-def _parameters(operation: Any) -> dict[str, bool]:
-    return {parameter["name"]: parameter["required"] for parameter in operation.get("parameters", [])}
+def _parameters(operation: Any) -> dict[str, Any]:
+    return {f"{one['in']} {one['name']}": one for one in operation.get("parameters", [])}
 
 
-def _in_content(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
-    new_content = now.get("content", {})
-    for media_type, content in was.get("content", {}).items():
-        if media_type in new_content:
-            yield from _in_schema(content["schema"], new_content[media_type]["schema"], where, is_sent=is_sent)
-        else:
-            yield f"{where}: {media_type} is gone"
+def _in_body(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
+    if now.get("required") and not was.get("required"):
+        yield f"{where}: it has to be sent"
+    yield from _in_named(was.get("content", {}), now.get("content", {}), where, is_sent=is_sent)
+
+
+def _in_named(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
+    """Compare parameters, headers, or bodies by media type: what has a schema each, and may have to be there."""
+    yield from _gone(was, now, where)
+    for name, new in now.items():
+        old = was.get(name, {})
+        if is_sent and new.get("required") and not old.get("required"):
+            yield f"{where}: {name} has to be sent"
+        if not is_sent and old.get("required") and not new.get("required"):
+            yield f"{where}: {name} may be missing"
+        if old:
+            yield from _in_schema(old["schema"], new["schema"], f"{where}: {name}", is_sent=is_sent)
 
 
 def _in_schema(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
     for keyword in (was.keys() | now.keys()) - _PROSE:
         match was.get(keyword), now.get(keyword):
             case dict() as old, dict() as new if keyword == "properties":
-                yield from (f"{where}: {name} is gone" for name in old.keys() - new.keys())
+                yield from _gone(old, new, where)
                 for name in old.keys() & new.keys():
                     yield from _in_schema(old[name], new[name], f"{where}: {name}", is_sent=is_sent)
             case list() as old, list() as new if keyword in {"required", "enum"}:
