@@ -54,6 +54,11 @@ fmt:
 contract:
     {{ uv }} run python -m parley.contract > contracts/chat-api.yaml
 
+# Keep the contract as the one that is released: part of a release, see contracts/README.md
+release-contract:
+    echo '# The contract of the last release; written by `just release-contract` at a release, and never else.' > contracts/released.yaml
+    tail -n +2 contracts/chat-api.yaml >> contracts/released.yaml
+
 # Resolve the dependencies anew, and export what a deployment installs, with hashes
 lock:
     {{ uv }} lock

@@ -11,6 +11,7 @@ import yaml
 from parley.contract import contract
 from parley.settings import Variable, variables
 from parley.telemetry.request_log import RequestLog
+from tests.support.contract import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,12 @@ def test_the_contract_says_that_chat_streams_chunks() -> None:
     for response in responses.values():
         assert response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ErrorResponse"
         assert "X-Correlation-ID" in response["headers"]
+
+
+def test_the_last_release_has_its_section_in_the_changelog() -> None:
+    """So that its contract is not written in between: what came after would then not be held to it."""
+    version = read("released.yaml")["info"]["version"]
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def row(variable: Variable) -> str:
