@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from parley.web.schema import ErrorResponse
+from tests.support import contract
 from tests.support.installed import need
 from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, respond
 
@@ -196,6 +197,21 @@ def test_a_linter_has_nothing_to_say_of_the_contract(workshop: Path, request: py
         check=False,
     )
     assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_a_message_is_blank_in_every_language_or_in_none() -> None:
+    """The contract's pattern refuses one character alone where Python or JavaScript takes it for blank; and NUL."""
+    need("node")
+    pattern = contract.read()["components"]["schemas"]["ChatRequest"]["properties"]["message"]["pattern"]
+    script = """
+        const matching = (pattern) => [...Array(0x10000).keys()].filter(
+            (code) => new RegExp(pattern, 'u').test(String.fromCharCode(code)));
+        console.log(JSON.stringify(process.argv.slice(1).map(matching)));
+    """
+    printed = subprocess.check_output(["node", "-e", script, pattern, r"\s"])  # noqa: S603, S607  # the node that is installed
+    taken, blank = (set(codes) for codes in msgspec.json.decode(printed, type=list[list[int]]))
+    assert taken == {code for code in range(0x10000) if re.search(pattern, chr(code))}
+    assert taken == set(range(0x10000)) - {0} - blank - {code for code in range(0x10000) if chr(code).isspace()}
 
 
 def test_a_client_is_generated_without_a_warning(generated: Client, proves: Callable[[str], None]) -> None:

@@ -17,9 +17,12 @@ _Seq = Annotated[int, Meta(ge=0, description="Counts the chunks of a stream, fro
 _Model = Annotated[str, Meta(description="The model that answers; the fallback, where that was asked.")]
 _CorrelationId = Annotated[str, Meta(description="The id to quote to the operator; it is in the logs.")]
 
+# What Python or JavaScript takes for blank; each has an `\s` of its own, so that would mean something else to each.
+_BLANK: Final = r"\x09-\x0d\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+
 # A NUL would end the text, unseen, in servers written in C.
 _NO_NUL: Final = r"^[^\x00]*$"
-NOT_BLANK_NO_NUL: Final = r"^(?=[\s\S]*\S)[^\x00]*$"
+NOT_BLANK_NO_NUL: Final = rf"^[{_BLANK}]*[^{_BLANK}\x00][^\x00]*$"
 
 
 class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
