@@ -1,4 +1,4 @@
-"""Owns the command line: `parley` serves, `parley chat` talks to a Parley that serves."""
+"""Owns the command line: `parley` serves, `parley chat` talks to one that serves, `parley health` asks how it is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CONFIGURATION_ERROR: Final = 2
-_OF_CHAT: Final = ("PARLEY_HOST", "PARLEY_PORT", "PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE")
+_ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
+_OF_CLIENTS: Final = {"chat": (*_ADDRESS, "PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE"), "health": _ADDRESS}
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # who listens everywhere listens there too
+_HEALTH_TIMEOUT_S: Final = 4.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 where a chat failed, 2 where a setting or an option is wrong."""
+    """Run the command and return its exit code: 0, 1 where it failed, 2 where a setting or an option is wrong."""
     parser = argparse.ArgumentParser(prog="parley", description="A streaming chat API.")
     parser.add_argument("--version", action="version", version=version("parley"))
     commands = parser.add_subparsers(dest="command")
@@ -28,20 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chat = commands.add_parser("chat", help="talk to a Parley that serves")
     chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
     chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
+    health = commands.add_parser("health", help="exit with 0 where a Parley serves at PARLEY_HOST and PARLEY_PORT")
+    health.add_argument("--ready", action="store_true", help="only where it would answer a chat")
     options = parser.parse_args(arguments)
     environment = dict(os.environ)
-    if options.command == "chat":  # which needs no more than the address and a key
-        environment = {name: environment.get(name, "") for name in _OF_CHAT}
+    if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key
+        environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
     try:
         settings = Settings.from_environment(environment)
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR
     # Each command imports its own: the server's libraries take seconds that the client need not wait.
+    host = _LOOPBACK.get(settings.host, settings.host)
+    if options.command == "health":
+        return _health(host, settings.port, "ready" if options.ready else "live")
     if options.command == "chat":
         from parley import terminal  # noqa: PLC0415
 
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        host = f"[{host}]" if ":" in host else host
         url = options.url or f"http://{host}:{settings.port}"
         return terminal.chat(url, next(iter(settings.keys()), None), " ".join(options.message))
     with counting_together() if settings.workers > 1 else nullcontext():
@@ -49,6 +59,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         server.serve(settings, unknown_variables(environment))
     return 0
+
+
+def _health(host: str, port: int, question: str) -> int:
+    """Ask a Parley how it is, show what it says, and return the exit code.
+
+    With the standard library: httpx takes four times as long to import, and this may run every few seconds.
+    """
+    connection = HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_S)
+    try:
+        connection.request("GET", f"/health/{question}")
+        response = connection.getresponse()
+        sys.stdout.write(f"{response.read().decode()}\n")
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        sys.stderr.write(f"parley: no Parley answers at {host}, port {port} ({type(error).__name__}).\n")
+        return 1
+    finally:
+        connection.close()
+    return 0 if response.status == HTTPStatus.OK else 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
 from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.process import fails, leading_to, parley, watched
+from tests.support.process import command, leading_to, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, hang
 
@@ -181,7 +181,7 @@ async def test_workers_do_not_outlive_their_parent(upstream: ScriptedUpstream) -
 
 async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:
     """On standard error, with the exit code for wrong usage; there is no log yet."""
-    code, output, errors = await fails(PARLEY_PORT="eighty", OPENAI_API_KEY=f"{CANARY_KEY} ")
+    code, output, errors = await command(PARLEY_PORT="eighty", OPENAI_API_KEY=f"{CANARY_KEY} ")
     assert (code, output) == (2, "")
     assert errors.splitlines() == [
         "parley: OPENAI_API_KEY: its value is not allowed; it must be printable ASCII without blanks.",
@@ -220,7 +220,7 @@ async def test_a_parley_that_is_open_to_everybody_says_so(upstream: ScriptedUpst
 async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream) -> None:
     """With a line that says so."""
     port = upstream.url.rpartition(":")[2].removesuffix("/v1")
-    code, output, _ = await fails(**leading_to(upstream, PARLEY_PORT=port))
+    code, output, _ = await command(**leading_to(upstream, PARLEY_PORT=port))
     assert code == 3
     assert "address already in use" in output
     assert port in output
@@ -250,7 +250,7 @@ async def test_an_embedded_model_that_cannot_be_imported_names_the_command_that_
     tmp_path: Path, module: str, code: str, remedy: str
 ) -> None:
     """One line, and the process ends."""
-    exit_code, output, errors = await fails(PYTHONPATH=await broken_module(tmp_path, module, code))
+    exit_code, output, errors = await command(PYTHONPATH=await broken_module(tmp_path, module, code))
     assert (exit_code, errors) == (3, "")
     (line,) = [line for line in output.splitlines() if "start_failed" in line]
     assert f"The embedded model cannot start: {remedy}" in line
@@ -267,7 +267,7 @@ async def test_a_model_file_that_cannot_be_loaded_is_told(tmp_path: Path, conten
     path = anyio.Path(tmp_path / "model.gguf")
     if content is not None:
         await path.write_bytes(content)
-    code, output, errors = await fails(PARLEY_MODEL_PATH=str(path))
+    code, output, errors = await command(PARLEY_MODEL_PATH=str(path))
     assert (code, errors) == (3, "")
     (line,) = [line for line in output.splitlines() if "start_failed" in line]
     assert remedy in line
@@ -280,3 +280,21 @@ async def test_an_unreachable_upstream_does_not_stop_the_start() -> None:
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_UNREACHABLE
+
+
+@pytest.mark.parametrize("listens_on", ["127.0.0.1", "0.0.0.0", "::"])  # noqa: S104
+async def test_its_health_can_be_asked_without_a_client(listens_on: str) -> None:
+    """With no key, wherever it listens: it lives, but it is not ready, as its upstream cannot be reached."""
+    variables = {"PARLEY_HOST": listens_on, "PARLEY_API_KEYS": CANARY_KEY}
+    async with parley(**variables, OPENAI_BASE_URL="http://127.0.0.1:9/v1", PARLEY_MODEL="x") as served:
+        address = {"PARLEY_HOST": listens_on, "PARLEY_PORT": served.url.rpartition(":")[2]}
+        assert await command("health", **address) == (0, '{"status":"live","reason":null}\n', "")
+        not_ready = (1, '{"status":"not_ready","reason":"upstream_unreachable"}\n', "")
+        assert await command("health", "--ready", **address) == not_ready
+
+
+async def test_where_nothing_answers_health_says_so() -> None:
+    """Another setting that is wrong does not matter."""
+    code, output, errors = await command("health", PARLEY_PORT="9", PARLEY_WORKERS="none")
+    assert (code, output) == (1, "")
+    assert errors == "parley: no Parley answers at 127.0.0.1, port 9 (ConnectionRefusedError).\n"

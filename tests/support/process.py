@@ -111,10 +111,12 @@ def _listening_port(pid: int) -> int | None:
     return None
 
 
-async def fails(**variables: str) -> tuple[int, str, str]:
-    """Run `parley` with these variables, which it cannot serve with; return exit code, output and errors."""
+async def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
+    """Run `parley`, which ends by itself, with these arguments and variables; return exit code, output and errors."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*PARLEY, env=environment(**variables), stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(
+        *PARLEY, *arguments, env=environment(**variables), stdout=pipe, stderr=pipe
+    )
     with anyio.fail_after(60):
         output, errors = await process.communicate()
     assert process.returncode is not None
