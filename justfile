@@ -4,6 +4,11 @@ set dotenv-load
 set positional-arguments
 
 uv := env("UV", "uv")
+hardened := "--read-only --cap-drop=all --security-opt no-new-privileges"
+# podman's own format knows no health check.
+build := "podman build --format docker --label org.opencontainers.image.version=$(" + uv + " version --short)" + \
+    " --label org.opencontainers.image.revision=$(git describe --always --dirty)"
+export := uv + " export -q --no-emit-project --no-annotate --no-header"
 
 # Serve on PARLEY_HOST:PARLEY_PORT (127.0.0.1:8000)
 serve:
@@ -59,7 +64,40 @@ release-contract:
     echo '# The contract of the last release; written by `just release-contract` at a release, and never else.' > contracts/released.yaml
     tail -n +2 contracts/chat-api.yaml >> contracts/released.yaml
 
-# Resolve the dependencies anew, and export what a deployment installs, with hashes
+# Build Parley's image: `just image`, or `just image --no-cache`
+image *options:
+    {{ build }} --target embedded --tag parley "$@" .
+
+# Build it without the model, for an upstream
+image-slim *options:
+    {{ build }} --target slim --tag parley:slim "$@" .
+
+# Serve from the image, at the same address and with the same variables; keys go in as podman's secrets
+podman *options: image
+    #!/usr/bin/env bash
+    set -euo pipefail
+    keys=(OPENAI_API_KEY PARLEY_API_KEYS PARLEY_FALLBACK_API_KEY)
+    forget() { podman secret rm "${keys[@]/#/parley-}" &> /dev/null || true; }
+    forget
+    trap forget EXIT
+    for key in "${keys[@]}"; do
+        [[ ${!key:-} ]] || continue
+        podman secret create --env "parley-$key" "$key" > /dev/null
+        set -- --secret "parley-$key,type=env,target=$key" "$@"
+        unset "$key" # or --env would store it with the container
+    done
+    for file in PARLEY_MODEL_PATH PARLEY_API_KEYS_FILE; do
+        [[ ${!file:-} ]] || continue
+        export "$file=$(realpath "${!file}")"
+        set -- --volume "${!file}:${!file}:ro" "$@"
+    done
+    podman run --rm --name parley {{ hardened }} --memory 512m --stop-timeout 45 \
+        --publish "${PARLEY_HOST:-127.0.0.1}:${PARLEY_PORT:-8000}:${PARLEY_PORT:-8000}" \
+        --env 'PARLEY_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
+
+# Resolve the dependencies anew, and export what a deployment installs, with hashes: a file for each layer of its image
 lock:
     {{ uv }} lock
-    {{ uv }} export -q --no-default-groups --group embedded --group docs --no-emit-project --no-annotate --no-header -o requirements.lock
+    {{ export }} --no-default-groups --group docs -o requirements.lock
+    {{ export }} --only-group embedded -o requirements-embedded.lock
+    {{ export }} --only-group build -o requirements-build.lock

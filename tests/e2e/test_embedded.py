@@ -20,7 +20,7 @@ from parley.chat.events import FinishReason, UsageSource
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.process import fails, parley, watched
+from tests.support.process import command, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ async def test_workers_share_one_model(model_path: Path) -> None:
 
 async def test_workers_whose_model_cannot_be_loaded_do_not_start(tmp_path: Path) -> None:
     """As one alone."""
-    code, output, _ = await fails(PARLEY_WORKERS="2", PARLEY_MODEL_PATH=str(tmp_path / "none.gguf"))
+    code, output, _ = await command(PARLEY_WORKERS="2", PARLEY_MODEL_PATH=str(tmp_path / "none.gguf"))
     assert code == 3
     assert "PARLEY_MODEL_PATH names no file" in output
 
