@@ -1,9 +1,10 @@
-"""Owns what becomes of a test whose programs are not installed."""
+"""Owns what becomes of a test that lacks what it needs."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -11,5 +12,10 @@ import pytest
 def need(*programs: str) -> None:
     """Skip, and say so, where one of these is not installed; in CI fail instead."""
     if missing := [program for program in programs if shutil.which(program) is None]:
-        outcome = pytest.fail if "CI" in os.environ else pytest.skip
-        outcome(f"not installed: {', '.join(missing)}")
+        lack(f"not installed: {', '.join(missing)}")
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip for this reason; in CI fail instead."""
+    outcome = pytest.fail if "CI" in os.environ else pytest.skip
+    outcome(reason)

@@ -64,12 +64,12 @@ async def parley(**variables: str) -> AsyncIterator[Parley]:
     )
     served = Parley(process, Logs())
     readers = [
-        asyncio.create_task(_read(process.stdout, served.logs)),
-        asyncio.create_task(_read(process.stderr, served.errors)),
+        asyncio.create_task(read(process.stdout, served.logs)),
+        asyncio.create_task(read(process.stderr, served.errors)),
     ]
     try:
         is_logged = variables.get("PARLEY_LOG_LEVEL") not in {"warning", "error"}
-        served.url = await (_logged_address(served.logs) if is_logged else _address(process.pid))
+        served.url = await (address(served.logs) if is_logged else _listening_address(process.pid))
         yield served
     finally:
         if process.returncode is None:
@@ -80,13 +80,14 @@ async def parley(**variables: str) -> AsyncIterator[Parley]:
         assert not any(canary in served.logs.getvalue() for canary in CANARIES)
 
 
-async def _read(stream: asyncio.StreamReader | None, logs: Logs) -> None:
+async def read(stream: asyncio.StreamReader | None, logs: Logs) -> None:
+    """Write what comes from a process to the logs."""
     assert stream is not None
     async for line in stream:
         logs.write(line.decode())
 
 
-async def _logged_address(logs: Logs) -> str:
+async def address(logs: Logs) -> str:
     """Wait for the line that says where it serves."""
     with anyio.fail_after(60):
         while not (found := re.search(r"Uvicorn running on (http://\S+:\d+)", logs.getvalue())):
@@ -94,7 +95,7 @@ async def _logged_address(logs: Logs) -> str:
     return found[1]
 
 
-async def _address(pid: int) -> str:
+async def _listening_address(pid: int) -> str:
     """Wait until it serves; the kernel knows where."""
     with anyio.fail_after(60):
         while (port := _listening_port(pid)) is None:  # noqa: ASYNC110  # the kernel tells nobody when

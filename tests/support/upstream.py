@@ -151,7 +151,8 @@ class ScriptedUpstream:
     `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed.
     """
 
-    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._port = port
         self._tls = tls
         self.script: Script = answer("Hel", "lo")
@@ -170,7 +171,7 @@ class ScriptedUpstream:
         return f"{'https' if self._tls else 'http'}://{host}:{port}/v1"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._tls)
+        self._server = await asyncio.start_server(self._accept, self._host, self._port, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:

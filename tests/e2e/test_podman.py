@@ -1,0 +1,181 @@
+"""Parley in podman: what the recipes build and run, what it may do there, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx_sse
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.web.schema import DoneChunk, ErrorChunk, TextChunk
+from tests.support.podman import HARDENED, container, podman, prepare
+from tests.support.running import decode_chunk, stream
+from tests.support.upstream import Exchange, ScriptedUpstream, delta
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.support.process import Parley
+
+pytestmark = pytest.mark.timeout(600)  # images are built
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-of-the-test"
+NAME = "parley-test"
+SLIM = "parley-test-slim"
+HI = {"message": "Hi"}
+# What a start imports and would have to compile.
+UNCOMPILED = """
+import sys
+from importlib.util import cache_from_source
+from pathlib import Path
+import parley.server
+files = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+ours = [file for file in files if file.startswith("/opt/") and file.endswith(".py")]
+assert len(ours) > 1000, len(ours)
+print([file for file in ours if not Path(cache_from_source(file)).exists()])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _images() -> None:
+    """Build both images as an operator does."""
+    prepare()
+    for recipe in ("image", "image-slim"):
+        subprocess.run(["just", recipe], cwd=ROOT, check=True)  # noqa: S603, S607
+
+
+@pytest.fixture(scope="module")
+async def served(_images: None, free_tcp_port_factory: Callable[[], int]) -> AsyncIterator[Parley]:
+    """Serve as an operator does."""
+    port = free_tcp_port_factory()
+    command = ("just", "--dotenv-path=/dev/null", "podman", "--name", NAME)
+    async with container(NAME, port, *command, PARLEY_PORT=str(port), PARLEY_API_KEYS=KEY) as served:
+        yield served
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    """Run the scripted upstream where containers reach it."""
+    async with ScriptedUpstream(host="0.0.0.0") as upstream:  # noqa: S104
+        yield upstream
+
+
+@pytest.fixture
+async def slim(upstream: ScriptedUpstream, free_tcp_port: int) -> AsyncIterator[Parley]:
+    """Serve from the slim image, by that upstream, with a second for answers to end in."""
+    url = upstream.url.replace("0.0.0.0", "host.containers.internal")  # noqa: S104
+    options = (*HARDENED, "--name", SLIM, "--publish", f"127.0.0.1:{free_tcp_port}:8000", "--env", "PARLEY_*")
+    command = ("podman", "run", "--rm", *options, "--env", "OPENAI_BASE_URL", "parley:slim")
+    variables = {"OPENAI_BASE_URL": url, "PARLEY_MODEL": "scripted-1", "PARLEY_DRAIN_TIMEOUT_S": "1"}
+    async with container(SLIM, free_tcp_port, *command, PARLEY_PORT="8000", **variables) as served:
+        yield served
+
+
+async def test_the_embedded_model_answers_in_a_container_that_may_do_nothing_else(served: Parley) -> None:
+    """To who brings the key; it is no root, has no capability, can write nowhere but to /tmp, and is held to 512 MB."""
+    async with served.client() as client:
+        assert (await client.post("/chat", json=HI)).status_code == 401
+        france = {"message": "What is the capital of France?"}
+        chunks = await stream(client, france, headers={"Authorization": f"Bearer {KEY}"})
+    assert "Paris" in "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk))
+    status = dict(line.split(":\t") for line in (await podman("exec", NAME, "cat", "/proc/1/status")).splitlines())
+    assert status["Uid"].split() == status["Gid"].split() == ["10001"] * 4
+    assert {int(status[name], 16) for name in ("CapBnd", "CapEff", "CapPrm")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    await podman("exec", NAME, "touch", "/opt/code/file", exit_code=1)
+    assert await podman("inspect", NAME, "--format", "{{.HostConfig.Memory}}") == str(512 * 1024**2)
+
+
+async def test_a_key_is_on_no_command_line(served: Parley) -> None:
+    """Where every user of the machine could read it, and podman would store it with the container."""
+    async with served.client() as client:
+        assert (await client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
+    command = await podman("inspect", NAME, "--format", "{{.Config.CreateCommand}}")
+    assert "PARLEY_API_KEYS" in command
+    assert KEY not in command
+
+
+async def test_a_start_has_nothing_to_compile(served: Parley) -> None:
+    """It could not keep what it compiles, and would do so at each start."""
+    assert served.process.returncode is None
+    assert await podman("exec", NAME, "python", "-c", UNCOMPILED) == "[]"
+
+
+async def test_the_image_knows_whether_its_parley_lives(served: Parley) -> None:
+    """Without curl; a Parley that hangs is unhealthy."""
+    assert served.process.returncode is None
+    await podman("healthcheck", "run", NAME)
+    await podman("kill", "--signal", "STOP", NAME)
+    try:
+        assert await podman("healthcheck", "run", NAME, exit_code=1) == "unhealthy"
+    finally:
+        await podman("kill", "--signal", "CONT", NAME)
+    await podman("healthcheck", "run", NAME)
+
+
+@pytest.mark.parametrize("kind", [DoneChunk, ErrorChunk])
+async def test_a_container_that_is_stopped_lets_its_streams_end(
+    upstream: ScriptedUpstream, slim: Parley, kind: type[DoneChunk | ErrorChunk]
+) -> None:
+    """By themselves, or when their time is up; then it goes, and with no error: its Parley has no parent to tell."""
+    is_stopping = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events(delta("a"))
+        await is_stopping.wait()
+        if kind is DoneChunk:
+            await exchange.events(delta("b"), delta(finish_reason="stop"), "[DONE]")
+            await exchange.end()
+        await exchange.gone.wait()
+
+    upstream.script = script
+    async with slim.client() as client, httpx_sse.aconnect_sse(client, "POST", "/chat", json=HI) as source:
+        events = source.aiter_sse()
+        await anext(events)
+        stop = asyncio.create_task(podman("stop", SLIM))
+        await slim.logs.line("Shutting down")
+        is_stopping.set()
+        last = [decode_chunk(event.data) async for event in events][-1]
+        await stop
+    assert isinstance(last, kind)
+    if isinstance(last, ErrorChunk):
+        assert last.error.code is ErrorCode.SHUTTING_DOWN
+    assert await slim.wait() == 0
+
+
+async def test_the_slim_image_needs_an_upstream() -> None:
+    """And says so."""
+    output = await podman("run", "--rm", *HARDENED, "parley:slim", exit_code=3)
+    assert "The embedded model cannot start: its packages are not installed" in output
+    assert "or set OPENAI_BASE_URL and PARLEY_MODEL to use another model." in output
+
+
+async def layers(image: str) -> list[str]:
+    """Return the layers of an image, the lowest first."""
+    digests: list[str] = json.loads(await podman("inspect", image, "--format", "{{json .RootFS.Layers}}"))
+    return digests
+
+
+async def test_a_change_of_the_code_moves_one_small_layer(tmp_path: Path) -> None:
+    """All below stays what it was."""
+    for name in ("Containerfile", ".containerignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for lock in ROOT.glob("requirements*.lock"):
+        shutil.copy(lock, tmp_path)
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    (tmp_path / "src" / "parley" / "changed.py").touch()
+    changed = await podman("build", "--quiet", "--format=docker", "--target=slim", str(tmp_path))
+    *below, top = await layers(changed)
+    assert below == (await layers("parley:slim"))[:-1]
+    assert top != (await layers("parley:slim"))[-1]
+    steps = json.loads(await podman("history", "--format", "json", changed))
+    assert next(step["size"] for step in steps if step["size"]) < 1_000_000
+    await podman("rmi", changed)
