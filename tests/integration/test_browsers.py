@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from tests.support import contract
 from tests.support.running import problem, running
@@ -78,7 +77,7 @@ async def test_the_contracts_page_takes_nothing_from_elsewhere(client: httpx.Asy
 
 
 async def test_the_document_is_served_as_it_is_committed(client: httpx.AsyncClient) -> None:
-    """As JSON and as YAML."""
-    document = contract.read()
-    assert (await client.get("/schema/openapi.json")).json() == document
-    assert yaml.safe_load((await client.get("/schema/openapi.yaml")).text) == document
+    """As JSON, and as YAML line by line."""
+    assert (await client.get("/schema/openapi.json")).json() == contract.read()
+    _, _, text = (contract.FOLDER / "chat-api.yaml").read_text().partition("\n")
+    assert (await client.get("/schema/openapi.yaml")).text == text

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
+import yaml
 from litestar import Response, Router
 from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
@@ -43,6 +44,7 @@ from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from litestar import Request
     from litestar._openapi.schema_generation import SchemaCreator
 
 _PUBLISHED: Final[dict[str, Any]] = {
@@ -193,6 +195,18 @@ def _refuse_unknown(response: Response[Any]) -> Response[Any]:
     return response
 
 
+class _Yaml(YamlRenderPlugin):
+    """The document as YAML, as it is in the file."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002  # Litestar passes it
+        return as_yaml(openapi_schema).encode()
+
+
+def as_yaml(document: dict[str, Any]) -> str:
+    """Return the document as YAML in its own order; Litestar would sort it."""
+    return yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False, allow_unicode=True, width=120)
+
+
 def openapi_config() -> OpenAPIConfig:
     """Return the configuration: a page at /schema, the document at /schema/openapi.json and /schema/openapi.yaml."""
     path, files = "/schema", docs.file_routers()
@@ -219,6 +233,6 @@ def openapi_config() -> OpenAPIConfig:
         render_plugins=[
             *([docs.page(path)] if files else []),
             JsonRenderPlugin(path="/openapi.json"),
-            YamlRenderPlugin(path="/openapi.yaml"),
+            _Yaml(path="/openapi.yaml"),
         ],
     )
