@@ -23,15 +23,19 @@ _SHORTEST_KEY = 16
 
 _Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
-_ORIGIN = r"https?://[^\s/?#@,*]+"
+_PORT = r"([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+# As a browser writes it: in small letters, in ASCII, and without the port that goes without saying.
+_HOST = r"([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])"
+_ORIGIN = rf"(http://{_HOST}(:(?!80\b|0){_PORT})?|https://{_HOST}(:(?!443\b|0){_PORT})?)"
 _Origins = Annotated[
     str,
     Meta(
         pattern=rf"^(\*|{_ORIGIN}(,{_ORIGIN})*)\Z",
-        extra={"allowed": "`*`, or origins like https://app.example:8443 with commas between them"},
+        extra={
+            "allowed": "`*`, or origins as browsers send them, like https://app.example:8443, with commas between them"
+        },
     ),
 ]
-_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 _Address = Annotated[
     str,
     Meta(

@@ -201,12 +201,49 @@ def test_an_address_that_no_client_can_use_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origins", ["https://a.example/", "a.example", "https://*.example", "https://a,", "*,https://a"]
+    "origins",
+    [
+        "https://a.example/",
+        "a.example",
+        "https://*.example",
+        "https://a,",
+        "*,https://a",
+        "https://A.example",
+        "HTTPS://a.example",
+        "https://a.example:443",
+        "http://a.example:80,https://a.example",
+        "https://a.example:",
+        "https://a.example:0",
+        "https://a.example:08443",
+        "https://a.example:65536",
+        "https://a.example:٤٤٣",
+        "https://ä.example",
+        "https://a..example",
+        '"https://a.example"',
+        "https://a.example ,https://b.example",
+        "https://[::1",
+    ],
 )
 def test_origins_that_no_browser_would_send_are_refused(origins: str) -> None:
     """Otherwise they would look set, and let nobody in, or too many."""
     (line,) = problems(PARLEY_CORS_ORIGINS=origins)
     assert line.startswith("PARLEY_CORS_ORIGINS: ")
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "*",
+        "http://localhost:3000",
+        "https://a.example:80,http://a.example:443",
+        "http://a.example:8080,https://a.example:4430",
+        "https://xn--4ca.example",
+        "http://127.0.0.1:65535,http://[::1]:8080",
+    ],
+)
+def test_origins_that_a_browser_sends_are_taken(origins: str) -> None:
+    """As they are."""
+    assert Settings.from_environment({"PARLEY_CORS_ORIGINS": origins}).cors_origins == origins
 
 
 def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) -> None:
