@@ -70,7 +70,9 @@ def test_every_operation_does_what_the_contract_says(case: schemathesis.Case[Any
     if isinstance(case.body, dict):
         tokens, time = case.body.get("max_output_tokens"), case.body.get("timeout_s")
         if isinstance(tokens, float) and tokens.is_integer():
-            case.body["max_output_tokens"] = int(tokens)  # 5.0 is an integer to JSON Schema, but not to Parley
+            case.body["max_output_tokens"] = int(
+                tokens
+            )  # JSON Schema has no word for "without a fraction", which it says
         if isinstance(time, int | float) and time is not True and 0 < time < 20:
             case.body["timeout_s"] = 20  # with less, a 504 may well be right
     case.call_and_validate(base_url=address)
@@ -82,13 +84,38 @@ def test_the_document_is_valid_openapi() -> None:
 
 
 def test_every_example_has_the_shape_it_is_an_example_of() -> None:
-    """And each body of a chat has one."""
-    for path in ("/chat", "/chat/complete"):
-        operation = contract.read()["paths"][path]["post"]
-        for body in (operation["requestBody"], *operation["responses"].values()):
-            (media_type,) = body["content"].values()
-            for example in media_type["examples"].values():
-                contract.check(media_type["schema"]["$ref"].rpartition("/")[2], example["value"])
+    """And each body has one, but for the health of a Parley that is well."""
+    operations = [operation for path in contract.read()["paths"].values() for operation in path.values()]
+    for operation in operations:
+        for body in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for media_type in body.get("content", {}).values():
+                shape = media_type["schema"]["$ref"].rpartition("/")[2]
+                examples = media_type.get("examples", {})
+                assert examples or shape == "Health"
+                for example in examples.values():
+                    contract.check(shape, example["value"])
+
+
+async def test_the_example_of_a_refusal_is_one(client: httpx.AsyncClient) -> None:
+    """Word for word, but for the id; what it is an example of is the commonest mistake."""
+    refusals = contract.read()["paths"]["/chat"]["post"]["responses"]["400"]["content"]["application/json"]["examples"]
+    example = refusals["invalid_request"]["value"]
+    headers = {"X-Correlation-ID": example["correlation_id"]}
+    assert (await client.post("/chat", json={"message": " "}, headers=headers)).json() == example
+
+
+def test_an_example_says_how_long_to_wait_where_parley_always_says_it() -> None:
+    """These two never leave it open."""
+    responses = contract.read()["paths"]["/chat"]["post"]["responses"]
+    for status, code in (("429", "rate_limited"), ("503", "overloaded")):
+        assert responses[status]["content"]["application/json"]["examples"][code]["value"]["retry_after_s"]
+
+
+def test_headers_are_promised_of_the_errors_that_have_them() -> None:
+    """How long to wait is said of a chat; a readiness that fails has only its id."""
+    paths = contract.read()["paths"]
+    assert set(paths["/chat"]["post"]["responses"]["503"]["headers"]) == {"X-Correlation-ID", "Retry-After"}
+    assert set(paths["/health/ready"]["get"]["responses"]["503"]["headers"]) == {"X-Correlation-ID"}
 
 
 RECORDED: dict[str, tuple[Script, list[str]]] = {

@@ -30,8 +30,20 @@ _USAGE: Final = Usage(input_tokens=31, output_tokens=8, total_tokens=39, source=
 _TIMING: Final = Timing(first_token_ms=301, total_ms=378)
 
 
+# Those that never come as their code alone has them.
+_TOLD: Final[Mapping[ErrorCode, ChatError]] = {
+    ErrorCode.INVALID_REQUEST: ChatError(
+        ErrorCode.INVALID_REQUEST, detail="Must not be blank, nor hold a NUL character, at `message`."
+    ),
+    ErrorCode.RATE_LIMITED: ChatError(
+        ErrorCode.RATE_LIMITED, detail="This client has sent more requests than it may in a minute.", retry_after_s=12
+    ),
+    ErrorCode.OVERLOADED: ChatError(ErrorCode.OVERLOADED, retry_after_s=2),
+}
+
+
 def _error(code: ErrorCode) -> ErrorResponse:
-    return ErrorResponse.of(ChatError(code), _CORRELATION_ID)
+    return ErrorResponse.of(_TOLD.get(code) or ChatError(code), _CORRELATION_ID)
 
 
 _REQUESTS: Final[Mapping[str, ChatRequest]] = {

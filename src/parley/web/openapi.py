@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -35,10 +36,11 @@ from litestar.params import Parameter as Named
 from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
 
-from parley.chat.errors import ErrorCode
+from parley.chat.errors import EXPLANATIONS, ErrorCode
 from parley.web import docs
 from parley.web.errors import STATUS
 from parley.web.examples import bodies
+from parley.web.request import MAX_BODY_BYTES
 from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ _OF_NO_OPERATION: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
 # Without keys set, nobody needs one.
 MAY_NEED_KEY: Final[list[SecurityRequirement]] = [{"key": []}, {}]
 
-# With these it may be known how long to wait.
+# An error of these may say how long to wait.
 _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}
 
 _CORRELATION_ID: Final = OpenAPIHeader(
@@ -85,9 +87,10 @@ def _failures(*codes: ErrorCode) -> dict[int, ResponseSpec]:
     """Describe the errors that an operation may answer with, by status."""
     by_status: dict[int, list[str]] = {}
     for code in codes:
-        by_status.setdefault(STATUS[code], []).append(f"`{code}`")
+        error, detail, *_ = EXPLANATIONS[code]
+        by_status.setdefault(STATUS[code], []).append(f"- `{code}`: {error} {detail}")
     return {
-        status: ResponseSpec(ErrorResponse, generate_examples=False, description=" or ".join(of_it))
+        status: ResponseSpec(ErrorResponse, generate_examples=False, description="\n".join(of_it))
         for status, of_it in sorted(by_status.items())
     }
 
@@ -107,22 +110,28 @@ class DescribedOperation(Operation):
         """Add them."""
         self.parameters = [_OWN_CORRELATION_ID]
         if isinstance(self.request_body, RequestBody):
+            self.request_body.description = f"At most {MAX_BODY_BYTES >> 20} MiB."
             _exemplify(self.request_body.content)
         for status, response in (self.responses or {}).items():
             if isinstance(response, OpenAPIResponse):
+                content = response.content or {}
+                is_error = ErrorResponse.__name__ in map(_shape, content.values())
                 response.headers = {"X-Correlation-ID": _CORRELATION_ID}
-                if int(status) in _PASSING:
+                if is_error and int(status) in _PASSING:
                     response.headers["Retry-After"] = _RETRY_AFTER
-                if int(status) == HTTPStatus.UNAUTHORIZED:
+                if is_error and int(status) == HTTPStatus.UNAUTHORIZED:
                     response.headers["WWW-Authenticate"] = _AUTHENTICATE
-                _exemplify(response.content or {}, int(status))
+                _exemplify(content, int(status))
 
 
 def _exemplify(content: Mapping[str, OpenAPIMediaType], status: int | None = None) -> None:
     for media_type in content.values():
-        shape = media_type.schema.ref.rpartition("/")[2] if isinstance(media_type.schema, Reference) else ""
-        if examples := bodies(shape, status):
+        if examples := bodies(_shape(media_type), status):
             media_type.examples = {name: Example(value=_Body(body)) for name, body in examples.items()}
+
+
+def _shape(media_type: OpenAPIMediaType) -> str:
+    return media_type.schema.ref.rpartition("/")[2] if isinstance(media_type.schema, Reference) else ""
 
 
 @dataclass
@@ -157,10 +166,11 @@ class WireSchemas(OpenAPISchemaPlugin):
 
 def _component(name: str) -> FieldDefinition:
     """Name a component as Litestar's registry wants it named."""
-    shape = _PUBLISHED.get(name, object)
+    shape = _PUBLISHED.get(name, object)  # of what is only a part of these no handler speaks: the name is enough
     return FieldDefinition.from_annotation(Annotated[shape, Named(schema_component_key=name)])
 
 
+@cache
 def _components() -> dict[str, Any]:
     """Return the schemas by name."""
     published, components = msgspec.json.schema_components(
@@ -168,7 +178,12 @@ def _components() -> dict[str, Any]:
     )
     for name, schema in zip(_PUBLISHED, published, strict=True):
         if "anyOf" in schema:  # msgspec has no name for a union, and doesn't say that only one of it can be meant
-            components[name] = {"title": name, "oneOf": schema.pop("anyOf"), **schema}
+            components[name] = {
+                "title": name,
+                "description": "One event's data; `type` tells which.",
+                "oneOf": schema.pop("anyOf"),
+                **schema,
+            }
     return {name: _typed(schema) for name, schema in components.items()}
 
 

@@ -20,6 +20,9 @@ _CorrelationId = Annotated[str, Meta(description="The id to quote to the operato
 # What Python or JavaScript takes for blank; each has an `\s` of its own, so that would mean something else to each.
 _BLANK: Final = r"\x09-\x0d\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 
+_DEFAULTS: Final = Settings()
+_CONTENT: Final = f"What was said: at most {MAX_MESSAGE_CHARACTERS:,} characters, no NUL among them; it may be empty."
+
 # A NUL would end the text, unseen, in servers written in C.
 _NO_NUL: Final = r"^[^\x00]*$"
 NOT_BLANK_NO_NUL: Final = rf"^[{_BLANK}]*[^{_BLANK}\x00][^\x00]*$"
@@ -29,7 +32,7 @@ class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An earlier turn of the conversation."""
 
     role: Annotated[Role, Meta(description="Who spoke.")]
-    content: Annotated[str, Meta(max_length=MAX_MESSAGE_CHARACTERS, pattern=_NO_NUL, description="What was said.")]
+    content: Annotated[str, Meta(max_length=MAX_MESSAGE_CHARACTERS, pattern=_NO_NUL, description=_CONTENT)]
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,11 +44,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             min_length=1,
             max_length=MAX_MESSAGE_CHARACTERS,
             pattern=NOT_BLANK_NO_NUL,
-            description="The message to answer; not blank, no NUL characters.",
+            description=f"The message to answer: 1 to {MAX_MESSAGE_CHARACTERS:,} characters, not blank, no NUL.",
         ),
     ]
     history: Annotated[
-        list[HistoryTurn], Meta(max_length=MAX_HISTORY_TURNS, description="The earlier turns, oldest first.")
+        list[HistoryTurn],
+        Meta(
+            max_length=MAX_HISTORY_TURNS, description=f"The earlier turns, oldest first; at most {MAX_HISTORY_TURNS}."
+        ),
     ] = msgspec.field(default_factory=list)
     max_output_tokens: (
         Annotated[
@@ -53,7 +59,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             Meta(
                 ge=1,
                 le=MOST_OUTPUT_TOKENS,
-                description="Most tokens to answer with. The server's ceiling is the default; above it is refused.",
+                description="Most tokens to answer with, written without a fraction. Default and ceiling are "
+                f"{_DEFAULTS.max_output_tokens:,} unless the operator says otherwise; above it is refused.",
             ),
         ]
         | UnsetType
@@ -64,7 +71,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             Meta(
                 gt=0,
                 le=LONGEST_S,
-                description="Seconds for the whole answer. The server's ceiling is the default; above it is refused.",
+                description="Seconds for the whole answer. Default and ceiling are "
+                f"{_DEFAULTS.request_timeout_s:g} unless the operator says otherwise; above it is refused.",
             ),
         ]
         | UnsetType
@@ -149,7 +157,7 @@ class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class ErrorChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
-    """The answer broke off after it had begun. Nothing follows."""
+    """The answer broke off; or, as the only chunk, it never began, but the headers had gone out. Nothing follows."""
 
     seq: _Seq
     error: ErrorResponse
@@ -173,5 +181,11 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests would be answered now; if not, the code of the error that they would meet."""
 
-    status: Literal["live", "ready", "not_ready"]
-    reason: ErrorCode | None
+    status: Annotated[
+        Literal["live", "ready", "not_ready"],
+        Meta(description="`live` of the process; `ready` or `not_ready` of its readiness."),
+    ]
+    reason: Annotated[
+        ErrorCode | None,
+        Meta(description="The code of the error that a chat would meet; null where it would meet none."),
+    ]
