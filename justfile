@@ -95,6 +95,7 @@ podman *options: image
         --publish "${PARLEY_HOST:-127.0.0.1}:${PARLEY_PORT:-8000}:${PARLEY_PORT:-8000}" \
         --env 'PARLEY_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
 
+# Its files are whole, and pip needs `--no-deps` for them: a package of theirs would bring others that nobody uses.
 # Resolve the dependencies anew, and export what a deployment installs, with hashes: a file for each layer of its image
 lock:
     {{ uv }} lock

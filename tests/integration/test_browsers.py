@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,7 +61,8 @@ async def test_an_origin_that_is_not_given_may_not_call(make_settings: Callable[
     """Also where it begins or ends like one that is."""
     async with running(make_settings(cors_origins=HERE), logs) as client:
         for origin in (ELSEWHERE, f"{HERE}.evil.example", "https://evil.example/?https://app.example", "null"):
-            assert (await preflight(client, origin)).status_code == 400
+            refused = await preflight(client, origin)
+            assert (refused.status_code, refused.headers["content-type"]) == (400, "text/plain; charset=utf-8")
             response = await client.post("/chat", json={"message": "hi"}, headers={"Origin": origin})
             assert "access-control-allow-origin" not in response.headers
 
@@ -74,6 +76,16 @@ async def test_the_contracts_page_takes_nothing_from_elsewhere(client: httpx.Asy
         assert address.startswith("/schema/")
         assert (await client.get(address)).raise_for_status().content
     problem(await client.get("/schema/swagger-ui/js/nothing.js"))
+
+
+async def test_without_the_pages_files_the_document_is_shown(
+    make_settings: Callable[..., Settings], logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a plain wheel is installed, without the dependency group `docs`."""
+    monkeypatch.setitem(sys.modules, "flask_openapi3_swagger", None)  # it cannot be found, to Python
+    async with running(make_settings(), logs) as client:
+        assert (await client.get("/schema")).json() == contract.read()
+        problem(await client.get("/schema/swagger-ui/js/swagger-ui-bundle.js"))
 
 
 async def test_the_document_is_served_as_it_is_committed(client: httpx.AsyncClient) -> None:
