@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+import httpx
 import httpx_sse
 import pytest
 
@@ -179,3 +181,30 @@ async def test_a_change_of_the_code_moves_one_small_layer(tmp_path: Path) -> Non
     steps = json.loads(await podman("history", "--format", "json", changed))
     assert next(step["size"] for step in steps if step["size"]) < 1_000_000
     await podman("rmi", changed)
+
+
+async def test_the_manifest_of_kubernetes_runs_in_podman(free_tcp_port: int, tmp_path: Path) -> None:
+    """One pod of it, with the embedded model; but for the port, which is podman's to publish."""
+    manifest = (ROOT / "deploy" / "kubernetes" / "deployment.yaml").read_text()
+    manifest = manifest.replace("8000", str(free_tcp_port)).replace(
+        "env:\n", f'env:\n            - name: PARLEY_PORT\n              value: "{free_tcp_port}"\n'
+    )
+    path = tmp_path / "deployment.yaml"
+    path.write_text(manifest)
+    await podman("kube", "play", str(path))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}", timeout=60) as client:
+            with anyio.fail_after(60):
+                while not await is_ready(client):  # noqa: ASYNC110  # a container has to be asked
+                    await asyncio.sleep(0.2)
+            assert isinstance((await stream(client, HI))[-1], DoneChunk)
+    finally:
+        await podman("kube", "down", str(path))
+
+
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    """Tell whether it would answer."""
+    try:
+        return (await client.get("/health/ready")).status_code == 200
+    except httpx.TransportError:
+        return False
