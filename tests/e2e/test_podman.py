@@ -57,7 +57,7 @@ def _images() -> None:
 async def served(_images: None, free_tcp_port_factory: Callable[[], int]) -> AsyncIterator[Parley]:
     """Serve as an operator does."""
     port = free_tcp_port_factory()
-    command = ("just", "--dotenv-path=/dev/null", "podman", "--name", NAME)
+    command = ("just", "--dotenv-path=/dev/null", "podman", "--replace", "--name", NAME)
     async with container(NAME, port, *command, PARLEY_PORT=str(port), PARLEY_API_KEYS=KEY) as served:
         yield served
 
@@ -73,7 +73,16 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 async def slim(upstream: ScriptedUpstream, free_tcp_port: int) -> AsyncIterator[Parley]:
     """Serve from the slim image, by that upstream, with a second for answers to end in."""
     url = upstream.url.replace("0.0.0.0", "host.containers.internal")  # noqa: S104
-    options = (*HARDENED, "--name", SLIM, "--publish", f"127.0.0.1:{free_tcp_port}:8000", "--env", "PARLEY_*")
+    options = (
+        *HARDENED,
+        "--replace",
+        "--name",
+        SLIM,
+        "--publish",
+        f"127.0.0.1:{free_tcp_port}:8000",
+        "--env",
+        "PARLEY_*",
+    )
     command = ("podman", "run", "--rm", *options, "--env", "OPENAI_BASE_URL", "parley:slim")
     variables = {"OPENAI_BASE_URL": url, "PARLEY_MODEL": "scripted-1", "PARLEY_DRAIN_TIMEOUT_S": "1"}
     async with container(SLIM, free_tcp_port, *command, PARLEY_PORT="8000", **variables) as served:
