@@ -189,6 +189,16 @@ async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(
     assert done.usage == Usage.estimate(3)
 
 
+async def test_usage_that_the_upstream_gives_in_part_is_kept_as_it_is(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """Nobody adds up what it has not."""
+    upstream.script = answer("a", usage={"prompt_tokens": 7, "completion_tokens": 0})
+    done = (await stream(client, REQUEST))[-1]
+    assert isinstance(done, DoneChunk)
+    assert done.usage == Usage(input_tokens=7, output_tokens=0, total_tokens=None, source=UsageSource.UPSTREAM)
+
+
 async def test_an_empty_answer_is_an_answer(client: httpx.AsyncClient, upstream: ScriptedUpstream) -> None:
     """The model may say nothing, and say why."""
     upstream.script = answer(finish_reason="content_filter", usage=None)

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
-# An upstream's count outside of these is none: nobody who adds counts up, as metrics and quotas do, expects it.
-_COUNTS: Final = range(1 << 53)
+# An upstream's count above this, or below 0, is none: nobody who adds counts up, as metrics and quotas do, expects it.
+_LARGEST_COUNT: Final = 1 << 53
 
 
 class UpstreamModel(Model):
@@ -158,13 +158,10 @@ class Answer:
         if (error := bytes(chunk.error)) not in {b"", b"null"}:
             raise ReportedError(b'{"error":%b}' % error)
         if chunk.usage is not None:
-            counts = [count if count in _COUNTS else None for count in msgspec.structs.astuple(chunk.usage)]
-            if any(count is not None for count in counts):
+            read, written, total = (_sane(count) for count in msgspec.structs.astuple(chunk.usage))
+            if (read, written, total) != (None, None, None):
                 self._run.usage = Usage(
-                    input_tokens=counts[0],
-                    output_tokens=counts[1],
-                    total_tokens=counts[2],
-                    source=UsageSource.UPSTREAM,
+                    input_tokens=read, output_tokens=written, total_tokens=total, source=UsageSource.UPSTREAM
                 )
         if not chunk.choices:
             return None
@@ -172,6 +169,10 @@ class Answer:
         if choice.finish_reason:
             self._run.finish(named_finish(choice.finish_reason))
         return (choice.delta.content or choice.delta.refusal) if choice.delta else None
+
+
+def _sane(count: int | None) -> int | None:
+    return count if count is not None and 0 <= count <= _LARGEST_COUNT else None
 
 
 @cache
