@@ -93,7 +93,7 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
     if not settings.keys() and not _is_loopback(settings.host):
-        _log.warning("open_to_everybody", host=settings.host, remedy="set PARLEY_API_KEYS, or listen on 127.0.0.1")
+        _log.critical("open_to_everybody", host=settings.host, remedy="set PARLEY_API_KEYS, or listen on 127.0.0.1")
     if settings.workers == 1:
         uvicorn.run(_create_app(settings), **options(settings))
     else:

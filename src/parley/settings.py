@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
@@ -236,6 +237,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _conflicts(self) -> Iterator[str]:
         if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
             yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
+        for network in self.trusted_proxies.split(",") if self.trusted_proxies else ():
+            try:
+                ip_network(network)
+            except ValueError:
+                yield f"PARLEY_TRUSTED_PROXIES: {network!r} is no address and no network, such as 10.0.0.0/8."
         if self.api_keys is not None and not self.keys():
             yield "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
         if any(len(key) < _SHORTEST_KEY for key in self.keys()):

@@ -212,7 +212,7 @@ async def test_a_parley_that_is_open_to_everybody_says_so(upstream: ScriptedUpst
     """Whoever reaches its address can spend the operator's money."""
     async with parley(**leading_to(upstream, PARLEY_HOST="0.0.0.0")) as served:  # noqa: S104
         line = await served.logs.line("open_to_everybody")
-    assert (line["level"], line["host"]) == ("warning", "0.0.0.0")  # noqa: S104
+    assert (line["level"], line["host"]) == ("critical", "0.0.0.0")  # noqa: S104
     async with parley(**leading_to(upstream, PARLEY_HOST="0.0.0.0", PARLEY_API_KEYS=CANARY_KEY)) as served:  # noqa: S104
         assert served.logs.lines("open_to_everybody") == []
 

@@ -31,9 +31,12 @@ def clock() -> Clock:
     return Clock()
 
 
-def prompt(caller: str = "a", content: str = "four") -> Prompt:
+def prompt(caller: str = "a", content: str = "four", most: int = 0) -> Prompt:
     """Ask something; each four bytes are taken for a token."""
-    return Prompt(messages=[Message("user", content)], max_output_tokens=1, timeout_s=1, caller=caller)
+    return Prompt(messages=[Message("user", content)], max_output_tokens=most, timeout_s=1, caller=caller)
+
+
+ANSWERED = Usage(input_tokens=0, output_tokens=0, total_tokens=0, source=UsageSource.UPSTREAM)
 
 
 def made(clock: Clock, **limits: Any) -> Quotas:
@@ -54,13 +57,15 @@ async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clo
     """Who waits as long as it is told is let in then, and no sooner."""
     quotas = made(clock, requests_per_minute=2)
     for caller in ("a", "a", "b"):
-        async with quotas.held(prompt(caller), lambda: None):
+        async with quotas.held(prompt(caller), lambda: ANSWERED):
             pass
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
     clock.seconds += 29
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 1)
     clock.seconds += 1
-    async with quotas.held(prompt("a"), lambda: None):
+    async with quotas.held(prompt("a"), lambda: None):  # no model answers: it does not count
+        pass
+    async with quotas.held(prompt("a"), lambda: ANSWERED):
         pass
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
 
@@ -96,6 +101,22 @@ async def test_tokens_are_spent_as_they_were_used(clock: Clock, usage: Usage | N
         pass
     async with quotas.held(prompt("b", "x" * 4 * (60 - spent)), lambda: None):
         assert await refused(quotas, prompt("c")) == ("tokens_per_minute", 1)
+
+
+async def test_what_an_answer_may_cost_is_held_until_it_is_known(clock: Clock) -> None:
+    """Or many at once would spend many times the budget."""
+    quotas = made(clock, tokens_per_minute=60)
+    async with quotas.held(prompt(most=49), lambda: ANSWERED), quotas.held(prompt(most=9), lambda: None):
+        assert await refused(quotas, prompt()) == ("tokens_per_minute", 1)
+    async with quotas.held(prompt(most=59), lambda: None):
+        pass
+
+
+async def test_of_two_limits_the_one_with_the_longer_wait_is_told(clock: Clock) -> None:
+    """Who waits for the other would be refused again."""
+    quotas = made(clock, requests_per_minute=1, max_streams_per_caller=1)
+    async with quotas.held(prompt(), lambda: ANSWERED):
+        assert await refused(quotas, prompt()) == ("requests_per_minute", 60)
 
 
 async def test_tokens_that_were_spent_beyond_the_budget_are_a_debt(clock: Clock) -> None:

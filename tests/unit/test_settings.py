@@ -257,6 +257,13 @@ def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) ->
     assert line == f"PARLEY_API_KEYS_FILE: {tmp_path / 'none'} cannot be read."
 
 
+@pytest.mark.parametrize("proxies", ["*", "10.0.0.1/8", "10.0.0.0/33", "haproxy", "10.0.0.1,"])
+def test_proxies_that_would_be_nobody_or_everybody_are_refused(proxies: str) -> None:
+    """What is believed of everybody is what callers choose."""
+    (line,) = problems(PARLEY_TRUSTED_PROXIES=proxies)
+    assert line.startswith("PARLEY_TRUSTED_PROXIES: ")
+
+
 def test_all_wrong_values_are_told_at_once() -> None:
     """An operator mends them in one go."""
     lines = problems(PARLEY_PORT="x", PARLEY_LOG_FORMAT="y")

@@ -31,6 +31,7 @@ class Allowance:
         self.per_minute = per_minute
         self._now = now
         self._left: dict[str, tuple[float, float]] = {}
+        self._many = _MANY
 
     def wait_s(self, caller: str, amount: float = 1) -> float:
         """Return the seconds until so much may be taken; where it is more than ever, until all may be."""
@@ -38,8 +39,9 @@ class Allowance:
 
     def take(self, caller: str, amount: float = 1) -> None:
         """Take so much; where it is negative, give it back."""
-        if len(self._left) >= _MANY:
+        if len(self._left) >= self._many:
             self._left = {name: left for name, left in self._left.items() if self._left_to(name) < self.per_minute}
+            self._many = max(_MANY, 2 * len(self._left))  # or each of many callers would have all looked through
         self._left[caller] = self._left_to(caller) - amount, self._now()
 
     def _left_to(self, caller: str) -> float:
@@ -65,34 +67,42 @@ class Quotas:
 
     @asynccontextmanager
     async def held(self, prompt: Prompt, usage: Callable[[], Usage | None]) -> AsyncIterator[None]:
-        """Hold what a reply takes; `usage` tells at its end what it cost, or `None` where the model was not asked.
+        """Hold what a reply may take; `usage` tells at its end what it did, or `None` where no model answered.
 
         Raises:
             ChatError: where there is not enough left.
         """
         caller, estimate = prompt.caller, _estimate(prompt)
-        self._check(caller, estimate)
+        held = estimate + prompt.max_output_tokens
+        self._check(caller, held)
         self._at_once[caller] += 1
         if self._requests:
             self._requests.take(caller)
         if self._tokens:
-            self._tokens.take(_ALL, estimate)
+            self._tokens.take(_ALL, held)
         try:
             yield
         finally:
             self._at_once[caller] -= 1
             if not self._at_once[caller]:
                 del self._at_once[caller]
+            used = usage()
+            if self._requests and used is None:
+                self._requests.take(caller, -1)
             if self._tokens:
-                self._tokens.take(_ALL, _spent(usage(), estimate) - estimate)
+                self._tokens.take(_ALL, _spent(used, estimate) - held)
 
-    def _check(self, caller: str, estimate: int) -> None:
-        if self._most_at_once and self._at_once[caller] >= self._most_at_once:
-            raise _limited("streams_per_caller", self._usual_stay_s() / self._most_at_once)
-        if self._requests and (wait_s := self._requests.wait_s(caller)):
-            raise _limited("requests_per_minute", wait_s)
-        if self._tokens and (wait_s := self._tokens.wait_s(_ALL, estimate)):
-            raise _limited("tokens_per_minute", wait_s)
+    def _check(self, caller: str, tokens: int) -> None:
+        waits_s = {
+            "streams_per_caller": self._usual_stay_s() / self._most_at_once
+            if self._most_at_once and self._at_once[caller] >= self._most_at_once
+            else 0,
+            "requests_per_minute": self._requests.wait_s(caller) if self._requests else 0,
+            "tokens_per_minute": self._tokens.wait_s(_ALL, tokens) if self._tokens else 0,
+        }
+        longest = max(waits_s, key=lambda reason: waits_s[reason])
+        if waits_s[longest] > 0:
+            raise _limited(longest, waits_s[longest])
 
 
 _DETAILS: Final = {

@@ -36,6 +36,7 @@ class Run:
         self.failure: BaseException | None = None
         self.deltas = 0
         self.attempts = 0
+        self.is_answered = False
         self.reading: asyncio.Task[None] | None = None
         self.first_text_s: float | None = None
         """From the start of the attempt to its first text."""
@@ -171,8 +172,8 @@ class Run:
         return NO_USAGE
 
     def cost(self) -> Usage | None:
-        """Return what is known of the cost; `None` where the model was not asked."""
-        return self.best_usage() if self.attempts else None
+        """Return what is known of the cost; `None` where no model has begun to answer."""
+        return self.best_usage() if self.is_answered else None
 
     def _tell(self) -> None:
         """Wake who waits for text; an `asyncio.Event` would cost twice as much for each."""

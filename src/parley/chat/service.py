@@ -152,9 +152,9 @@ class ChatService:
         finally:
             usage = run.best_usage()
             structlog.contextvars.bind_contextvars(
-                model=provider.model_name,
+                model=provider.model_name if earlier_attempts + run.attempts else None,
                 attempts=earlier_attempts + run.attempts,
-                is_fallback=provider is not self._providers[0],
+                is_fallback=provider is not self._providers[0] if earlier_attempts + run.attempts else None,
                 finish_reason=run.finish_reason,
                 queue_ms=stopwatch.queue_ms(),
                 first_token_ms=stopwatch.timing().first_token_ms,

@@ -219,7 +219,7 @@ async def _report(child: asyncio.subprocess.Process, order: Order) -> Report:
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             return msgspec.json.decode(await child.stdout.readline() or b"{}", type=Report)
-    except TimeoutError:
+    except (TimeoutError, msgspec.DecodeError):  # it may die in the middle of its report
         return Report()
 
 

@@ -78,6 +78,7 @@ class UpstreamModel(Model):
         try:
             with self._asking(settings, run) as headers:
                 async with run.deadlines(), self._ask(instructions, turns, settings, headers) as content:
+                    run.is_answered = True
                     await read(content, run)
         except Exception as error:
             if not run.deltas and run.finish_reason is None:

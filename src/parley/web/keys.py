@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -36,7 +37,7 @@ class KeyGuard:
             ChatError: where it has no key, or a wrong one.
         """
         if not self._hashes:
-            connection.state.caller = connection.client.host if connection.client else ""
+            connection.state.caller = _caller(connection.client.host) if connection.client else ""
             return
         scheme, __, key = connection.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != _SCHEME or not key:
@@ -49,6 +50,17 @@ class KeyGuard:
             )
         connection.state.caller = sent.hex()[:_NAME_DIGITS]
         structlog.contextvars.bind_contextvars(caller=connection.state.caller)
+
+
+def _caller(host: str) -> str:
+    """Name a caller by its address; of IPv6, by the network of which every caller has a whole one."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address), 64), strict=False))
 
 
 def _hash(key: str) -> bytes:
