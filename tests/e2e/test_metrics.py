@@ -92,7 +92,8 @@ async def test_any_worker_tells_what_all_have_counted(upstream: ScriptedUpstream
                 assert (await counted(client))["parley_chats_total stop"] == 20
         upstream.script = endless
         async with served.client() as client, client.stream("POST", "/chat", json=REQUEST) as response:
-            await anext(response.aiter_raw())
+            texts = response.aiter_raw()  # which closes the stream when nobody holds it
+            await anext(texts)
             async with served.client() as other:
                 assert (await counted(other))["parley_streams_in_flight"] == 1
             for pid in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue()):
