@@ -2,7 +2,7 @@
 
 from parley.app import create_app
 from parley.settings import Settings
-from parley.web.openapi import as_yaml
+from parley.web.docs import as_yaml
 
 
 def contract() -> str:

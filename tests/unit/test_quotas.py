@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import Usage, UsageSource
+from parley.chat.events import NO_USAGE, Usage, UsageSource
 from parley.chat.messages import Message, Prompt
 from parley.chat.quotas import Allowance, Quotas
 from parley.settings import Settings
@@ -47,7 +47,7 @@ def made(clock: Clock, **limits: Any) -> Quotas:
 async def refused(quotas: Quotas, prompt: Prompt) -> tuple[str | None, int | None]:
     """Return the reason for which it is refused, and the seconds to wait."""
     with pytest.raises(ChatError) as caught:
-        async with quotas.held(prompt, lambda: None):
+        async with quotas.held(prompt, list):
             pass
     assert caught.value.code is ErrorCode.RATE_LIMITED
     return caught.value.reason, caught.value.retry_after_s
@@ -57,15 +57,15 @@ async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clo
     """Who waits as long as it is told is let in then, and no sooner."""
     quotas = made(clock, requests_per_minute=2)
     for caller in ("a", "a", "b"):
-        async with quotas.held(prompt(caller), lambda: ANSWERED):
+        async with quotas.held(prompt(caller), lambda: [ANSWERED]):
             pass
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
     clock.seconds += 29
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 1)
     clock.seconds += 1
-    async with quotas.held(prompt("a"), lambda: None):  # no model answers: it does not count
+    async with quotas.held(prompt("a"), list):  # no model answers: it does not count
         pass
-    async with quotas.held(prompt("a"), lambda: ANSWERED):
+    async with quotas.held(prompt("a"), lambda: [ANSWERED]):
         pass
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
 
@@ -75,69 +75,70 @@ async def test_a_caller_has_only_so_many_replies_made_at_once(clock: Clock) -> N
     quotas = made(clock, max_streams_per_caller=2)
     async with AsyncExitStack() as stack:
         for _ in range(2):
-            await stack.enter_async_context(quotas.held(prompt("a"), lambda: None))
+            await stack.enter_async_context(quotas.held(prompt("a"), list))
         assert await refused(quotas, prompt("a")) == ("streams_per_caller", 4)
-        async with quotas.held(prompt("b"), lambda: None):
+        async with quotas.held(prompt("b"), list):
             pass
     with pytest.raises(ZeroDivisionError):
-        async with quotas.held(prompt("a"), lambda: None):
+        async with quotas.held(prompt("a"), list):
             raise ZeroDivisionError
-    async with quotas.held(prompt("a"), lambda: None), quotas.held(prompt("a"), lambda: None):
+    async with quotas.held(prompt("a"), list), quotas.held(prompt("a"), list):
         pass
 
 
 @pytest.mark.parametrize(
-    ("usage", "spent"),
+    ("usages", "spent"),
     [
-        (Usage(input_tokens=10, output_tokens=20, total_tokens=30, source=UsageSource.UPSTREAM), 30),
-        (Usage.estimate(20), 25),  # 5 for the prompt's 20 bytes
-        (None, 0),
+        ([Usage(input_tokens=10, output_tokens=20, total_tokens=30, source=UsageSource.UPSTREAM)], 30),
+        ([Usage.estimate(20)], 25),  # 5 for the prompt's 20 bytes
+        ([NO_USAGE, Usage.estimate(20)], 30),  # the first model was left for the second
+        ([], 0),
     ],
 )
-async def test_tokens_are_spent_as_they_were_used(clock: Clock, usage: Usage | None, spent: int) -> None:
+async def test_tokens_are_spent_as_they_were_used(clock: Clock, usages: list[Usage], spent: int) -> None:
     """As the upstream counts them, else as they are guessed; none where no model was asked."""
     quotas = made(clock, tokens_per_minute=60)
-    async with quotas.held(prompt("a", "x" * 20), lambda: usage):
+    async with quotas.held(prompt("a", "x" * 20), lambda: usages):
         pass
-    async with quotas.held(prompt("b", "x" * 4 * (60 - spent)), lambda: None):
+    async with quotas.held(prompt("b", "x" * 4 * (60 - spent)), list):
         assert await refused(quotas, prompt("c")) == ("tokens_per_minute", 1)
 
 
 async def test_what_an_answer_may_cost_is_held_until_it_is_known(clock: Clock) -> None:
     """Or many at once would spend many times the budget."""
     quotas = made(clock, tokens_per_minute=60)
-    async with quotas.held(prompt(most=49), lambda: ANSWERED), quotas.held(prompt(most=9), lambda: None):
+    async with quotas.held(prompt(most=49), lambda: [ANSWERED]), quotas.held(prompt(most=9), list):
         assert await refused(quotas, prompt()) == ("tokens_per_minute", 1)
-    async with quotas.held(prompt(most=59), lambda: None):
+    async with quotas.held(prompt(most=59), list):
         pass
 
 
 async def test_of_two_limits_the_one_with_the_longer_wait_is_told(clock: Clock) -> None:
     """Who waits for the other would be refused again."""
     quotas = made(clock, requests_per_minute=1, max_streams_per_caller=1)
-    async with quotas.held(prompt(), lambda: ANSWERED):
+    async with quotas.held(prompt(), lambda: [ANSWERED]):
         assert await refused(quotas, prompt()) == ("requests_per_minute", 60)
 
 
 async def test_tokens_that_were_spent_beyond_the_budget_are_a_debt(clock: Clock) -> None:
     """What an answer will cost is known at its end only."""
     quotas = made(clock, tokens_per_minute=60)
-    async with quotas.held(prompt(), lambda: Usage.estimate(119)):
+    async with quotas.held(prompt(), lambda: [Usage.estimate(119)]):
         pass
     assert await refused(quotas, prompt()) == ("tokens_per_minute", 61)
     clock.seconds += 61
-    async with quotas.held(prompt(), lambda: None):
+    async with quotas.held(prompt(), list):
         pass
 
 
 async def test_a_prompt_that_is_larger_than_the_budget_waits_for_all_of_it(clock: Clock) -> None:
     """It would wait for ever for more."""
     quotas = made(clock, tokens_per_minute=60)
-    async with quotas.held(prompt(), lambda: Usage.estimate(0)):
+    async with quotas.held(prompt(), lambda: [Usage.estimate(0)]):
         pass
     assert await refused(quotas, prompt("a", "x" * 1000)) == ("tokens_per_minute", 1)
     clock.seconds += 1
-    async with quotas.held(prompt("a", "x" * 1000), lambda: None):
+    async with quotas.held(prompt("a", "x" * 1000), list):
         pass
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from parley.chat.events import Usage
     from parley.chat.messages import Prompt
@@ -66,8 +66,8 @@ class Quotas:
         self._usual_stay_s = usual_stay_s
 
     @asynccontextmanager
-    async def held(self, prompt: Prompt, usage: Callable[[], Usage | None]) -> AsyncIterator[None]:
-        """Hold what a reply may take; `usage` tells at its end what it did, or `None` where no model answered.
+    async def held(self, prompt: Prompt, costs: Callable[[], Sequence[Usage]]) -> AsyncIterator[None]:
+        """Hold what a reply may take; `costs` tells at its end what each model has cost that began to answer.
 
         Raises:
             ChatError: where there is not enough left.
@@ -86,11 +86,11 @@ class Quotas:
             self._at_once[caller] -= 1
             if not self._at_once[caller]:
                 del self._at_once[caller]
-            used = usage()
-            if self._requests and used is None:
+            usages = costs()
+            if self._requests and not usages:
                 self._requests.take(caller, -1)
             if self._tokens:
-                self._tokens.take(_ALL, _spent(used, estimate) - held)
+                self._tokens.take(_ALL, sum(_spent(usage, estimate) for usage in usages) - held)
 
     def _check(self, caller: str, tokens: int) -> None:
         waits_s = {
@@ -123,7 +123,5 @@ def _estimate(prompt: Prompt) -> int:
     return math.ceil(sum(len(message.content.encode()) for message in prompt.messages) / _BYTES_PER_TOKEN)
 
 
-def _spent(usage: Usage | None, estimate: int) -> int:
-    if usage is None:
-        return 0
+def _spent(usage: Usage, estimate: int) -> int:
     return (estimate if usage.input_tokens is None else usage.input_tokens) + (usage.output_tokens or 0)

@@ -171,10 +171,6 @@ class Run:
             return Usage.estimate(self.deltas)
         return NO_USAGE
 
-    def cost(self) -> Usage | None:
-        """Return what is known of the cost; `None` where no model has begun to answer."""
-        return self.best_usage() if self.is_answered else None
-
     def _tell(self) -> None:
         """Wake who waits for text; an `asyncio.Event` would cost twice as much for each."""
         if self._taker is not None and not self._taker.done():

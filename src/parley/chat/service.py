@@ -27,6 +27,7 @@ from parley.chat.events import (
 )
 from parley.chat.quotas import Quotas
 from parley.chat.run import Run
+from parley.chat.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -105,22 +106,21 @@ class ChatService:
         Closing the generator, or cancelling the task that waits on it, stops the model and closes its connection.
         What the reply cost is bound to the request's log line, however it ended.
         """
-        stopwatch = _Stopwatch()
+        stopwatch = Stopwatch()
         end = stopwatch.started + prompt.timeout_s
         provider, run = self._providers[0], Run(self._settings, end)
+        runs: list[Run] = []
         failure: ChatError | None = None
-        earlier_attempts = 0
         try:
             try:
                 self._refuse_while_draining()
-                # It is the last run's cost that counts, which is not made yet.
-                async with self._quotas.held(prompt, lambda: run.cost()), self._admission.place(end):  # noqa: PLW0108
-                    stopwatch.admitted = stopwatch.now()
+                async with self._quotas.held(prompt, lambda: _costs(runs)), self._admission.place(end):
+                    stopwatch.admit()
                     self._refuse_while_draining()
                     yield ReplyAdmitted()
                     for provider in self._providers:
-                        earlier_attempts += run.attempts
                         run, failure = Run(self._settings, end), None
+                        runs.append(run)
                         try:
                             async with self._running(prompt, provider, run):
                                 while (text := await run.take()) is not None:
@@ -150,13 +150,13 @@ class ChatService:
                     yield ReplyStarted(provider.model_name)
                 yield ReplyFinished(finish_reason=run.finish_reason, usage=run.best_usage(), timing=timing)
         finally:
-            usage = run.best_usage()
+            usage, attempts = run.best_usage(), sum(run.attempts for run in runs)
             structlog.contextvars.bind_contextvars(
-                model=provider.model_name if earlier_attempts + run.attempts else None,
-                attempts=earlier_attempts + run.attempts,
-                is_fallback=provider is not self._providers[0] if earlier_attempts + run.attempts else None,
+                model=provider.model_name if attempts else None,
+                attempts=attempts,
+                is_fallback=provider is not self._providers[0] if attempts else None,
                 finish_reason=run.finish_reason,
-                queue_ms=stopwatch.queue_ms(),
+                queue_ms=stopwatch.queue_ms,
                 first_token_ms=stopwatch.timing().first_token_ms,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
@@ -217,38 +217,14 @@ class ChatService:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _costs(runs: Sequence[Run]) -> list[Usage]:
+    """Return what is known of the cost of each run whose model had begun to answer."""
+    return [run.best_usage() for run in runs if run.is_answered]
+
+
 def _note_failure(run: Run, asking: asyncio.Task[None]) -> None:
     """Close the run where openai-agents ended without a text; else the model closes it, at the answer's end."""
     if asking.cancelled():
         run.close()
     elif (error := asking.exception()) is not None:
         run.close(error)
-
-
-class _Stopwatch:
-    """The timing of one reply."""
-
-    def __init__(self) -> None:
-        self.now = asyncio.get_running_loop().time
-        self.started = self.now()
-        self.admitted: float | None = None
-        self.first_token: float | None = None
-        self._last_text = 0.0
-
-    def text(self) -> float | None:
-        """Note that a text has come; return the seconds since the one before, if there was any."""
-        now = self.now()
-        gap_s = None if self.first_token is None else now - self._last_text
-        if self.first_token is None:
-            self.first_token = now
-        self._last_text = now
-        return gap_s
-
-    def queue_ms(self) -> int:
-        """Return the milliseconds that the prompt has waited for its turn."""
-        return round(((self.now() if self.admitted is None else self.admitted) - self.started) * 1000)
-
-    def timing(self) -> Timing:
-        """Return the milliseconds so far."""
-        first_token_ms = None if self.first_token is None else round((self.first_token - self.started) * 1000)
-        return Timing(first_token_ms=first_token_ms, total_ms=round((self.now() - self.started) * 1000))

@@ -54,7 +54,7 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None
     chunks: Annotated[_Count | None, Meta(description="Of the stream.")] = None
-    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn.")] = None
+    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn that came.")] = None
     first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")] = None
     model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")] = None
     is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")] = None

@@ -1,34 +1,66 @@
-"""Owns the page that shows the contract: Swagger UI, from files that are installed with Parley and not from a CDN."""
+"""Owns where the contract is served: as a page, from files that are installed and not from a CDN, as JSON, as YAML."""
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from litestar.openapi.plugins import SwaggerRenderPlugin
+import msgspec
+import yaml
+from litestar import Response, Router
+from litestar.exceptions import NotFoundException
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin, YamlRenderPlugin
 from litestar.static_files import create_static_files_router
 
 if TYPE_CHECKING:
-    from litestar import Router
+    from litestar import Request
+    from litestar.openapi.plugins import OpenAPIRenderPlugin
 
+_PATH: Final = "/schema"
 _FILES: Final = "/swagger-ui"
 
 
-def page(path: str) -> SwaggerRenderPlugin:
-    """Return the page, for this path."""
-    files = path + _FILES
-    return SwaggerRenderPlugin(
+def router() -> Router:
+    """Return the router of all that is below /schema."""
+    files = [create_static_files_router(_FILES, [folder]) for folder in _folders()]
+    return Router(_PATH, route_handlers=files, after_request=_refuse_unknown, include_in_schema=False)
+
+
+def plugins() -> list[OpenAPIRenderPlugin]:
+    """Return what renders the document; the first of them at /schema itself."""
+    files = _PATH + _FILES
+    page = SwaggerRenderPlugin(
         path="/",
         js_url=f"{files}/js/swagger-ui-bundle.js",
         standalone_preset_js_url=f"{files}/js/swagger-ui-standalone-preset.js",
         css_url=f"{files}/css/swagger-ui.css",
         favicon=f'<link rel="icon" href="{files}/images/swagger.svg">',
     )
+    return [*([page] if _folders() else []), JsonRenderPlugin(path="/openapi.json"), _Yaml(path="/openapi.yaml")]
 
 
-def file_routers() -> list[Router]:
-    """Return the router of the page's files, if they are there: the dependency group `docs` brings them."""
+def as_yaml(document: dict[str, Any]) -> str:
+    """Return the document as YAML in its own order; Litestar would sort it."""
+    return yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Yaml(YamlRenderPlugin):
+    """The document as YAML, as it is in the file."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002  # Litestar passes it
+        return as_yaml(openapi_schema).encode()
+
+
+def _folders() -> list[Path]:
+    """Return where the page's files are, if they are there: the dependency group `docs` brings them."""
     package = find_spec("flask_openapi3_swagger")  # found, not imported: its Python part wants Flask
-    folders = (package.submodule_search_locations if package else None) or []
-    return [create_static_files_router(_FILES, [Path(folder, "templates", "swagger")]) for folder in folders]
+    return [Path(folder, "templates", "swagger") for folder in (package and package.submodule_search_locations) or []]
+
+
+def _refuse_unknown(response: Response[Any]) -> Response[Any]:
+    # Litestar has a web page of its own for unknown paths below /schema.
+    if response.status_code == HTTPStatus.NOT_FOUND:
+        raise NotFoundException
+    return response

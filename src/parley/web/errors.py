@@ -70,15 +70,20 @@ class ClientDisconnectedError(Exception):
 def _respond(
     request: Request[Any, Any, Any], error: ChatError, headers: Mapping[str, str] | None = None
 ) -> Response[ErrorResponse]:
-    structlog.contextvars.bind_contextvars(
-        outcome="failed", error_code=error.code, reason=error.reason, upstream_status=error.upstream_status
-    )
+    note_failure(error)
     body = ErrorResponse.of(error, request.state.correlation_id)
     return Response(
         body,
         status_code=STATUS[error.code],
         media_type="application/json",
         headers={**(headers or {}), **headers_of(body)},
+    )
+
+
+def note_failure(error: ChatError) -> None:
+    """Say in the request's log line that it failed, and by what."""
+    structlog.contextvars.bind_contextvars(
+        outcome="failed", error_code=error.code, reason=error.reason, upstream_status=error.upstream_status
     )
 
 

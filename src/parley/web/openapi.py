@@ -1,4 +1,4 @@
-"""Owns the contract: what the OpenAPI document says of the operations and their shapes, and where it is served."""
+"""Owns the contract: what the OpenAPI document says of the operations and their shapes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-import yaml
-from litestar import Response, Router
-from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import (
     Components,
     Example,
@@ -46,7 +42,6 @@ from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from litestar import Request
     from litestar._openapi.schema_generation import SchemaCreator
 
 _PUBLISHED: Final[dict[str, Any]] = {
@@ -203,28 +198,8 @@ def _typed(schema: Any) -> Any:
             return schema
 
 
-def _refuse_unknown(response: Response[Any]) -> Response[Any]:
-    # Litestar has a web page of its own for unknown paths below /schema.
-    if response.status_code == HTTPStatus.NOT_FOUND:
-        raise NotFoundException
-    return response
-
-
-class _Yaml(YamlRenderPlugin):
-    """The document as YAML, as it is in the file."""
-
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002  # Litestar passes it
-        return as_yaml(openapi_schema).encode()
-
-
-def as_yaml(document: dict[str, Any]) -> str:
-    """Return the document as YAML in its own order; Litestar would sort it."""
-    return yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False, allow_unicode=True, width=120)
-
-
 def openapi_config() -> OpenAPIConfig:
     """Return the configuration: a page at /schema, the document at /schema/openapi.json and /schema/openapi.yaml."""
-    path, files = "/schema", docs.file_routers()
     return OpenAPIConfig(
         title="Parley",
         version=version("parley"),
@@ -244,10 +219,6 @@ def openapi_config() -> OpenAPIConfig:
             Tag("health", "What an orchestrator asks."),
         ],
         use_handler_docstrings=True,
-        openapi_router=Router(path, route_handlers=files, after_request=_refuse_unknown, include_in_schema=False),
-        render_plugins=[
-            *([docs.page(path)] if files else []),
-            JsonRenderPlugin(path="/openapi.json"),
-            _Yaml(path="/openapi.yaml"),
-        ],
+        openapi_router=docs.router(),
+        render_plugins=docs.plugins(),
     )

@@ -13,7 +13,7 @@ from litestar.response import ServerSentEvent
 from litestar.response.streaming import ASGIStreamingResponse
 
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyStarted, ReplyText
-from parley.web.errors import ClientDisconnectedError
+from parley.web.errors import ClientDisconnectedError, note_failure
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
@@ -48,12 +48,7 @@ def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: i
             structlog.contextvars.bind_contextvars(outcome="completed")
             return DoneChunk(seq=seq, finish_reason=event.finish_reason, usage=event.usage, timing=event.timing)
         case ReplyFailed():
-            structlog.contextvars.bind_contextvars(
-                outcome="failed",
-                error_code=event.error.code,
-                reason=event.error.reason,
-                upstream_status=event.error.upstream_status,
-            )
+            note_failure(event.error)
             return ErrorChunk(seq=seq, error=ErrorResponse.of(event.error, correlation_id), usage=event.usage)
 
 
