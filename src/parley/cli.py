@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from parley.settings import Settings, SettingsError, unknown_variables
+from parley.environment import SettingsError, settings_from, unknown_variables
 from parley.telemetry.workers import counting_together
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key
         environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
     try:
-        settings = Settings.from_environment(environment)
+        settings = settings_from(environment)
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR

@@ -18,8 +18,8 @@ from anyio.from_thread import start_blocking_portal
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
+from parley.environment import settings_from
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider
-from parley.settings import Settings
 from parley.telemetry import logs
 from parley.telemetry.metrics import metrics
 from parley.telemetry.workers import forget_the_dead
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from litestar import Litestar
+
+    from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -64,7 +66,7 @@ def create_app_from_environment() -> Litestar:
     forget_the_dead()
     embedded = os.environ.get(_EMBEDDED)
     address = msgspec.json.decode(embedded, type=Address) if embedded else None
-    return _create_app(Settings.from_environment(os.environ), address)
+    return _create_app(settings_from(os.environ), address)
 
 
 def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar:

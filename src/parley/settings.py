@@ -1,20 +1,15 @@
-"""Owns the settings: what an operator may set, read once from the environment."""
+"""Owns the settings: what an operator may set, what values are allowed, and which do not go together."""
 
 from __future__ import annotations
 
-import difflib
 from ipaddress import ip_network
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta, inspect
+from msgspec import Meta
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-_PREFIX = "PARLEY_"
-_USUAL = ("openai_", "otel_")
+    from collections.abc import Iterator
 
 # No server's ceiling can be higher.
 LONGEST_S: Final = 3600
@@ -44,10 +39,6 @@ _Address = Annotated[
         extra={"allowed": "an http:// or https:// address without user, query or fragment"},
     ),
 ]
-
-
-class SettingsError(Exception):
-    """The environment holds a value that Parley cannot start with; the message has one line for each."""
 
 
 class Secret:
@@ -199,42 +190,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return self.otel_exporter_otlp_traces_endpoint
         return self.otel_exporter_otlp_traces_endpoint or f"{self.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read the settings; an empty variable counts as unset.
-
-        Raises:
-            SettingsError: with a line for each wrong value; a secret's value is never part of it.
-        """
-        values: dict[str, Any] = {}
-        problems: list[str] = []
-        for variable in variables():
-            text = environment.get(variable.name, "")
-            if not text:
-                continue
-            try:
-                text.encode()  # what is not UTF-8 in the environment could not be sent on
-                values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
-            except (msgspec.ValidationError, UnicodeEncodeError):
-                # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
-                is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint"))
-                shown = "its value" if is_private else repr(text[:100])
-                problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
-        try:
-            values["api_keys"] = _with_keys_of_file(values.get("api_keys"), values.get("api_keys_file"))
-        except (OSError, ValueError):  # a file that is not UTF-8, too
-            problems.append(f"PARLEY_API_KEYS_FILE: {values['api_keys_file']} cannot be read.")
-        settings = cls(**values)
-        problems += settings._conflicts()
-        if problems:
-            raise SettingsError("\n".join(problems))
-        return settings
-
     def keys(self) -> list[str]:
         """Return the keys that callers may send; where there are none, nobody needs one."""
         return [key for key in (self.api_keys.reveal() if self.api_keys else "").split(",") if key]
 
-    def _conflicts(self) -> Iterator[str]:
+    def conflicts(self) -> Iterator[str]:
+        """Yield a line for each thing that the settings cannot be together."""
         if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
             yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
         for network in self.trusted_proxies.split(",") if self.trusted_proxies else ():
@@ -258,76 +219,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"PARLEY_MODEL: not set, but {given} chooses an upstream; set it to a model the upstream serves, "
                 f"or unset {given} to use the embedded model."
             )
-
-
-class Variable(NamedTuple):
-    """One setting as the operator sees it."""
-
-    name: str
-    field: str
-    type: Any
-    default: object
-    allowed: str
-    description: str
-
-
-def variables() -> Iterator[Variable]:
-    """Yield each setting with its variable's name, type, default, what it may hold, and what it is for."""
-    described = inspect.type_info(Settings)
-    assert isinstance(described, inspect.StructType)  # noqa: S101  # narrows the type for mypy
-    annotations = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    for field in described.fields:
-        name = field.name.upper() if field.name.startswith(_USUAL) else _PREFIX + field.name.upper()
-        schema = field.type.extra_json_schema or {} if isinstance(field.type, inspect.Metadata) else {}
-        yield Variable(
-            name,
-            field.name,
-            annotations[field.name],
-            field.default,
-            _allowed(field.type),
-            schema.get("description", ""),
-        )
-
-
-def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each PARLEY_ variable that is no setting, with the setting that was probably meant."""
-    known = {variable.name.removeprefix(_PREFIX): variable.name for variable in variables()}
-    for name in sorted(environment):
-        if name.startswith(_PREFIX) and name not in known.values():
-            meant = difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1)
-            yield name, known[meant[0]] if meant else None
-
-
-def _with_keys_of_file(keys: Secret | None, path: str | None) -> Secret | None:
-    if path is None:
-        return keys
-    return Secret(",".join([*([keys.reveal()] if keys else []), *Path(path).read_text().split()]))
-
-
-def _decode(kind: type, value: object) -> object:
-    text = str(value)
-    if kind is not Secret or not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError  # it could not be sent in a header; msgspec makes this a ValidationError
-    return Secret(text)
-
-
-def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
-    match kind:
-        case inspect.Metadata(extra={"allowed": str(allowed)}):
-            return allowed
-        case inspect.Metadata():
-            return _allowed(kind.type)
-        case inspect.UnionType():
-            return next(_allowed(member) for member in kind.types if not isinstance(member, inspect.NoneType))
-        case inspect.IntType():
-            return f"a whole number from {kind.ge} to {kind.le}"
-        case inspect.FloatType():
-            return f"a number {f'from {kind.ge:g}' if kind.gt is None else f'above {kind.gt:g}, up'} to {kind.le:g}"
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.LiteralType():
-            return "one of " + ", ".join(map(str, kind.values))
-        case inspect.CustomType():
-            return "printable ASCII without blanks"
-        case _:
-            return "any text in UTF-8"

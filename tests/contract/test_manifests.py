@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from parley.settings import Settings, variables
+from parley.environment import settings_from, variables
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 MANIFESTS = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
@@ -36,7 +36,7 @@ def test_a_pod_is_given_the_time_to_drain() -> None:
     pod = read("deployment.yaml")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
-    settings = Settings.from_environment(environment)
+    settings = settings_from(environment)
     waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > waits + settings.drain_timeout_s + 10
     assert set(environment) <= {variable.name for variable in variables()}

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 
 from parley.contract import contract
-from parley.settings import Variable, variables
+from parley.environment import Variable, variables
 from parley.telemetry.request_log import RequestLog
 from tests.support.contract import read
 

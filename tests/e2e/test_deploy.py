@@ -11,7 +11,7 @@ import anyio
 import pytest
 import yaml
 
-from parley.settings import variables
+from parley.environment import variables
 from tests.support.canaries import CANARY_KEY
 from tests.support.faults import pause, show_named_fault
 from tests.support.installed import need

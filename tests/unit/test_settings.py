@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from parley.settings import Secret, Settings, SettingsError, unknown_variables, variables
+from parley.environment import SettingsError, settings_from, unknown_variables, variables
+from parley.settings import Secret, Settings
 from tests.support.canaries import CANARY, CANARY_KEY
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ UPSTREAM = {"OPENAI_BASE_URL": "http://localhost:1234/v1", "PARLEY_MODEL": "some
 def problems(**environment: str) -> list[str]:
     """Return the lines in which these variables are refused."""
     with pytest.raises(SettingsError) as caught:
-        Settings.from_environment(environment)
+        settings_from(environment)
     return str(caught.value).splitlines()
 
 
 def test_nothing_has_to_be_set() -> None:
     """Then the embedded model serves."""
-    settings = Settings.from_environment({})
+    settings = settings_from({})
     assert settings == Settings()
     assert settings.embedded
 
@@ -74,7 +75,7 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://other:4318/v1/traces",
     }
-    settings = Settings.from_environment(environment)
+    settings = settings_from(environment)
     assert settings.openai_api_key is not None
     assert settings.openai_api_key.reveal() == CANARY_KEY
     assert settings.fallback_api_key is not None
@@ -117,7 +118,7 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         otel_exporter_otlp_endpoint="http://collector:4318/",
         otel_exporter_otlp_traces_endpoint="http://other:4318/v1/traces",
     )
-    assert Settings.from_environment({"PARLEY_MODEL_PATH": "a.gguf"}).model_path == "a.gguf"
+    assert settings_from({"PARLEY_MODEL_PATH": "a.gguf"}).model_path == "a.gguf"
     assert {*environment, "PARLEY_MODEL_PATH"} == {variable.name for variable in variables()}
 
 
@@ -135,7 +136,7 @@ def test_traces_go_where_opentelemetrys_own_variables_say() -> None:
 
 def test_an_empty_variable_is_as_good_as_none() -> None:
     """Compose files and manifests pass them on so."""
-    assert Settings.from_environment(dict.fromkeys([variable.name for variable in variables()], "")) == Settings()
+    assert settings_from(dict.fromkeys([variable.name for variable in variables()], "")) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_origins_that_no_browser_would_send_are_refused(origins: str) -> None:
 )
 def test_origins_that_a_browser_sends_are_taken(origins: str) -> None:
     """As they are."""
-    assert Settings.from_environment({"PARLEY_CORS_ORIGINS": origins}).cors_origins == origins
+    assert settings_from({"PARLEY_CORS_ORIGINS": origins}).cors_origins == origins
 
 
 def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) -> None:
@@ -255,6 +256,17 @@ def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) ->
     assert "guessable" not in line
     (line,) = problems(PARLEY_API_KEYS_FILE=str(tmp_path / "none"))
     assert line == f"PARLEY_API_KEYS_FILE: {tmp_path / 'none'} cannot be read."
+
+
+@pytest.mark.parametrize(
+    "content", [f"{CANARY_KEY},{CANARY_KEY}2", "é" * 20, b"\xff" * 20], ids=["comma", "é", "bytes"]
+)
+def test_a_file_of_keys_is_read_as_strictly_as_the_variable(tmp_path: Path, content: str | bytes) -> None:
+    """Two keys on a line would each open; what cannot be sent in a header would never."""
+    path = tmp_path / "keys"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (line,) = problems(PARLEY_API_KEYS_FILE=str(path))
+    assert line.startswith(f"PARLEY_API_KEYS_FILE: {path} holds more than keys")
 
 
 @pytest.mark.parametrize("proxies", ["*", "10.0.0.1/8", "10.0.0.0/33", "haproxy", "10.0.0.1,"])

@@ -1,0 +1,134 @@
+"""Owns the environment: reads the settings from its variables, and tells of each what an operator has to know."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import inspect
+
+from parley.settings import Secret, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_PREFIX: Final = "PARLEY_"
+_USUAL: Final = ("openai_", "otel_")
+
+
+class SettingsError(Exception):
+    """The environment holds a value that Parley cannot start with; the message has one line for each."""
+
+
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """Read the settings; an empty variable counts as unset.
+
+    Raises:
+        SettingsError: with a line for each wrong value; a secret's value is never part of it.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for variable in variables():
+        text = environment.get(variable.name, "")
+        if not text:
+            continue
+        try:
+            text.encode()  # what is not UTF-8 in the environment could not be sent on
+            values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
+        except (msgspec.ValidationError, UnicodeEncodeError):
+            # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
+            is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint"))
+            shown = "its value" if is_private else repr(text[:100])
+            problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
+    if path := values.get("api_keys_file"):
+        try:
+            values["api_keys"] = _with_keys_of_file(values.get("api_keys"), path)
+        except OSError:
+            problems.append(f"PARLEY_API_KEYS_FILE: {path} cannot be read.")
+        except ValueError:
+            problems.append(
+                f"PARLEY_API_KEYS_FILE: {path} holds more than keys: printable ASCII, one a line, no commas."
+            )
+    settings = Settings(**values)
+    problems += settings.conflicts()
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+class Variable(NamedTuple):
+    """One setting as the operator sees it."""
+
+    name: str
+    field: str
+    type: Any
+    default: object
+    allowed: str
+    description: str
+
+
+def variables() -> Iterator[Variable]:
+    """Yield each setting with its variable's name, type, default, what it may hold, and what it is for."""
+    described = inspect.type_info(Settings)
+    assert isinstance(described, inspect.StructType)  # noqa: S101  # narrows the type for mypy
+    annotations = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    for field in described.fields:
+        name = field.name.upper() if field.name.startswith(_USUAL) else _PREFIX + field.name.upper()
+        schema = field.type.extra_json_schema or {} if isinstance(field.type, inspect.Metadata) else {}
+        yield Variable(
+            name,
+            field.name,
+            annotations[field.name],
+            field.default,
+            _allowed(field.type),
+            schema.get("description", ""),
+        )
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each PARLEY_ variable that is no setting, with the setting that was probably meant."""
+    known = {variable.name.removeprefix(_PREFIX): variable.name for variable in variables()}
+    for name in sorted(environment):
+        if name.startswith(_PREFIX) and name not in known.values():
+            meant = difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1)
+            yield name, known[meant[0]] if meant else None
+
+
+def _with_keys_of_file(keys: Secret | None, path: str) -> Secret:
+    lines = Path(path).read_text("utf-8-sig").split()
+    for line in lines:
+        if "," in line:
+            raise ValueError  # it would be two keys
+        _decode(Secret, line)
+    return Secret(",".join([*([keys.reveal()] if keys else []), *lines]))
+
+
+def _decode(kind: type, value: object) -> object:
+    text = str(value)
+    if kind is not Secret or not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError  # it could not be sent in a header; msgspec makes this a ValidationError
+    return Secret(text)
+
+
+def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
+    match kind:
+        case inspect.Metadata(extra={"allowed": str(allowed)}):
+            return allowed
+        case inspect.Metadata():
+            return _allowed(kind.type)
+        case inspect.UnionType():
+            return next(_allowed(member) for member in kind.types if not isinstance(member, inspect.NoneType))
+        case inspect.IntType():
+            return f"a whole number from {kind.ge} to {kind.le}"
+        case inspect.FloatType():
+            return f"a number {f'from {kind.ge:g}' if kind.gt is None else f'above {kind.gt:g}, up'} to {kind.le:g}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.LiteralType():
+            return "one of " + ", ".join(map(str, kind.values))
+        case inspect.CustomType():
+            return "printable ASCII without blanks"
+        case _:
+            return "any text in UTF-8"
