@@ -76,7 +76,7 @@ image-slim *options:
 podman *options: image
     #!/usr/bin/env bash
     set -euo pipefail
-    keys=(OPENAI_API_KEY PARLEY_API_KEYS PARLEY_FALLBACK_API_KEY)
+    keys=(OPENAI_API_KEY PARLEY_API_KEYS PARLEY_FALLBACK_API_KEY PARLEY_METRICS_KEY)
     forget() { podman secret rm "${keys[@]/#/parley-}" &> /dev/null || true; }
     forget
     trap forget EXIT

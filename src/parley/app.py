@@ -61,7 +61,8 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController, MetricsController], guards=[KeyGuard(settings.keys())]),
+            Router("/", route_handlers=[ChatController], guards=[KeyGuard(settings.keys())]),
+            Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
             HealthController,
         ],
         dependencies={
@@ -79,8 +80,10 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
 
 def _described(settings: Settings, providers: Sequence[Provider]) -> dict[str, object]:
-    """Tell an operator what serves, and within which limits."""
+    """Tell an operator what serves, where, and within which limits."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
+        "url": f"http://{host}:{settings.port}",
         "version": version("parley"),
         "models": [provider.model_name for provider in providers],
         "is_embedded": settings.embedded,

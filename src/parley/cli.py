@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from contextlib import nullcontext
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from parley.environment import SettingsError, settings_from, unknown_variables
-from parley.telemetry.workers import counting_together
+from parley.telemetry.workers import counting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         host = f"[{host}]" if ":" in host else host
         url = options.url or f"http://{host}:{settings.port}"
         return terminal.chat(url, next(iter(settings.keys()), None), " ".join(options.message))
-    with counting_together() if settings.workers > 1 else nullcontext():
+    for number in (signal.SIGTERM, signal.SIGINT):  # while it starts; the first process of a container would hear none
+        signal.signal(number, _end)
+    with counting(settings.workers):
         from parley import server  # noqa: PLC0415
 
         server.serve(settings, unknown_variables(environment))
     return 0
+
+
+def _end(*_: object) -> None:
+    sys.exit(0)
 
 
 def _health(host: str, port: int, question: str) -> int:

@@ -72,8 +72,9 @@ class Connection(H11Protocol):
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        if (cycle := self._cycle()) is not None:
+        if (cycle := self._cycle()) is not None and not cycle.response_complete:
             cycle.disconnected = True  # who serves the request that this is part of has nobody left to answer
+            return  # and leaves its line
         request_log.write(
             RequestLog(
                 correlation_id=correlation_id,

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 LONGEST_S: Final = 3600
 MOST_OUTPUT_TOKENS: Final = 1_000_000
 
-_SHORTEST_KEY = 16
+_SHORTEST_KEY: Final = 16
+_TOO_SHORT: Final = f"has less than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
 
 _Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
@@ -136,6 +137,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Keys that callers may send, with commas between them. Unset: nobody needs one."),
     ] = None
     api_keys_file: Annotated[str | None, Meta(description="A file with such keys, one a line.")] = None
+    metrics_key: Annotated[
+        Secret | None, Meta(description="The key to `/metrics`, and to nothing else. Unset: any of the callers' keys.")
+    ] = None
     trusted_proxies: Annotated[
         _Name | None,
         Meta(
@@ -147,7 +151,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Requests a minute that each caller may send: each key, or without keys each address."),
     ] = None
     max_streams_per_caller: Annotated[
-        Annotated[int, Meta(ge=1, le=100_000)] | None, Meta(description="Answers made at once for each caller.")
+        Annotated[int, Meta(ge=1, le=100_000)] | None,
+        Meta(description="Answers made, or waited for, at once for each caller."),
     ] = None
     tokens_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
@@ -194,10 +199,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return the keys that callers may send; where there are none, nobody needs one."""
         return [key for key in (self.api_keys.reveal() if self.api_keys else "").split(",") if key]
 
+    def metrics_keys(self) -> list[str]:
+        """Return the keys to the metrics; where there are none, nobody needs one."""
+        return self.keys() if self.metrics_key is None else [self.metrics_key.reveal()]
+
     def conflicts(self) -> Iterator[str]:
         """Yield a line for each thing that the settings cannot be together."""
-        if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
-            yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
+        yield from self._conflicts_of_callers()
+        yield from self._conflicts_of_models()
+
+    def _conflicts_of_callers(self) -> Iterator[str]:
         for network in self.trusted_proxies.split(",") if self.trusted_proxies else ():
             try:
                 ip_network(network)
@@ -206,7 +217,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.api_keys is not None and not self.keys():
             yield "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
         if any(len(key) < _SHORTEST_KEY for key in self.keys()):
-            yield f"PARLEY_API_KEYS: a key has less than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
+            yield f"PARLEY_API_KEYS: a key {_TOO_SHORT}"
+        if self.metrics_key and len(self.metrics_key.reveal()) < _SHORTEST_KEY:
+            yield f"PARLEY_METRICS_KEY: it {_TOO_SHORT}"
+
+    def _conflicts_of_models(self) -> Iterator[str]:
+        if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
+            yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
         if self.embedded:
             if self.fallback_model and not self.fallback_base_url and not self.fallback_api_key:
                 yield "PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it; set it too."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,11 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
+from parley.chat.watch import Untraced
+from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
+from parley.settings import Settings
+from parley.telemetry.metrics import metrics
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.process import command, parley, watched
@@ -199,6 +204,14 @@ async def test_a_model_that_dies_is_started_again(model_path: Path) -> None:
         assert "Paris" in (await complete(client, **FRANCE)).text
 
 
+async def test_a_model_whose_process_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other that cannot start."""
+    monkeypatch.setattr(sys, "executable", "/none")
+    with pytest.raises(EmbeddedModelError, match="its process cannot be made: No such file or directory"):
+        async with EmbeddedProvider(Settings(), metrics(), Untraced()):
+            pass
+
+
 async def test_a_model_that_hangs_is_not_ready() -> None:
     """Its port still takes connections."""
     async with parley() as served, served.client() as client:
@@ -223,7 +236,7 @@ async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> 
                     served.process.send_signal(number)
             if number is not signal.SIGKILL:
                 served.process.send_signal(number)
-            assert await served.wait() == (0 if number is signal.SIGINT else -number)
+            assert await served.wait() == (-number if number is signal.SIGKILL else 0)
             with anyio.fail_after(10):
                 await gone.wait()
 

@@ -19,6 +19,7 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from tests.support.canaries import Canaries
+from tests.support.collector import Collector
 from tests.support.hostile import CALLERS, ODD, OPERATIONS, bytes_of_requests, chat, headers, requests, scripts
 from tests.support.process import arguments, parley
 from tests.support.upstream import respond
@@ -85,7 +86,7 @@ class Proof:
         proxy = self._upstream.url.removesuffix("/v1").replace("://", f"://user:{self.canaries['the proxy password']}@")
         return {
             "HTTP_PROXY": proxy,
-            "NO_PROXY": "",
+            "NO_PROXY": "127.0.0.1",
             "OPENAI_BASE_URL": f"http://first.example/{self.canaries['the base URL']}/v1",
             "OPENAI_API_KEY": self.canaries["the key"],
             "PARLEY_MODEL": "first",
@@ -94,6 +95,7 @@ class Proof:
             "PARLEY_FALLBACK_MODEL": "second",
             "PARLEY_SYSTEM_PROMPT": self.canaries["the system prompt"] + ODD,
             "PARLEY_API_KEYS": ",".join(self.canaries[caller] for caller in CALLERS),
+            "PARLEY_METRICS_KEY": self.canaries["the key to the metrics"],
             "PARLEY_TRUSTED_PROXIES": "127.0.0.1",
             "PARLEY_CORS_ORIGINS": "https://app.example",
             "PARLEY_RETRIES": "1",
@@ -107,13 +109,14 @@ class Proof:
             **more,
         }
 
-    async def run(self, level: str, log_format: str) -> None:
+    async def run(self, level: str, log_format: str, collector: Collector) -> None:
         """Drive one Parley with all that there is, until it has ended."""
         variables = self.variables(PARLEY_LOG_LEVEL=level, PARLEY_LOG_FORMAT=log_format)
-        variables |= LOUD if level == "debug" else {}
+        variables |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, **(LOUD if level == "debug" else {})}
         async with parley(**variables) as served, served.client() as client:
             await _at_once(self._jobs(client))
-            await self.ask(client, "GET", "/metrics", {})
+            key = {"headers": {"Authorization": f"Bearer {self.canaries['the key to the metrics']}"}}
+            await self.ask(client, "GET", "/metrics", key)
             self.look_at_arguments(served)
             await self._overload_and_stop(served, client)
         self.look_at_output(served, log_format)
@@ -236,11 +239,14 @@ async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
 
     async def run(level: str, log_format: str) -> None:
         async with at_once:
-            await proof.run(level, log_format)
+            await proof.run(level, log_format, collector)
 
-    async with anyio.create_task_group() as group:
+    async with Collector() as collector, anyio.create_task_group() as group:
         for level, log_format in RUNS:
             group.start_soon(run, level, log_format)
+    for exchange in collector.exchanges:
+        proof.look("what goes to the collector of traces", f"{exchange.headers} {exchange.body.decode('latin-1')}")
+    assert {span.attributes.get("parley.outcome") for span in collector.spans("server")} >= {"completed", "failed"}
     assert proof.leaks == set()
     assert proof.codes == set(ErrorCode) - {ErrorCode.INTERNAL}
     record_property("privacy", f"{len(proof.canaries.places)} canaries in as many places")
@@ -252,7 +258,7 @@ async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
 
 
 async def test_nothing_is_in_the_arguments_of_the_processes_that_parley_starts(upstream: ScriptedUpstream) -> None:
-    """The embedded model gets its key, which nobody else may know, by standard input; workers by their environment."""
+    """The embedded model gets its key, which nobody else may know, by standard input; workers by a pipe."""
     proof = Proof(upstream)
     variables = proof.variables(OPENAI_BASE_URL="", OPENAI_API_KEY="", PARLEY_WORKERS="2")
     async with parley(**variables) as served, served.client() as client:

@@ -82,6 +82,18 @@ async def test_without_one_of_the_keys_nobody_passes(
     assert upstream.exchanges == []
 
 
+async def test_the_metrics_may_have_a_key_of_their_own(make_settings: MakeSettings) -> None:
+    """Who watches need not be who may spend, nor the other way round."""
+    keys = {"metrics_key": Secret(OTHER_KEY)}
+    async with running(make_settings(api_keys=Secret(CANARY_KEY), **keys)) as client:
+        assert (await client.get("/metrics", headers=bearer(OTHER_KEY))).status_code == 200
+        assert problem(await client.get("/metrics", headers=bearer(CANARY_KEY))).code == "unauthorized"
+        assert problem(await client.post("/chat", json=REQUEST, headers=bearer(OTHER_KEY))).code == "unauthorized"
+    async with running(make_settings(**keys)) as client:
+        assert (await client.get("/metrics")).status_code == 401
+        await stream(client, REQUEST)
+
+
 async def test_probes_and_the_contract_need_no_key(guarded: httpx.AsyncClient) -> None:
     """Orchestrators have none, and the contract is no secret."""
     for path in ("/health/live", "/health/ready", "/schema", "/schema/openapi.json"):

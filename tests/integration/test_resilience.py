@@ -475,14 +475,18 @@ async def test_what_is_no_http_request_does_not_get_into_an_answer(
     assert refused.startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_request_that_stops_being_http_is_refused_once(make_settings: MakeSettings, logs: Logs) -> None:
-    """Whoever was about to answer it finds nobody, and that is not unexpected."""
+@pytest.mark.parametrize(("keys", "outcome"), [(None, "client_disconnected"), (Secret("k" * 16), "failed")])
+async def test_a_request_that_stops_being_http_is_refused_once(
+    make_settings: MakeSettings, logs: Logs, keys: Secret | None, outcome: str
+) -> None:
+    """Whoever was about to answer it finds nobody, and that is not unexpected; it leaves one line, like any other."""
     sent = CHAT.replace(b"Content-Length: 15", b"Transfer-Encoding: chunked") + b"no size\r\n"
-    async with running(make_settings(api_keys=Secret("k" * 16)), logs) as client:
+    async with running(make_settings(api_keys=keys), logs) as client:
         async with sending(client, sent) as (reader, _):
             with anyio.fail_after(10):
                 received = await reader.read()
-        await logs.line(number=2)  # that of the refusal, and that of who left
+        assert (await logs.line())["outcome"] == outcome
+    assert len(logs.lines("request")) == 1
     assert received.count(b"HTTP/1.1 ") == 1
     assert not any(line["level"] == "error" for line in map(json.loads, logs.getvalue().splitlines()))
 

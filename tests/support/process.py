@@ -90,7 +90,7 @@ async def read(stream: asyncio.StreamReader | None, logs: Logs) -> None:
 async def address(logs: Logs) -> str:
     """Wait for the line that says where it serves."""
     with anyio.fail_after(60):
-        while not (found := re.search(r"Uvicorn running on (http://\S+:\d+)", logs.getvalue())):
+        while not (found := re.search(r"url\b.{1,20}?(http://\S+?:\d+)", logs.getvalue())):
             await logs.written()
     return found[1]
 

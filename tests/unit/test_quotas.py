@@ -131,6 +131,17 @@ async def test_tokens_that_were_spent_beyond_the_budget_are_a_debt(clock: Clock)
         pass
 
 
+async def test_an_answer_costs_no_more_than_what_was_held_and_an_hour(clock: Clock) -> None:
+    """An upstream's absurd count must not close Parley until it is started anew."""
+    quotas = made(clock, tokens_per_minute=60)
+    async with quotas.held(prompt(), lambda: [Usage.estimate(1 << 53)]):
+        pass
+    assert await refused(quotas, prompt()) == ("tokens_per_minute", 3542)
+    clock.seconds += 3542
+    async with quotas.held(prompt(), list):
+        pass
+
+
 async def test_a_prompt_that_is_larger_than_the_budget_waits_for_all_of_it(clock: Clock) -> None:
     """It would wait for ever for more."""
     quotas = made(clock, tokens_per_minute=60)

@@ -48,6 +48,7 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "PARLEY_CORS_ORIGINS": "https://app.example,http://localhost:3000",
         "PARLEY_API_KEYS": f"{CANARY_KEY},{CANARY_KEY}2",
         "PARLEY_API_KEYS_FILE": str(keys),
+        "PARLEY_METRICS_KEY": f"{CANARY_KEY}4",
         "PARLEY_TRUSTED_PROXIES": "10.0.0.0/8,192.0.2.1",
         "PARLEY_REQUESTS_PER_MINUTE": "60",
         "PARLEY_MAX_STREAMS_PER_CALLER": "2",
@@ -81,7 +82,8 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     assert settings.fallback_api_key is not None
     assert settings.fallback_api_key.reveal() == CANARY_KEY
     assert settings.keys() == [CANARY_KEY, f"{CANARY_KEY}2", f"{CANARY_KEY}3"]
-    without_secrets = dict.fromkeys(("openai_api_key", "fallback_api_key", "api_keys"))
+    assert settings.metrics_keys() == [f"{CANARY_KEY}4"]
+    without_secrets = dict.fromkeys(("openai_api_key", "fallback_api_key", "api_keys", "metrics_key"))
     assert msgspec.structs.replace(settings, **without_secrets) == Settings(
         openai_base_url="https://example.com/v1",
         model="some-model",
@@ -253,6 +255,9 @@ def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) ->
     assert line == "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
     (line,) = problems(PARLEY_API_KEYS=f"{CANARY_KEY},guessable")
     assert line.startswith("PARLEY_API_KEYS: a key has less than 16 characters")
+    assert "guessable" not in line
+    (line,) = problems(PARLEY_METRICS_KEY="guessable")
+    assert line.startswith("PARLEY_METRICS_KEY: it has less than 16 characters")
     assert "guessable" not in line
     (line,) = problems(PARLEY_API_KEYS_FILE=str(tmp_path / "none"))
     assert line == f"PARLEY_API_KEYS_FILE: {tmp_path / 'none'} cannot be read."

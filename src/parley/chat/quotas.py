@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _MINUTE_S: Final = 60.0
 _BYTES_PER_TOKEN: Final = 4
+# Minutes of the budget that a reply may cost at most, beyond what was held for it: an upstream's absurd count must not
+# close Parley for good.
+_MOST_MINUTES: Final = 60
 # When so many callers are remembered, those are forgotten who may take all again.
 _MANY: Final = 10_000
 _ALL: Final = ""
@@ -90,7 +93,8 @@ class Quotas:
             if self._requests and not usages:
                 self._requests.take(caller, -1)
             if self._tokens:
-                self._tokens.take(_ALL, sum(_spent(usage, estimate) for usage in usages) - held)
+                spent = sum(_spent(usage, estimate) for usage in usages)
+                self._tokens.take(_ALL, min(spent - held, _MOST_MINUTES * self._tokens.per_minute))
 
     def _check(self, caller: str, tokens: int) -> None:
         waits_s = {

@@ -152,7 +152,7 @@ class EmbeddedProvider:
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
                 try:
                     child = await self._start()
-                except (EmbeddedModelError, OSError) as error:  # the old child is waited for again, and tried again
+                except EmbeddedModelError as error:  # the old child is waited for again, and tried again
                     _log.error("embedded_model_not_restarted", problem=type(error).__name__)
         finally:
             await self._close_upstream()
@@ -166,15 +166,18 @@ class EmbeddedProvider:
         """
         port = urllib.parse.urlsplit(self.address.url).port or 0
         order = Order(model_path=str(self.find_model()), api_key=self.address.api_key, port=port)
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "parley.providers.llama_server",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the server, which lets its streams end before it stops the child
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "parley.providers.llama_server",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the server, which lets its streams end before the child's
+            )
+        except OSError as error:
+            raise EmbeddedModelError(f"its process cannot be made: {error.strerror}, {_OR_UPSTREAM}") from error
         try:
             report = await _report(child, order)
         except BaseException:

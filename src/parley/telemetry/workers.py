@@ -15,8 +15,12 @@ _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @contextmanager
-def counting_together() -> Iterator[None]:
-    """Let this process and all that it starts count in files; begin before prometheus_client is imported."""
+def counting(workers: int) -> Iterator[None]:
+    """Let several workers, which this process starts, count in files; begin before prometheus_client is imported."""
+    os.environ.pop(_FOLDER, None)  # it may be another program's
+    if workers == 1:
+        yield
+        return
     with tempfile.TemporaryDirectory(prefix="parley-metrics-") as folder:
         os.environ[_FOLDER] = folder
         yield
