@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.installed import need
 from tests.support.running import running
-from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, in_turn, respond
+from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -79,19 +79,10 @@ async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
     """The model says the last only when the first is to be seen; it has a line end that is one to JavaScript only."""
-    is_seen = asyncio.Event()
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        await exchange.events(delta("first"))
-        await is_seen.wait()
-        await exchange.events(delta(", \u2028last"), delta(finish_reason="stop"), "[DONE]")
-        await exchange.end()
-
-    upstream.script = script
+    gated = upstream.script = Gated(last=", \u2028last")
     await page.goto(program(origin, parley.base_url))
     await page.get_by_text("first", exact=True).wait_for()
-    is_seen.set()
+    gated.may_end.set()
     await page.get_by_text("Done.").wait_for()
     assert await page.locator("#answer").text_content() == "first, \u2028last"
 

@@ -21,7 +21,7 @@ import pytest
 from parley.web.schema import ErrorResponse
 from tests.support import contract
 from tests.support.installed import need
-from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, respond
+from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta, respond
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -239,20 +239,11 @@ async def test_a_program_prints_the_first_text_before_the_last_is_made(
 ) -> None:
     """The model says the last only when the first has been read; it has a line end that is one to JavaScript only."""
     proves("streamed")
-    is_read = asyncio.Event()
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        await exchange.events(delta("first"))
-        await is_read.wait()
-        await exchange.events(delta(", \u2028last"), delta(finish_reason="stop"), "[DONE]")
-        await exchange.end()
-
-    upstream.script = script
+    gated = upstream.script = Gated(last=", \u2028last")
     async with generated.asking(str(client.base_url)) as program:
         assert program.stdout is not None
         assert await program.stdout.readexactly(5) == b"first"
-        is_read.set()
+        gated.may_end.set()
         output, errors = await program.communicate()
     assert (program.returncode, output.decode()) == (0, ", \u2028last"), errors
     assert len(upstream.exchanges) == 1
@@ -375,21 +366,12 @@ async def test_curl_shows_what_came_before_the_last_is_made(
     workshop: Path, upstream: ScriptedUpstream, client: httpx.AsyncClient
 ) -> None:
     """And asks once."""
-    is_read = asyncio.Event()
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        await exchange.events(delta("first"))
-        await is_read.wait()
-        await exchange.events(delta(finish_reason="stop"), "[DONE]")
-        await exchange.end()
-
-    upstream.script = script
+    gated = upstream.script = Gated()
     async with curl(workshop, str(client.base_url)) as program:
         assert program.stdout is not None
         with anyio.fail_after(20):
             assert b"event: text" in await program.stdout.readuntil(b"event: text")
-            is_read.set()
+            gated.may_end.set()
             output, _ = await program.communicate()
     assert b"event: done" in output
     assert (program.returncode, len(upstream.exchanges)) == (0, 1)

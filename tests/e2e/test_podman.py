@@ -9,8 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
-import httpx
 import httpx_sse
 import pytest
 
@@ -31,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-test"
 NAME = "parley-test"
 SLIM = "parley-test-slim"
+IN_POD = "parley-pod-0-parley"
 HI = {"message": "Hi"}
 # What a start imports and would have to compile.
 UNCOMPILED = """
@@ -202,18 +201,8 @@ async def test_the_manifest_of_kubernetes_runs_in_podman(free_tcp_port: int, tmp
     path.write_text(manifest)
     await podman("kube", "play", str(path))
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}", timeout=60) as client:
-            with anyio.fail_after(60):
-                while not await is_ready(client):  # noqa: ASYNC110  # a container has to be asked
-                    await asyncio.sleep(0.2)
+        logs = ("podman", "logs", "--follow", IN_POD)
+        async with container(IN_POD, free_tcp_port, *logs) as served, served.client() as client:
             assert isinstance((await stream(client, HI))[-1], DoneChunk)
     finally:
         await podman("kube", "down", str(path))
-
-
-async def is_ready(client: httpx.AsyncClient) -> bool:
-    """Tell whether it would answer."""
-    try:
-        return (await client.get("/health/ready")).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import ssl
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.process import PARLEY, command, environment, leading_to, parley, watched
 from tests.support.running import decode_chunk, problem, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, delta, hang
+from tests.support.upstream import Exchange, Gated, ScriptedUpstream, delta, hang
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +37,13 @@ async def refused(url: httpx.URL) -> None:
     """Wait until nobody listens there."""
     with anyio.fail_after(10):
         while True:
+            await asyncio.sleep(0)
             try:
-                _, writer = await asyncio.open_connection(url.host, url.port)
+                socket.create_connection((url.host, url.port)).close()
             except ConnectionRefusedError:
                 return
-            writer.close()
+            except ConnectionResetError:  # it closed just then
+                continue
 
 
 async def test_the_environment_chooses_the_upstream(upstream: ScriptedUpstream) -> None:
@@ -86,16 +89,7 @@ async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
     upstream: ScriptedUpstream, workers: int
 ) -> None:
     """New prompts over a connection that is open; nobody can make a new one. Then the process ends by itself."""
-    is_stopping = asyncio.Event()
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        await exchange.events(delta("a"))
-        await is_stopping.wait()
-        await exchange.events(delta("b"), delta(finish_reason="stop"), "[DONE]")
-        await exchange.end()
-
-    upstream.script = script
+    gated = upstream.script = Gated()
     variables = leading_to(upstream, PARLEY_WORKERS=str(workers))
     async with parley(**variables) as served, served.client() as client:
         await served.logs.line("Application startup complete.", number=workers)
@@ -110,7 +104,7 @@ async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
             await refused(client.base_url)
             writer.write(b'"message":"Hi"}')
             refusal = await reader.read()
-            is_stopping.set()
+            gated.may_end.set()
             chunks += [decode_chunk(event.data) async for event in events]
         writer.close()
         assert await served.wait() == 0

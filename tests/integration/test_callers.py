@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import pytest
 from parley.settings import Secret
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.running import problem, running, stream
-from tests.support.upstream import Exchange, delta
+from tests.support.upstream import Gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -133,20 +132,12 @@ async def test_a_caller_with_enough_answers_at_once_is_refused_another(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
     """Until one of them has ended."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        await exchange.events(delta("Hello"))
-        await go_on.wait()
-        await exchange.events(delta(finish_reason="stop"), "[DONE]")
-        await exchange.end()
-
-    upstream.script, go_on = script, asyncio.Event()
+    gated = upstream.script = Gated()
     async with running(make_settings(max_streams_per_caller=1), logs) as client:
         async with client.stream("POST", "/chat", json=REQUEST) as first:
             refused = problem(await client.post("/chat", json=REQUEST))
             assert (refused.code, refused.retry_after_s) == ("rate_limited", 1)
-            go_on.set()
+            gated.may_end.set()
             await first.aread()
         await stream(client, REQUEST)
 

@@ -14,7 +14,7 @@ from parley.chat.events import NO_USAGE, FinishReason, Usage, UsageSource
 from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.running import decode_chunk, problem, running, stream
-from tests.support.upstream import Exchange, answer, delta
+from tests.support.upstream import Exchange, Gated, answer, delta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,16 +158,7 @@ async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
     """Streaming is streaming: the upstream waits for the client to have seen the first text."""
-    seen = asyncio.Event()
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        await exchange.events(delta("first"))
-        await seen.wait()
-        await exchange.events(delta("second"), delta(finish_reason="stop"), "[DONE]")
-        await exchange.end()
-
-    upstream.script = script
+    gated = upstream.script = Gated()
     texts = []
     with anyio.fail_after(10):
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
@@ -175,8 +166,8 @@ async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
                 chunk = decode_chunk(event.data)
                 if isinstance(chunk, TextChunk):
                     texts.append(chunk.text)
-                    seen.set()
-    assert texts == ["first", "second"]
+                    gated.may_end.set()
+    assert texts == ["first", "last"]
 
 
 async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(

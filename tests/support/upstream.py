@@ -119,6 +119,33 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
     return script
 
 
+class Gated:
+    """A script that sends its first text at once, and its last when it may; it counts the answers that have begun."""
+
+    def __init__(self, first: str = "first", last: str = "last") -> None:
+        self._texts = first, last
+        self._begun = 0
+        self._has_begun = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer."""
+        first, last = self._texts
+        await exchange.head()
+        await exchange.events(delta(first))
+        self._begun += 1
+        self._has_begun.set()
+        await self.may_end.wait()
+        await exchange.events(delta(last), delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    async def begin(self, number: int) -> None:
+        """Wait until so many answers have begun."""
+        while self._begun < number:
+            self._has_begun.clear()
+            await self._has_begun.wait()
+
+
 def in_turn(*scripts: Script) -> Script:
     """Do these one after the other, one for each request; the last for all that follow."""
     remaining = list(scripts)
