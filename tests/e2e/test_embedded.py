@@ -25,7 +25,7 @@ from parley.settings import Settings
 from parley.telemetry.metrics import metrics
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.process import command, parley, watched
+from tests.support.process import command, listening_address, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ async def test_as_many_answers_as_it_has_slots_are_made_at_once(client: httpx.As
 
 async def test_nobody_else_can_use_the_models_own_port(embedded: Parley) -> None:
     """It listens on loopback, with a key that is made anew at each start."""
-    address = await listening_address((await embedded.logs.line("embedded_model_ready"))["pid"])
+    address = listening_address((await embedded.logs.line("embedded_model_ready"))["pid"])
+    assert address is not None
     assert address.startswith("http://127.0.0.1:")
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.post(f"{address}/v1/chat/completions", json={"messages": []})
@@ -297,16 +298,3 @@ async def input_tokens(client: httpx.AsyncClient, message: str) -> int:
     assert isinstance(done, DoneChunk)
     assert done.usage.input_tokens is not None
     return done.usage.input_tokens
-
-
-async def listening_address(pid: int) -> str:
-    """Return where a process listens, as Linux tells it."""
-    folder = anyio.Path(f"/proc/{pid}/fd")
-    sockets = {str(await path.readlink()) async for path in folder.iterdir()}
-    for line in (await anyio.Path(f"/proc/{pid}/net/tcp").read_text()).splitlines()[1:]:
-        _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
-        if state == "0A" and f"socket:[{inode}]" in sockets:
-            address, port = local.split(":")
-            host = ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
-            return f"http://{host}:{int(port, 16)}"
-    raise AssertionError("it listens nowhere")

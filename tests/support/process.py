@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -69,7 +70,7 @@ async def parley(**variables: str) -> AsyncIterator[Parley]:
     ]
     try:
         is_logged = variables.get("PARLEY_LOG_LEVEL") not in {"warning", "error"}
-        served.url = await (address(served.logs) if is_logged else _listening_address(process.pid))
+        served.url = await (address(served.logs) if is_logged else _listening(process.pid))
         yield served
     finally:
         if process.returncode is None:
@@ -95,20 +96,22 @@ async def address(logs: Logs) -> str:
     return found[1]
 
 
-async def _listening_address(pid: int) -> str:
+async def _listening(pid: int) -> str:
     """Wait until it serves; the kernel knows where."""
     with anyio.fail_after(60):
-        while (port := _listening_port(pid)) is None:  # noqa: ASYNC110  # the kernel tells nobody when
+        while (url := listening_address(pid)) is None:  # noqa: ASYNC110  # the kernel tells nobody when
             await anyio.sleep(0.05)
-    return f"http://127.0.0.1:{port}"
+    return url
 
 
-def _listening_port(pid: int) -> int | None:
+def listening_address(pid: int) -> str | None:
+    """Return where a process listens, as Linux tells it."""
     sockets = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        _, address, _, state, *_, inode = line.split()[:10]
+        _, local, _, state, *_, inode = line.split()[:10]
         if state == "0A" and f"socket:[{inode}]" in sockets:  # it listens
-            return int(address.partition(":")[2], 16)
+            address, _, port = local.partition(":")
+            return f"http://{socket.inet_ntoa(bytes.fromhex(address)[::-1])}:{int(port, 16)}"
     return None
 
 
