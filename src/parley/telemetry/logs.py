@@ -53,7 +53,7 @@ def configure(settings: Settings) -> None:
     renderers: list[Processor] = (
         [structlog.processors.JSONRenderer(serializer=_to_json)]
         if as_json
-        else [_trace_in_lines, structlog.dev.ConsoleRenderer()]
+        else [_trace_in_lines, structlog.dev.ConsoleRenderer(sort_keys=False)]
     )
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
