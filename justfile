@@ -76,29 +76,36 @@ image-slim *options:
 podman *options: image
     #!/usr/bin/env bash
     set -euo pipefail
-    keys=(OPENAI_API_KEY PARLEY_API_KEYS PARLEY_FALLBACK_API_KEY PARLEY_METRICS_KEY)
-    forget() { podman secret rm "${keys[@]/#/parley-}" &> /dev/null || true; }
+    upstream=(OPENAI_API_KEY PARLEY_FALLBACK_API_KEY PARLEY_METRICS_KEY)
+    forget() { podman secret rm parley-keys "${upstream[@]/#/parley-}" &> /dev/null || true; }
     forget
     trap forget EXIT
-    for key in "${keys[@]}"; do
+    for key in "${upstream[@]}"; do
         [[ ${!key:-} ]] || continue
         podman secret create --env "parley-$key" "$key" > /dev/null
         set -- --secret "parley-$key,type=env,target=$key" "$@"
-        unset "$key" # or --env would store it with the container
+        unset "$key" # or --env would pass it on, too
     done
-    for file in PARLEY_MODEL_PATH PARLEY_API_KEYS_FILE; do
-        [[ ${!file:-} ]] || continue
-        export "$file=$(realpath "${!file}")"
-        set -- --volume "${!file}:${!file}:ro" "$@"
-    done
-    podman run --rm --name parley {{ hardened }} --memory 512m --stop-timeout 45 \
-        --publish "${PARLEY_HOST:-127.0.0.1}:${PARLEY_PORT:-8000}:${PARLEY_PORT:-8000}" \
-        --env 'PARLEY_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
+    if [[ ${PARLEY_API_KEYS:-}${PARLEY_API_KEYS_FILE:-} ]]; then # a file, of which podman keeps nothing in the container
+        (tr , '\n' <<< "${PARLEY_API_KEYS:-}" && cat "${PARLEY_API_KEYS_FILE:-/dev/null}") |
+            podman secret create parley-keys - > /dev/null
+        set -- --secret parley-keys,target=/parley-keys,uid=10001,mode=0400 "$@"
+        unset PARLEY_API_KEYS
+        export PARLEY_API_KEYS_FILE=/parley-keys
+    fi
+    if [[ ${PARLEY_MODEL_PATH:-} ]]; then
+        PARLEY_MODEL_PATH=$(realpath "$PARLEY_MODEL_PATH")
+        set -- --volume "$PARLEY_MODEL_PATH:$PARLEY_MODEL_PATH:ro" "$@"
+    fi
+    host=${PARLEY_HOST:-127.0.0.1} port=${PARLEY_PORT:-8000} drain=${PARLEY_DRAIN_TIMEOUT_S:-30}
+    podman run --rm --name parley {{ hardened }} --memory 512m --stop-timeout $((${drain%.*} + 15)) \
+        --publish "${host/localhost/127.0.0.1}:$port:$port" \
+        --env 'PARLEY_*' --env 'OTEL_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
 
 # Its files are whole, and pip needs `--no-deps` for them: a package of theirs would bring others that nobody uses.
 # Resolve the dependencies anew, and export what a deployment installs, with hashes: a file for each layer of its image
 lock:
     {{ uv }} lock
-    {{ export }} --no-default-groups --group docs -o requirements.lock
+    {{ export }} --no-default-groups --group docs --extra otel -o requirements.lock
     {{ export }} --only-group embedded -o requirements-embedded.lock
     {{ export }} --only-group build -o requirements-build.lock

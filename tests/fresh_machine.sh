@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+! (: < /dev/tcp/127.0.0.1/8000) 2> /dev/null || { echo "Something listens at port 8000 already, which is tried here." && exit 1; }
 fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
 root=$fresh/root

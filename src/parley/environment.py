@@ -97,12 +97,12 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
 
 
 def _with_keys_of_file(keys: Secret | None, path: str) -> Secret:
-    lines = Path(path).read_text("utf-8-sig").split()
-    for line in lines:
-        if "," in line:
-            raise ValueError  # it would be two keys
-        _decode(Secret, line)
-    return Secret(",".join([*([keys.reveal()] if keys else []), *lines]))
+    found = [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
+    for key in found:
+        if "," in key:
+            raise ValueError  # it would be two
+        _decode(Secret, key)
+    return Secret(",".join([*([keys.reveal()] if keys else []), *found]))
 
 
 def _decode(kind: type, value: object) -> object:

@@ -149,6 +149,17 @@ async def test_the_alerts_fire_when_they_should_and_only_then() -> None:
     assert fired == ALERTS.keys()
 
 
+@pytest.mark.parametrize("key", ["# authorization", "authorization"])
+async def test_prometheus_takes_the_configuration(tmp_path: Path, key: str) -> None:
+    """Without a key and with one; of Kubernetes, Debian's Prometheus knows nothing."""
+    need("promtool")
+    config = (DEPLOY / "prometheus" / "prometheus.yaml").read_text().replace("# authorization", key)
+    await anyio.Path(tmp_path / "prometheus.yaml").write_text(config)
+    await anyio.Path(tmp_path / "key").write_text(CANARY_KEY)
+    await anyio.Path(tmp_path / "alerts.yaml").write_bytes((DEPLOY / "prometheus" / "alerts.yaml").read_bytes())
+    await run("promtool", "check", "config", "prometheus.yaml", folder=tmp_path)
+
+
 async def test_the_metrics_are_well_formed(scene: Scene) -> None:
     """To Prometheus's own linter."""
     need("promtool")

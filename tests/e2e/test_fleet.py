@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HAPROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 STREAMS = 50
+PACE_S = 0.1
 REQUEST = {"message": "hi"}
 
 
@@ -86,7 +87,7 @@ async def replica(upstream: ScriptedUpstream, port: str = "0", **variables: str)
 
 async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     """Where the drain deadline is above the longest answer: each that runs ends whole, each that comes is answered."""
-    gated = upstream.script = Gated()
+    gated = upstream.script = Gated(pace_s=PACE_S)
     streams: list[list[StreamChunk]] = []
     async with AsyncExitStack() as stack:
         old = [await stack.enter_async_context(replica(upstream)) for _ in range(2)]
@@ -97,6 +98,7 @@ async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_
 
         async with anyio.create_task_group() as group:
             for number, leaving in enumerate(old, start=1):
+                gated.may_end.clear()
                 for _ in range(STREAMS):
                     group.start_soon(ask)
                 await gated.begin((2 * number - 1) * STREAMS)
@@ -116,7 +118,7 @@ async def test_a_restart_that_cannot_wait_ends_each_stream_with_the_truth(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     """No stream is without its last chunk; those of the other one go on."""
-    gated = upstream.script = Gated()
+    gated = upstream.script = Gated(pace_s=PACE_S)
     streams: list[list[StreamChunk]] = []
     async with (
         replica(upstream, PARLEY_DRAIN_TIMEOUT_S="1") as first,

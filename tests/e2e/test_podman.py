@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import re
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import httpx_sse
 import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.web.schema import DoneChunk, ErrorChunk, TextChunk
 from tests.support.podman import HARDENED, container, podman, prepare
-from tests.support.running import decode_chunk, stream
+from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
 if TYPE_CHECKING:
@@ -26,10 +30,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(600)  # images are built
 
 ROOT = Path(__file__).parents[2]
-KEY = "a-key-of-the-test"
+KEY, OTHER_KEY = "a-key-of-the-test", "another-key-of-the-test"
 NAME = "parley-test"
 SLIM = "parley-test-slim"
-IN_POD = "parley-pod-0-parley"
 HI = {"message": "Hi"}
 # What a start imports and would have to compile.
 UNCOMPILED = """
@@ -53,12 +56,19 @@ def _images() -> None:
 
 
 @pytest.fixture(scope="module")
-async def served(_images: None, free_tcp_port_factory: Callable[[], int]) -> AsyncIterator[Parley]:
-    """Serve as an operator does."""
+async def served(
+    _images: None, free_tcp_port_factory: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Parley]:
+    """Serve as an operator does, with a key in the environment, and one in a file that nobody else may read."""
     port = free_tcp_port_factory()
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(OTHER_KEY)
+    keys.chmod(0o600)
     command = ("just", "--dotenv-path=/dev/null", "podman", "--replace", "--name", NAME)
-    async with container(NAME, port, *command, PARLEY_PORT=str(port), PARLEY_API_KEYS=KEY) as served:
+    variables = {"PARLEY_API_KEYS": KEY, "PARLEY_API_KEYS_FILE": str(keys), "PARLEY_HOST": "localhost"}
+    async with container(NAME, port, *command, PARLEY_PORT=str(port), **variables) as served:
         yield served
+    assert "parley-keys" not in await podman("secret", "ls", "--format", "{{.Name}}")
 
 
 @pytest.fixture
@@ -100,16 +110,29 @@ async def test_the_embedded_model_answers_in_a_container_that_may_do_nothing_els
     assert {int(status[name], 16) for name in ("CapBnd", "CapEff", "CapPrm")} == {0}
     assert status["NoNewPrivs"] == "1"
     await podman("exec", NAME, "touch", "/opt/code/file", exit_code=1)
-    assert await podman("inspect", NAME, "--format", "{{.HostConfig.Memory}}") == str(512 * 1024**2)
+    limits = "{{.HostConfig.Memory}} {{.HostConfig.ReadonlyRootfs}} {{.Config.StopTimeout}}"
+    assert await podman("inspect", NAME, "--format", limits) == f"{512 * 1024**2} true 45"
 
 
-async def test_a_key_is_on_no_command_line(served: Parley) -> None:
-    """Where every user of the machine could read it, and podman would store it with the container."""
+async def test_a_callers_key_is_nowhere_but_in_its_secret(served: Parley) -> None:
+    """On no command line, which every user of the machine can read, and not in what podman keeps of the container."""
     async with served.client() as client:
-        assert (await client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
-    command = await podman("inspect", NAME, "--format", "{{.Config.CreateCommand}}")
-    assert "PARLEY_API_KEYS" in command
-    assert KEY not in command
+        for key in (KEY, OTHER_KEY):
+            assert (await client.get("/metrics", headers={"Authorization": f"Bearer {key}"})).status_code == 200
+    kept = await podman("inspect", NAME)
+    assert "PARLEY_API_KEYS_FILE=/parley-keys" in kept
+    assert KEY not in kept
+    assert OTHER_KEY not in kept
+
+
+@pytest.mark.parametrize("image", ["parley", "parley:slim"])
+async def test_an_image_says_what_it_is(image: str) -> None:
+    """And runs as nobody, whoever starts it."""
+    config = json.loads(await podman("inspect", image, "--format", "{{json .Config}}"))
+    assert config["User"] == "10001:10001"
+    label = "org.opencontainers.image."
+    assert config["Labels"][f"{label}version"] == version("parley")
+    assert all(config["Labels"][label + name] for name in ("title", "description", "licenses", "revision", "base.name"))
 
 
 async def test_a_start_has_nothing_to_compile(served: Parley) -> None:
@@ -174,15 +197,44 @@ async def layers(image: str) -> list[str]:
     return digests
 
 
-async def test_a_change_of_the_code_moves_one_small_layer(tmp_path: Path) -> None:
-    """All below stays what it was."""
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """Return a copy of what an image is built from, to be changed."""
     for name in ("Containerfile", ".containerignore", "LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for lock in ROOT.glob("requirements*.lock"):
         shutil.copy(lock, tmp_path)
     shutil.copytree(ROOT / "src", tmp_path / "src")
-    (tmp_path / "src" / "parley" / "changed.py").touch()
-    changed = await podman("build", "--quiet", "--format=docker", "--target=slim", str(tmp_path))
+    return tmp_path
+
+
+async def test_a_package_that_is_not_the_locked_one_is_not_installed(sources: Path) -> None:
+    """Its hash says so."""
+    lock = sources / "requirements-build.lock"
+    lock.write_text(re.sub(r"sha256:.{8}", "sha256:00000000", lock.read_text()))
+    built = await anyio.run_process(["podman", "build", "--target=slim", str(sources)], check=False)
+    assert built.returncode == 1
+    assert b"DO NOT MATCH THE HASHES" in built.stdout + built.stderr
+
+
+async def test_an_image_can_be_built_anew_after_a_change_of_a_lock(sources: Path) -> None:
+    """Although all before that step is kept from the last build."""
+    with (sources / "requirements-embedded.lock").open("a") as lock:
+        lock.write("# changed\n")
+    await podman("rmi", await podman("build", "--quiet", "--format=docker", "--target=embedded", str(sources)))
+
+
+async def test_what_is_not_named_as_a_source_is_none(sources: Path) -> None:
+    """It can neither get into an image, nor make it be built anew."""
+    (sources / "notes").touch()
+    built = await podman("build", "--quiet", "--format=docker", "--target=slim", str(sources))
+    assert await layers(built) == await layers("parley:slim")
+
+
+async def test_a_change_of_the_code_moves_one_small_layer(sources: Path) -> None:
+    """All below stays what it was."""
+    (sources / "src" / "parley" / "changed.py").touch()
+    changed = await podman("build", "--quiet", "--format=docker", "--target=slim", str(sources))
     *below, top = await layers(changed)
     assert below == (await layers("parley:slim"))[:-1]
     assert top != (await layers("parley:slim"))[-1]
@@ -192,17 +244,36 @@ async def test_a_change_of_the_code_moves_one_small_layer(tmp_path: Path) -> Non
 
 
 async def test_the_manifest_of_kubernetes_runs_in_podman(free_tcp_port: int, tmp_path: Path) -> None:
-    """One pod of it, with the embedded model; but for the port, which is podman's to publish."""
+    """One pod of it, with the embedded model and the secret's key; but for the port, which is podman's to publish."""
     manifest = (ROOT / "deploy" / "kubernetes" / "deployment.yaml").read_text()
     manifest = manifest.replace("8000", str(free_tcp_port)).replace(
         "env:\n", f'env:\n            - name: PARLEY_PORT\n              value: "{free_tcp_port}"\n'
     )
     path = tmp_path / "deployment.yaml"
     path.write_text(manifest)
-    await podman("kube", "play", str(path))
+    key = base64.b64encode(KEY.encode()).decode()
+    number = await podman("version", "--format", "{{.Client.Version}}")
+    publish: tuple[str, ...] = ()
+    if tuple(map(int, number.split(".")[:2])) < (4, 4):  # it publishes every port, and takes no secret of Kubernetes
+        secret = tmp_path / "secret.json"
+        secret.write_text(json.dumps({"PARLEY_API_KEYS": key}))
+        await podman("secret", "create", "parley", str(secret))
+    else:
+        publish = (f"--publish=127.0.0.1:{free_tcp_port}:{free_tcp_port}",)
+        secret = tmp_path / "secret.yaml"
+        kind = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "parley"}}
+        secret.write_text(json.dumps({**kind, "data": {"PARLEY_API_KEYS": key}}))
+        await podman("kube", "play", str(secret))
     try:
-        logs = ("podman", "logs", "--follow", IN_POD)
-        async with container(IN_POD, free_tcp_port, *logs) as served, served.client() as client:
-            assert isinstance((await stream(client, HI))[-1], DoneChunk)
+        await podman("kube", "play", *publish, str(path))
+        name = await podman("ps", "--format={{.Names}}", "--filter=name=parley-pod.*-parley")
+        async with container(name, free_tcp_port, "podman", "logs", "--follow", name) as served:
+            async with served.client() as client:
+                assert problem(await client.post("/chat", json=HI)).code is ErrorCode.UNAUTHORIZED
+                chunks = await stream(client, HI, headers={"Authorization": f"Bearer {KEY}"})
+            assert isinstance(chunks[-1], DoneChunk)
+            await podman("stop", "--time=60", name)  # `kube down` gives no time
+            await served.logs.line("stopped")
     finally:
         await podman("kube", "down", str(path))
+        await podman("secret", "rm", "parley")

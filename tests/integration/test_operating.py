@@ -54,6 +54,31 @@ async def test_a_parley_whose_upstream_answers_is_live_and_ready(
     assert upstream.models_requests == 1
 
 
+async def test_probes_that_come_while_the_upstream_is_asked_share_its_answer(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """However long it takes: an upstream that is slow to say that it is there is not asked the more for it."""
+    all_came = anyio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await all_came.wait()
+        await respond(200, {})(exchange)
+
+    upstream.models_script = script
+    statuses: list[int] = []
+
+    async def probe() -> None:
+        statuses.append((await client.get("/health/ready")).status_code)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(probe)
+        for _ in range(3):
+            await client.get("/health/live")  # they have come in by then
+        all_came.set()
+    assert (statuses, upstream.models_requests) == ([200] * 3, 1)
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [

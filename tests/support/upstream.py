@@ -120,10 +120,14 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
 
 
 class Gated:
-    """A script that sends its first text at once, and its last when it may; it counts the answers that have begun."""
+    """A script that sends its first text at once, and its last when it may; it counts the answers that have begun.
 
-    def __init__(self, first: str = "first", last: str = "last") -> None:
+    With a pace, it sends the first text again every so many seconds meanwhile.
+    """
+
+    def __init__(self, first: str = "first", last: str = "last", pace_s: float | None = None) -> None:
         self._texts = first, last
+        self._pace_s = pace_s
         self._begun = 0
         self._has_begun = asyncio.Event()
         self.may_end = asyncio.Event()
@@ -135,7 +139,11 @@ class Gated:
         await exchange.events(delta(first))
         self._begun += 1
         self._has_begun.set()
-        await self.may_end.wait()
+        while not self.may_end.is_set():
+            try:
+                await asyncio.wait_for(self.may_end.wait(), self._pace_s)
+            except TimeoutError:
+                await exchange.events(delta(first))
         await exchange.events(delta(last), delta(finish_reason="stop"), "[DONE]")
         await exchange.end()
 

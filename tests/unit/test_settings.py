@@ -35,7 +35,7 @@ def test_nothing_has_to_be_set() -> None:
 def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     """With values that are none of the defaults."""
     keys = tmp_path / "keys"
-    keys.write_text(f"{CANARY_KEY}3\n\n")
+    keys.write_text(f"{CANARY_KEY}3 \r\n\n")
     environment = {
         "OPENAI_API_KEY": CANARY_KEY,
         "OPENAI_BASE_URL": "https://example.com/v1",
@@ -264,7 +264,9 @@ def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", [f"{CANARY_KEY},{CANARY_KEY}2", "é" * 20, b"\xff" * 20], ids=["comma", "é", "bytes"]
+    "content",
+    [f"{CANARY_KEY},{CANARY_KEY}2", f"{CANARY_KEY} {CANARY_KEY}2", "é" * 20, b"\xff" * 20],
+    ids=["comma", "blank", "é", "bytes"],
 )
 def test_a_file_of_keys_is_read_as_strictly_as_the_variable(tmp_path: Path, content: str | bytes) -> None:
     """Two keys on a line would each open; what cannot be sent in a header would never."""

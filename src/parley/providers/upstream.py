@@ -95,6 +95,7 @@ class UpstreamProvider:
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
         self._max_tokens = "max_completion_tokens" if self._base_url == OPENAI_BASE_URL else "max_tokens"
         self._checked: tuple[float, ErrorCode | None] | None = None
+        self._checking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -123,9 +124,11 @@ class UpstreamProvider:
 
     async def check(self) -> ErrorCode | None:
         """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
-        if self._checked is None or time.monotonic() - self._checked[0] > _CHECK_KEPT_S:
-            self._checked = time.monotonic(), await self._check()
-        return self._checked[1]
+        async with self._checking:  # who comes meanwhile waits for the answer, and shares it
+            if self._checked is None or time.monotonic() - self._checked[0] > _CHECK_KEPT_S:
+                problem = await self._check()
+                self._checked = time.monotonic(), problem
+            return self._checked[1]
 
     async def _check(self) -> ErrorCode | None:
         try:
