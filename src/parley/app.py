@@ -51,7 +51,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
                 stack.enter_context(draining(service, settings.drain_timeout_s))
                 _log.info("serving", **_described(settings, providers))
                 yield
-            _log.info("stopped")
+            _log.info("stopped", **_described(settings, providers))
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
             raise

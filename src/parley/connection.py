@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.telemetry import request_log
-from parley.telemetry.correlation import HEADER, new_correlation_id
+from parley.telemetry.correlation import HEADER, correlation_id_of, new_correlation_id
 from parley.telemetry.request_log import RequestLog
 from parley.web.schema import ErrorResponse
 
@@ -62,7 +62,9 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         error = ChatError(ErrorCode.INVALID_REQUEST, detail="It is no HTTP request, or its headers are too long.")
-        correlation_id = self.correlation_id() or new_correlation_id()
+        cycle = self._cycle()
+        scope = None if cycle is None or cycle.response_complete else cycle.scope
+        correlation_id = correlation_id_of(scope) if scope else new_correlation_id()
         headers = [
             (b"content-type", b"application/json"),
             (HEADER, correlation_id.encode()),
@@ -72,20 +74,18 @@ class Connection(H11Protocol):
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        if (cycle := self._cycle()) is not None and not cycle.response_complete:
+        answered: dict[str, Any] = {
+            "outcome": "failed",
+            "status": 400,
+            "error_code": error.code,
+            "reason": None,
+            "bytes_out": len(body),
+        }
+        if cycle is not None and scope is not None:
             cycle.disconnected = True  # who serves the request that this is part of has nobody left to answer
-            return  # and leaves its line
-        request_log.write(
-            RequestLog(
-                correlation_id=correlation_id,
-                outcome="failed",
-                bytes_in=0,
-                bytes_out=len(body),
-                total_ms=0,
-                status=400,
-                error_code=error.code,
-            )
-        )
+            scope["state"]["answered"] = answered  # and says so in the request's line
+        else:
+            request_log.write(RequestLog(correlation_id=correlation_id, bytes_in=0, total_ms=0, **answered))
 
     def pause_writing(self) -> None:
         """Wait for the client to take something."""

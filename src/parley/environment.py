@@ -49,7 +49,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
             problems.append(f"PARLEY_API_KEYS_FILE: {path} cannot be read.")
         except ValueError:
             problems.append(
-                f"PARLEY_API_KEYS_FILE: {path} holds more than keys: printable ASCII, one a line, no commas."
+                f"PARLEY_API_KEYS_FILE: {path} must hold keys, one a line: printable ASCII without blanks and commas."
             )
     settings = Settings(**values)
     problems += settings.conflicts()
@@ -98,9 +98,9 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
 
 def _with_keys_of_file(keys: Secret | None, path: str) -> Secret:
     found = [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
+    if not found or any("," in key for key in found):
+        raise ValueError
     for key in found:
-        if "," in key:
-            raise ValueError  # it would be two
         _decode(Secret, key)
     return Secret(",".join([*([keys.reveal()] if keys else []), *found]))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import ipaddress
 import math
+import signal
 import socket
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.resource_tracker import ensure_running
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -91,9 +93,9 @@ def _listening(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        reason = f"Parley cannot listen on {settings.host}, port {settings.port}: {error.strerror}."
-        _log.critical("start_failed", reason=reason)
+    except (OSError, TypeError, UnicodeError) as error:  # as names and addresses can be wrong in many ways
+        why = str(getattr(error, "strerror", "it is no address")).partition(" (")[0]
+        _log.critical("start_failed", reason=f"Parley cannot listen on {settings.host}, port {settings.port}: {why}.")
         raise SystemExit(_START_FAILED) from None
 
 
@@ -118,18 +120,42 @@ class _WorkerApp(msgspec.Struct):
 
 
 class _Workers(Multiprocess):
-    """uvicorn's supervisor of workers; it too lets go of the port when they are told to stop, so that none calls."""
+    """uvicorn's supervisor of workers, which alone hears of Ctrl-C and of a terminal that closes."""
+
+    def init_processes(self) -> None:
+        with _held({signal.SIGINT, signal.SIGHUP}):
+            super().init_processes()
+
+    def keep_subprocess_alive(self) -> None:
+        # With its end of their pipe open here, too, one that dies before it answers would be waited for.
+        for process in self.processes:
+            process.child_conn.close()
+        with _held({signal.SIGINT, signal.SIGHUP}):
+            super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
-        for listener in self.sockets:
+        for listener in self.sockets:  # nobody else would refuse who calls now
             listener.close()
         super().terminate_all()
 
 
+@contextmanager
+def _held(signals: set[signal.Signals]) -> Iterator[None]:
+    """Hold back these signals; processes that are started meanwhile never get them."""
+    ensure_running()  # else the first process would start it, and with it let go of SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
     app = _WorkerApp(settings)
+    on_hangup = signal.getsignal(signal.SIGHUP)
     # From here on signals are kept, until it looks.
     workers = _Workers(uvicorn.Config(app, factory=True, **options(settings)), [listener])
+    signal.signal(signal.SIGHUP, on_hangup)  # new workers would have the same settings, so there is no use in them
     with _model_of_all(settings) as app.embedded:
         workers.run()
     if any(process.exitcode == _START_FAILED for process in workers.processes):

@@ -9,7 +9,9 @@ import signal
 import socket
 import ssl
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import ANY
 
 import anyio
 import httpx_sse
@@ -20,13 +22,11 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
 from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.process import PARLEY, command, environment, leading_to, parley, watched
+from tests.support.process import PARLEY, arguments, command, environment, leading_to, parley, watched
 from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, Gated, ScriptedUpstream, delta, hang
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import httpx
 
 REQUEST = {"message": CANARY}
@@ -216,7 +216,7 @@ async def test_the_log_tells_what_serves_within_which_limits_and_that_it_has_end
     assert line["version"] == version("parley")
     assert (line["models"], line["is_embedded"]) == (["scripted-1", "scripted-2"], False)
     assert (line["keys"], line["max_streams"], line["requests_per_minute"]) == (1, 100, 9)
-    await served.logs.line("stopped")
+    assert (await served.logs.line("stopped")) == {**line, **dict.fromkeys(("timestamp", "event"), ANY)}
     assert served.logs.lines("open_to_everybody") == []
 
 
@@ -239,6 +239,14 @@ async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream, 
     assert f'"reason":"Parley cannot listen on 127.0.0.1, port {port}: Address already in use' in line
 
 
+@pytest.mark.parametrize("host", ["::g", "no.such.example.", "ü..x"])
+async def test_an_address_that_is_none_stops_the_start(upstream: ScriptedUpstream, host: str) -> None:
+    """However it is wrong."""
+    code, output, errors = await command(**leading_to(upstream, PARLEY_HOST=host, PARLEY_API_KEYS=CANARY_KEY))
+    assert (code, errors) == (3, "")
+    assert "start_failed" in output.splitlines()[-1]
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_while_it_starts_ends_it_without_a_trace(
@@ -256,6 +264,32 @@ async def test_a_signal_while_it_starts_ends_it_without_a_trace(
     assert (process.returncode, errors) == (0, b"")
     assert b'"level":"error"' not in output
     assert os.listdir(tmp_path) == []  # noqa: PTH208  # pathlib is none for async functions
+
+
+def workers_with(library: str, parent: int) -> int:
+    """Count the workers of a process that have this library in their memory already."""
+    workers = [pid for pid, command in arguments(parent).items() if "spawn_main" in " ".join(command)]
+    return sum(library in Path(f"/proc/{pid}/maps").read_text() for pid in workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_to_all_while_workers_start_ends_them_without_a_trace(
+    upstream: ScriptedUpstream, number: signal.Signals
+) -> None:
+    """As Ctrl-C and systemd send it; a worker that is gone before it has answered is not waited for."""
+    pipe = asyncio.subprocess.PIPE
+    variables = environment(**leading_to(upstream, PARLEY_WORKERS="2"))
+    process = await asyncio.create_subprocess_exec(
+        *PARLEY, env=variables, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    assert process.stdout is not None
+    with anyio.fail_after(20):
+        assert b"Started parent process" in await process.stdout.readline()
+        while workers_with("pydantic_core", process.pid) < 2:  # noqa: ASYNC110  # which is in the middle of their start
+            await asyncio.sleep(0)
+        os.killpg(process.pid, number)
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
 
 
 async def test_a_worker_that_takes_anothers_place_has_its_settings(upstream: ScriptedUpstream, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from parley.settings import Secret
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.running import problem, running, stream
-from tests.support.upstream import Gated
+from tests.support.upstream import USAGE, Exchange, Gated, answer, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -81,15 +81,16 @@ async def test_without_one_of_the_keys_nobody_passes(
     assert upstream.exchanges == []
 
 
-async def test_the_metrics_may_have_a_key_of_their_own(make_settings: MakeSettings) -> None:
-    """Who watches need not be who may spend, nor the other way round."""
+async def test_the_metrics_may_have_a_key_of_their_own(make_settings: MakeSettings, logs: Logs) -> None:
+    """Who watches need not be who may spend, nor the other way round; who guesses it is seen."""
     keys = {"metrics_key": Secret(OTHER_KEY)}
     async with running(make_settings(api_keys=Secret(CANARY_KEY), **keys)) as client:
         assert (await client.get("/metrics", headers=bearer(OTHER_KEY))).status_code == 200
         assert problem(await client.get("/metrics", headers=bearer(CANARY_KEY))).code == "unauthorized"
         assert problem(await client.post("/chat", json=REQUEST, headers=bearer(OTHER_KEY))).code == "unauthorized"
-    async with running(make_settings(**keys)) as client:
+    async with running(make_settings(**keys, log_level="info"), logs) as client:
         assert (await client.get("/metrics")).status_code == 401
+        assert (await logs.line())["reason"] == "no_key"
         await stream(client, REQUEST)
 
 
@@ -140,6 +141,21 @@ async def test_a_caller_with_enough_answers_at_once_is_refused_another(
             gated.may_end.set()
             await first.aread()
         await stream(client, REQUEST)
+
+
+async def test_what_every_attempt_has_cost_is_spent(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
+    """Also one that was counted and then broke, before its first text, and was asked again."""
+
+    async def broken(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.events({"choices": [], "usage": USAGE})
+        exchange.close()
+
+    upstream.script = in_turn(broken, answer("a"))
+    async with running(make_settings(tokens_per_minute=10, retries=1)) as client:
+        assert (await stream(client, REQUEST))[-1].__struct_config__.tag == "done"
+        refused = problem(await client.post("/chat", json=REQUEST))
+    assert refused.retry_after_s == 120  # 20 are spent, of 10 a minute, and all 10 are wanted
 
 
 async def test_a_budget_that_is_spent_is_told(make_settings: MakeSettings, logs: Logs) -> None:

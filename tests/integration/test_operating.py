@@ -109,7 +109,7 @@ async def test_an_upstream_that_answers_without_end_is_not_waited_for(
 
 
 async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[..., Settings], logs: Logs) -> None:
-    """They would drown the rest; one that fails is worth a line."""
+    """They would drown the rest."""
     async with running(make_settings(log_level="info"), logs) as client:
         await client.get("/health/ready")
         assert '"/health' not in logs.getvalue()

@@ -295,16 +295,18 @@ async def test_more_than_the_places_wait_and_more_than_the_queue_are_refused(
     assert gate.arrivals == 3
 
 
-async def test_a_wait_in_vain_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
-    """By an HTTP error, as headers are not sent while a request waits; or when its own time is over."""
+async def test_a_wait_in_vain_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs) -> None:
+    """By an HTTP error, as headers are not sent while a request waits; or when its own time is over. It is measured."""
     gate = upstream.script = Gate()
     settings = make_settings(max_streams=1, queue_timeout_s=0.2, hold_headers_s=0.01)
-    async with running(settings) as client, anyio.create_task_group() as group:
+    async with running(settings, logs) as client, anyio.create_task_group() as group:
         group.start_soon(lambda: client.post("/chat", json=REQUEST))
         await gate.arrived.wait()
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.OVERLOADED
+        assert (await logs.line())["queue_ms"] >= 200
         impatient = {**REQUEST, "timeout_s": 0.1}
         assert problem(await client.post("/chat", json=impatient)).code is ErrorCode.REQUEST_TIMEOUT
+        assert (await logs.line(number=2))["queue_ms"] >= 100
         gate.open.set()
 
 
@@ -402,7 +404,7 @@ async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
 @asynccontextmanager
 async def sending(
     client: httpx.AsyncClient, data: bytes
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.ReadTransport]]:
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Transport]]:
     """Open a connection and send this; yield what reads the answer."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1024)
     try:
@@ -475,19 +477,33 @@ async def test_what_is_no_http_request_does_not_get_into_an_answer(
     assert refused.startswith(b"HTTP/1.1 400 ")
 
 
-@pytest.mark.parametrize(("keys", "outcome"), [(None, "client_disconnected"), (Secret("k" * 16), "failed")])
+@pytest.mark.parametrize(
+    ("keys", "pieces", "status", "code"),
+    [
+        (None, 1, 400, "invalid_request"),
+        (None, 2, 400, "invalid_request"),
+        (Secret("k" * 16), 1, 400, "invalid_request"),
+        (Secret("k" * 16), 2, 401, "unauthorized"),
+    ],
+)
 async def test_a_request_that_stops_being_http_is_refused_once(
-    make_settings: MakeSettings, logs: Logs, keys: Secret | None, outcome: str
+    make_settings: MakeSettings, logs: Logs, keys: Secret | None, pieces: int, status: int, code: str
 ) -> None:
     """Whoever was about to answer it finds nobody, and that is not unexpected; it leaves one line, like any other."""
-    sent = CHAT.replace(b"Content-Length: 15", b"Transfer-Encoding: chunked") + b"no size\r\n"
+    head, broken = CHAT.replace(b"Content-Length: 15", b"Transfer-Encoding: chunked"), b"no size\r\n"
     async with running(make_settings(api_keys=keys), logs) as client:
-        async with sending(client, sent) as (reader, _):
+        async with sending(client, head + broken if pieces == 1 else head) as (reader, writer):
+            if pieces == 2:
+                await client.get("/health/live")  # it is being served by then
+                writer.write(broken)
             with anyio.fail_after(10):
                 received = await reader.read()
-        assert (await logs.line())["outcome"] == outcome
-    assert len(logs.lines("request")) == 1
+        line = await logs.line()
     assert received.count(b"HTTP/1.1 ") == 1
+    assert len(logs.lines("request")) == 1
+    assert received.startswith(f"HTTP/1.1 {status} ".encode())
+    assert (line["status"], line["error_code"]) == (status, code)
+    assert f"x-correlation-id: {line['correlation_id']}".encode() in received
     assert not any(line["level"] == "error" for line in map(json.loads, logs.getvalue().splitlines()))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from parley.chat.watch import Watch
 
@@ -33,13 +33,18 @@ class Admission:
         self._watch = watch
 
     @asynccontextmanager
-    async def place(self, end: float) -> AsyncIterator[None]:
-        """Hold a place, waited for until the loop's time `end` at most.
+    async def place(self, end: float, waited: Callable[[], None]) -> AsyncIterator[None]:
+        """Hold a place, waited for until the loop's time `end` at most; when the wait is over, `waited` is called.
 
         Raises:
             ChatError: where none is free, and there is no room in the queue or the wait was in vain.
         """
-        await self._enter(end)
+        if self._free.locked() and self._waiting >= self._queue:
+            raise self._overloaded("queue_full")
+        try:
+            await self._enter(end)
+        finally:
+            waited()
         now = asyncio.get_running_loop().time
         entered = now()
         self._watch.replying(1)
@@ -52,8 +57,6 @@ class Admission:
 
     async def _enter(self, end: float) -> None:
         now = asyncio.get_running_loop().time
-        if self._free.locked() and self._waiting >= self._queue:
-            raise self._overloaded("queue_full")
         self._wait(1)
         try:
             async with asyncio.timeout_at(min(end, now() + self._timeout_s)):

@@ -40,6 +40,7 @@ class Run:
         self.reading: asyncio.Task[None] | None = None
         self.first_text_s: float | None = None
         """From the start of the attempt to its first text."""
+        self._costs: list[Usage] = []
         self._loop = asyncio.get_running_loop()
         self._begun = 0.0
         self._end = end
@@ -69,7 +70,9 @@ class Run:
         self._begun = self._loop.time()
         if not self.attempts:
             self._next_text_end = self._begun + self._first_token_timeout_s
+        self._costs = self.costs()
         self.attempts += 1
+        self.is_answered = False
         self.usage = None
 
     async def read(self, answer: Coroutine[Any, Any, None]) -> None:
@@ -170,6 +173,10 @@ class Run:
         if self.deltas:
             return Usage.estimate(self.deltas)
         return NO_USAGE
+
+    def costs(self) -> list[Usage]:
+        """Return what is known of the cost of each attempt that the model had begun to answer."""
+        return [*self._costs, self.best_usage()] if self.is_answered else self._costs
 
     def _tell(self) -> None:
         """Wake who waits for text; an `asyncio.Event` would cost twice as much for each."""

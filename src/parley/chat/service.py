@@ -114,8 +114,7 @@ class ChatService:
         try:
             try:
                 self._refuse_while_draining()
-                async with self._quotas.held(prompt, lambda: _costs(runs)), self._admission.place(end):
-                    stopwatch.admit()
+                async with self._quotas.held(prompt, lambda: _costs(runs)), self._admission.place(end, stopwatch.turn):
                     self._refuse_while_draining()
                     yield ReplyAdmitted()
                     for provider in self._providers:
@@ -218,8 +217,7 @@ class ChatService:
 
 
 def _costs(runs: Sequence[Run]) -> list[Usage]:
-    """Return what is known of the cost of each run whose model had begun to answer."""
-    return [run.best_usage() for run in runs if run.is_answered]
+    return [usage for run in runs for usage in run.costs()]
 
 
 def _note_failure(run: Run, asking: asyncio.Task[None]) -> None:

@@ -14,12 +14,12 @@ class Stopwatch:
         self._now = asyncio.get_running_loop().time
         self.started = self._now()
         self.queue_ms: int | None = None
-        """The wait for a turn, once it has come."""
+        """The wait for a turn, once it is over."""
         self.first_token: float | None = None
         self._last_text = 0.0
 
-    def admit(self) -> None:
-        """Note that the turn has come."""
+    def turn(self) -> None:
+        """Note that the wait for a turn is over: it has come, or will not."""
         self.queue_ms = self._since_start_ms(self._now())
 
     def text(self) -> float | None:

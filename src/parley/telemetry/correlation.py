@@ -44,8 +44,7 @@ class CorrelationMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        correlation_id = kept_correlation_id(scope["headers"]) or new_correlation_id()
-        scope["state"]["correlation_id"] = correlation_id
+        correlation_id = correlation_id_of(scope)
         clear_contextvars()
         bind_contextvars(correlation_id=correlation_id)
         if "trace_id" in scope["state"]:
@@ -76,9 +75,18 @@ class CorrelationMiddleware:
             outcome = "failed"
             _log.exception("unexpected_error")
         finally:
+            bind_contextvars(**scope["state"].get("answered", {}))  # by the connection, in the app's place
             measured = {"outcome": outcome, "status": status, "bytes_in": bytes_in, "bytes_out": bytes_out}
             total_ms = round((time.perf_counter() - started) * 1000)
             self._done(request_log(scope, get_contextvars(), **measured, total_ms=total_ms))
+
+
+def correlation_id_of(scope: Any) -> str:
+    """Return the id of a request, whose scope's state keeps it from then on."""
+    state: dict[str, str] = scope["state"]
+    if "correlation_id" not in state:
+        state["correlation_id"] = kept_correlation_id(scope["headers"]) or new_correlation_id()
+    return state["correlation_id"]
 
 
 def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -42,7 +42,10 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
         str | None, Meta(description="`other`, where it is none of HTTP's; none, where it was no HTTP.")
     ] = None
     route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")] = None
-    status: Annotated[int | None, Meta(description="None, where nothing was answered.")] = None
+    status: Annotated[
+        int | None,
+        Meta(description="499, where the client left before there was one; none, where nobody got one."),
+    ] = None
     error_code: Annotated[str | None, Meta(description="The error's code.")] = None
     reason: Annotated[
         str | None,
@@ -54,7 +57,7 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None
     chunks: Annotated[_Count | None, Meta(description="Of the stream.")] = None
-    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn that came.")] = None
+    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn, whether it came or not.")] = None
     first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")] = None
     model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")] = None
     is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")] = None
@@ -87,6 +90,6 @@ def request_log(scope: HTTPScope, bound: Mapping[str, Any], **measured: Any) -> 
 
 def write(line: RequestLog) -> None:
     """Log it."""
-    is_probe = str(line.route).startswith(PROBES) and not line.is_failure
+    is_probe = str(line.route).startswith(PROBES) and line.outcome == "completed"
     log = _log.warning if line.is_failure else _log.debug if is_probe else _log.info
     log("request", **msgspec.structs.asdict(line))

@@ -17,7 +17,8 @@ _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 @contextmanager
 def counting(workers: int) -> Iterator[None]:
     """Let several workers, which this process starts, count in files; begin before prometheus_client is imported."""
-    os.environ.pop(_FOLDER, None)  # it may be another program's
+    for name in (_FOLDER, _FOLDER.lower()):  # it may be another program's
+        os.environ.pop(name, None)
     if workers == 1:
         yield
         return
@@ -39,6 +40,6 @@ def forget_the_dead() -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone, or by now somebody else
         return False
     return True

@@ -118,9 +118,9 @@ def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Respons
     return _respond(request, ChatError(ErrorCode.INTERNAL))
 
 
-def _on_disconnect(_: Request[Any, Any, Any], __: ClientDisconnectedError) -> Response[None]:
+def _on_disconnect(_: Request[Any, Any, Any], __: ClientDisconnectedError) -> Response[bytes]:
     structlog.contextvars.bind_contextvars(outcome="client_disconnected")
-    return Response(None, status_code=_CLIENT_CLOSED_REQUEST)
+    return Response(b"", status_code=_CLIENT_CLOSED_REQUEST)
 
 
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
