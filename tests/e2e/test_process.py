@@ -239,7 +239,7 @@ async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream, 
     assert f'"reason":"Parley cannot listen on 127.0.0.1, port {port}: Address already in use' in line
 
 
-@pytest.mark.parametrize("host", ["::g", "no.such.example.", "ü..x"])
+@pytest.mark.parametrize("host", ["no.such.example.", "ü..x"])
 async def test_an_address_that_is_none_stops_the_start(upstream: ScriptedUpstream, host: str) -> None:
     """However it is wrong."""
     code, output, errors = await command(**leading_to(upstream, PARLEY_HOST=host, PARLEY_API_KEYS=CANARY_KEY))
@@ -247,8 +247,7 @@ async def test_an_address_that_is_none_stops_the_start(upstream: ScriptedUpstrea
     assert "start_failed" in output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "2"), (signal.SIGINT, "1")])
 async def test_a_signal_while_it_starts_ends_it_without_a_trace(
     tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
