@@ -77,7 +77,8 @@ podman *options: image
     #!/usr/bin/env bash
     set -euo pipefail
     upstream=(OPENAI_API_KEY PARLEY_FALLBACK_API_KEY PARLEY_METRICS_KEY)
-    forget() { podman secret rm parley-keys "${upstream[@]/#/parley-}" &> /dev/null || true; }
+    callers=parley-PARLEY_API_KEYS # not `parley-keys`: that is the operator's own, see the README
+    forget() { podman secret rm "$callers" "${upstream[@]/#/parley-}" &> /dev/null || true; }
     forget
     trap forget EXIT
     for key in "${upstream[@]}"; do
@@ -88,8 +89,8 @@ podman *options: image
     done
     if [[ ${PARLEY_API_KEYS:-}${PARLEY_API_KEYS_FILE:-} ]]; then # a file, of which podman keeps nothing in the container
         (tr , '\n' <<< "${PARLEY_API_KEYS:-}" && cat "${PARLEY_API_KEYS_FILE:-/dev/null}") |
-            podman secret create parley-keys - > /dev/null
-        set -- --secret parley-keys,target=/parley-keys,uid=10001,mode=0400 "$@"
+            podman secret create "$callers" - > /dev/null
+        set -- --secret "$callers,target=/parley-keys,uid=10001,mode=0400" "$@"
         unset PARLEY_API_KEYS
         export PARLEY_API_KEYS_FILE=/parley-keys
     fi

@@ -44,14 +44,15 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        described = _described(settings, providers)
         try:
             async with AsyncExitStack() as stack:
                 for provider in providers:
                     await stack.enter_async_context(provider)
                 stack.enter_context(draining(service, settings.drain_timeout_s))
-                _log.info("serving", **_described(settings, providers))
+                _log.info("serving", **described)
                 yield
-            _log.info("stopped", **_described(settings, providers))
+            _log.info("stopped", **described)
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))
             raise
@@ -81,9 +82,8 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
 def _described(settings: Settings, providers: Sequence[Provider]) -> dict[str, object]:
     """Tell an operator what serves, where, and within which limits."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
-        "url": f"http://{host}:{settings.port}",
+        "url": settings.url,
         "version": version("parley"),
         "models": [provider.model_name for provider in providers],
         "is_embedded": settings.embedded,

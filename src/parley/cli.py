@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -11,6 +10,8 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from parley.environment import SettingsError, settings_from, unknown_variables
 from parley.telemetry.workers import counting
@@ -46,22 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR
     # Each command imports its own: the server's libraries take seconds that the client need not wait.
-    host = _LOOPBACK.get(settings.host, settings.host)
+    reached = msgspec.structs.replace(settings, host=_LOOPBACK.get(settings.host, settings.host))
     if options.command == "health":
-        return _health(host, settings.port, "ready" if options.ready else "live")
+        return _health(reached.host, reached.port, "ready" if options.ready else "live")
     if options.command == "chat":
         from parley import terminal  # noqa: PLC0415
 
-        host = f"[{host}]" if ":" in host else host
-        url = options.url or f"http://{host}:{settings.port}"
-        return terminal.chat(url, next(iter(settings.keys()), None), " ".join(options.message))
+        return terminal.chat(options.url or reached.url, next(iter(settings.keys()), None), " ".join(options.message))
     for number in (signal.SIGTERM, signal.SIGINT):  # while it starts; the first process of a container would hear none
         signal.signal(number, _end)
     with counting(settings.workers):
-        gc.disable()  # of what is imported nothing is garbage; to look for it would take a fifth of the start
         from parley import server  # noqa: PLC0415
 
-        gc.enable()
         server.serve(settings, unknown_variables(environment))
     return 0
 

@@ -62,9 +62,7 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         error = ChatError(ErrorCode.INVALID_REQUEST, detail="It is no HTTP request, or its headers are too long.")
-        cycle = self._cycle()
-        scope = None if cycle is None or cycle.response_complete else cycle.scope
-        correlation_id = correlation_id_of(scope) if scope else new_correlation_id()
+        correlation_id = self.correlation_id() or new_correlation_id()
         headers = [
             (b"content-type", b"application/json"),
             (HEADER, correlation_id.encode()),
@@ -81,9 +79,9 @@ class Connection(H11Protocol):
             "reason": None,
             "bytes_out": len(body),
         }
-        if cycle is not None and scope is not None:
+        if (cycle := self._cycle()) is not None:
             cycle.disconnected = True  # who serves the request that this is part of has nobody left to answer
-            scope["state"]["answered"] = answered  # and says so in the request's line
+            cycle.scope["state"]["answered"] = answered  # and says so in the request's line
         else:
             request_log.write(RequestLog(correlation_id=correlation_id, bytes_in=0, total_ms=0, **answered))
 
@@ -106,11 +104,12 @@ class Connection(H11Protocol):
     def correlation_id(self) -> str | None:
         """Return the id of the request that is being answered, if one is."""
         cycle = self._cycle()
-        return None if cycle is None or cycle.response_complete else cycle.scope["state"].get("correlation_id")
+        return None if cycle is None else correlation_id_of(cycle.scope)
 
     def _cycle(self) -> RequestResponseCycle | None:
-        """Return the request that is being answered, or the last one; it is declared as always there."""
-        return self.cycle
+        """Return the request that is being answered, if one is; uvicorn declares the last one as always there."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return None if cycle is None or cycle.response_complete else cycle
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: the request is answered as if it had not asked for another protocol."""

@@ -142,7 +142,6 @@ class _Workers(Multiprocess):
 @contextmanager
 def _held(signals: set[signal.Signals]) -> Iterator[None]:
     """Hold back these signals; processes that are started meanwhile never get them."""
-    ensure_running()  # else the first process would start it, and with it let go of SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -152,6 +151,7 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
     app = _WorkerApp(settings)
+    ensure_running()  # else the first worker would start it, which lets go of a SIGINT that is held
     on_hangup = signal.getsignal(signal.SIGHUP)
     # From here on signals are kept, until it looks.
     workers = _Workers(uvicorn.Config(app, factory=True, **options(settings)), [listener])

@@ -189,6 +189,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.openai_api_key is None and self.openai_base_url is None
 
     @property
+    def url(self) -> str:
+        """Where Parley listens."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    @property
     def traces_url(self) -> str | None:
         """Where traces go, if anywhere."""
         if self.otel_exporter_otlp_endpoint is None:

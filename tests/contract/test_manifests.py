@@ -149,7 +149,11 @@ def test_the_unit_for_systemd_runs_it_as_podman_does() -> None:
     }
     name, _, path = container["Environment"].partition("=")
     assert name in {variable.name for variable in variables()}
-    assert f"target={path}," in container["Secret"]
+    secret, _, rest = container["Secret"].partition(",")
+    assert rest.startswith(f"target={path},")
+    assert f"secret rm {secret}" not in (DEPLOY.parent / "justfile").read_text(), (
+        "what `just podman` forgets is its own"
+    )
     grace = int(container["StopTimeout"])
     assert grace > settings_from({}).drain_timeout_s + DRAIN_S
     assert int(service["TimeoutStopSec"]) > grace

@@ -225,7 +225,7 @@ async def test_a_model_that_hangs_is_not_ready() -> None:
     assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> None:
     """However it goes, also with an answer under way whose client has left."""
     async with parley() as served, served.client() as client:

@@ -68,7 +68,7 @@ async def served(
     variables = {"PARLEY_API_KEYS": KEY, "PARLEY_API_KEYS_FILE": str(keys), "PARLEY_HOST": "localhost"}
     async with container(NAME, port, *command, PARLEY_PORT=str(port), **variables) as served:
         yield served
-    assert "parley-keys" not in await podman("secret", "ls", "--format", "{{.Name}}")
+    assert "parley-PARLEY_API_KEYS" not in await podman("secret", "ls", "--format", "{{.Name}}")
 
 
 @pytest.fixture

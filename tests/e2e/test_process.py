@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import ssl
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, Gated, ScriptedUpstream, delta, hang
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator
+
     import httpx
 
 REQUEST = {"message": CANARY}
@@ -246,17 +250,31 @@ async def test_an_address_that_is_none_stops_the_start(upstream: ScriptedUpstrea
     assert "start_failed" in output.splitlines()[-1]
 
 
+@asynccontextmanager
+async def starting(said: str, **variables: str) -> AsyncIterator[Process]:
+    """Start `parley`, as a group of processes; yield it when this is the first thing that it says."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *PARLEY, env=environment(**variables), stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        with anyio.fail_after(20):
+            assert said.encode() in await process.stdout.readline()
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "2"), (signal.SIGINT, "1")])
 async def test_a_signal_while_it_starts_ends_it_without_a_trace(
     tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
     """Before the model is loaded and a worker serves: no error, and nothing left behind."""
-    variables = environment(PARLEY_HOST="0.0.0.0", PARLEY_WORKERS=workers, TMPDIR=str(tmp_path))  # noqa: S104
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*PARLEY, env=variables, stdout=pipe, stderr=pipe)
-    assert process.stdout is not None
-    with anyio.fail_after(60):
-        assert b"open_to_everybody" in await process.stdout.readline()
+    variables = {"PARLEY_HOST": "0.0.0.0", "PARLEY_WORKERS": workers, "TMPDIR": str(tmp_path)}  # noqa: S104
+    async with starting("open_to_everybody", **variables) as process:
         process.send_signal(number)
         output, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
@@ -275,14 +293,7 @@ async def test_a_signal_to_all_while_workers_start_ends_them_without_a_trace(
     upstream: ScriptedUpstream, number: signal.Signals
 ) -> None:
     """As Ctrl-C and systemd send it; a worker that is gone before it has answered is not waited for."""
-    pipe = asyncio.subprocess.PIPE
-    variables = environment(**leading_to(upstream, PARLEY_WORKERS="2"))
-    process = await asyncio.create_subprocess_exec(
-        *PARLEY, env=variables, stdout=pipe, stderr=pipe, start_new_session=True
-    )
-    assert process.stdout is not None
-    with anyio.fail_after(20):
-        assert b"Started parent process" in await process.stdout.readline()
+    async with starting("Started parent process", **leading_to(upstream, PARLEY_WORKERS="2")) as process:
         while workers_with("pydantic_core", process.pid) < 2:  # noqa: ASYNC110  # which is in the middle of their start
             await asyncio.sleep(0)
         os.killpg(process.pid, number)
@@ -361,7 +372,7 @@ async def test_an_unreachable_upstream_does_not_stop_the_start() -> None:
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_UNREACHABLE
 
 
-@pytest.mark.parametrize("listens_on", ["0.0.0.0", "::"])  # noqa: S104
+@pytest.mark.parametrize("listens_on", ["127.0.0.1", "0.0.0.0", "::"])  # noqa: S104
 async def test_its_health_can_be_asked_without_a_client(listens_on: str) -> None:
     """With no key, wherever it listens: it lives, but it is not ready, as its upstream cannot be reached."""
     variables = {"PARLEY_HOST": listens_on, "PARLEY_API_KEYS": CANARY_KEY}
