@@ -8,6 +8,7 @@ hardened := "--read-only --cap-drop=all --security-opt no-new-privileges"
 # podman's own format knows no health check.
 build := "podman build --format docker --label org.opencontainers.image.version=$(" + uv + " version --short)" + \
     " --label org.opencontainers.image.revision=$(git describe --always --dirty)"
+pins := uv + " run --no-project python -m tests.support.pins"
 export := uv + " export -q --no-emit-project --no-annotate --no-header"
 
 # Serve on PARLEY_HOST:PARLEY_PORT (127.0.0.1:8000)
@@ -103,10 +104,17 @@ podman *options: image
         --publish "${host/localhost/127.0.0.1}:$port:$port" \
         --env 'PARLEY_*' --env 'OTEL_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
 
-# Its files are whole, and pip needs `--no-deps` for them: a package of theirs would bring others that nobody uses.
-# Resolve the dependencies anew, and export what a deployment installs, with hashes: a file for each layer of its image
+# pip needs `--no-deps` for the files that this writes: they are complete, and name no package that nobody uses.
+# Pin what pyproject.toml asks for, keep what is pinned, and export what a deployment installs: a file per image layer
 lock:
     {{ uv }} lock
+    {{ pins }} write
     {{ export }} --no-default-groups --group docs --extra otel -o requirements.lock
     {{ export }} --only-group embedded -o requirements-embedded.lock
     {{ export }} --only-group build -o requirements-build.lock
+
+# Upgrade all packages, or these and what they need: `just upgrade`, or `just upgrade litestar uvicorn`
+upgrade *packages: && lock
+    test -e uv.lock || {{ uv }} lock
+    {{ pins }} drop
+    {{ uv }} lock {{ if packages == "" { "--upgrade" } else { "-P " + replace(packages, " ", " -P ") } }}
