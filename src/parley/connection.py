@@ -41,6 +41,9 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        # asyncio sets this only if it created the listening socket. Without it, a chunk can wait up to 40 ms for the
+        # client's acknowledgement of the previous chunk.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reading.start()
 
     def data_received(self, data: bytes) -> None:

@@ -13,6 +13,7 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import NO_USAGE, FinishReason, Usage, UsageSource
 from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
+from tests.support.clock import JumpingLoop
 from tests.support.running import decode_chunk, problem, running, stream
 from tests.support.upstream import Exchange, Gated, answer, delta
 
@@ -47,11 +48,10 @@ async def test_an_answer_streams_as_start_texts_and_done(
     line = await logs.line()
     assert line.pop("total_ms") >= line.pop("first_token_ms") >= 0
     assert line.pop("bytes_out") > len("Hello")
-    del line["timestamp"]
+    del line["timestamp"], line["logger"]
     assert line == {
         "event": "request",
         "level": "info",
-        "logger": "parley.telemetry.request_log",
         "correlation_id": "my.id-1",
         "trace_id": None,
         "method": "POST",
@@ -168,6 +168,19 @@ async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
                     texts.append(chunk.text)
                     gated.may_end.set()
     assert texts == ["first", "last"]
+
+
+async def test_no_part_of_an_answer_waits_until_the_client_has_acknowledged_the_part_before(
+    client: httpx.AsyncClient,
+) -> None:
+    """A client's machine may take 40 ms for that; the clock here jumps far ahead whenever nothing else happens."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingLoop)
+    await client.get("/health/live")
+    before_s = loop.ahead_s
+    for _ in range(20):
+        await client.get("/health/live")
+    assert loop.ahead_s - before_s < 1
 
 
 async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 import urllib.parse
 import urllib.request
 from contextlib import asynccontextmanager
@@ -125,9 +124,10 @@ class UpstreamProvider:
     async def check(self) -> ErrorCode | None:
         """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
         async with self._checking:  # who comes meanwhile waits for the answer, and shares it
-            if self._checked is None or time.monotonic() - self._checked[0] > _CHECK_KEPT_S:
+            now = asyncio.get_running_loop().time
+            if self._checked is None or now() - self._checked[0] > _CHECK_KEPT_S:
                 problem = await self._check()
-                self._checked = time.monotonic(), problem
+                self._checked = now(), problem
             return self._checked[1]
 
     async def _check(self) -> ErrorCode | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +43,8 @@ class CorrelationMiddleware:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        now = asyncio.get_running_loop().time
+        started = now()
         correlation_id = correlation_id_of(scope)
         clear_contextvars()
         bind_contextvars(correlation_id=correlation_id)
@@ -77,7 +78,7 @@ class CorrelationMiddleware:
         finally:
             bind_contextvars(**scope["state"].get("answered", {}))  # by the connection, in the app's place
             measured = {"outcome": outcome, "status": status, "bytes_in": bytes_in, "bytes_out": bytes_out}
-            total_ms = round((time.perf_counter() - started) * 1000)
+            total_ms = round((now() - started) * 1000)
             self._done(request_log(scope, get_contextvars(), **measured, total_ms=total_ms))
 
 
