@@ -129,6 +129,29 @@ async def test_without_keys_an_address_is_a_caller(make_settings: MakeSettings, 
         assert problem(await client.post("/chat", json=REQUEST, headers=elsewhere)).code == "rate_limited"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "is_another"),
+    [
+        ("192.0.2.1", "192.0.2.2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", False),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", True),
+        ("192.0.2.1", "::ffff:192.0.2.1", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", True),
+        ("unknown", "unknown", False),
+    ],
+)
+async def test_a_caller_of_ipv6_is_a_network_of_64_bits(
+    make_settings: MakeSettings, first: str, second: str, *, is_another: bool
+) -> None:
+    """It can choose among the addresses of that; an IPv4 address that is written as IPv6 stays what it is."""
+    async with running(make_settings(requests_per_minute=1, trusted_proxies="127.0.0.1"), None) as client:
+        statuses = [
+            (await client.post("/chat", json=REQUEST, headers={"X-Forwarded-For": address})).status_code
+            for address in (first, second)
+        ]
+    assert statuses == [200, 200 if is_another else 429]
+
+
 async def test_a_caller_with_enough_answers_at_once_is_refused_another(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
@@ -164,3 +187,15 @@ async def test_a_budget_that_is_spent_is_told(make_settings: MakeSettings, logs:
         await stream(client, REQUEST)
         assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
         assert (await logs.line(number=2))["reason"] == "tokens_per_minute"
+
+
+async def test_a_callers_quota_is_of_both_operations_together(make_settings: MakeSettings) -> None:
+    """And no other's."""
+    settings = make_settings(api_keys=Secret(f"{CANARY_KEY},{OTHER_KEY}"), requests_per_minute=2)
+    async with running(settings) as client:
+        statuses = [
+            (await client.post(path, json=REQUEST, headers=bearer(key))).status_code
+            for key in (CANARY_KEY, OTHER_KEY)
+            for path in ("/chat", "/chat/complete", "/chat/complete", "/chat")
+        ]
+    assert statuses == [200, 200, 429, 429] * 2

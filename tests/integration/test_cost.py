@@ -1,14 +1,16 @@
-"""What a token costs, counted in calls of Python functions, which no machine makes faster or slower."""
+"""What a token costs, counted in calls of Parley's own functions, which no machine makes faster or slower."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx_sse
 import pytest
 
+import parley
 from tests.support.faults import sse
 from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
     import httpx
 
-# The server's side but for h11, which the tests' client has in common with it; all run in the same loop.
-OURS = ("/parley/", "/agents/", "/aiohttp/", "/litestar/", "/structlog/", "/uvicorn/")
+# What libraries do is theirs to change; `just bench` measures the whole.
+OURS = str(Path(parley.__file__).parent)
 
 
 class Calls:
@@ -37,7 +39,7 @@ class Calls:
         sys.setprofile(None)
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and any(package in frame.f_code.co_filename for package in OURS):
+        if event == "call" and frame.f_code.co_filename.startswith(OURS):
             self.number += 1
 
 
@@ -79,7 +81,7 @@ def burst(tokens: int, _: asyncio.Event) -> Any:
     return script
 
 
-@pytest.mark.parametrize(("script", "few", "many", "allowed"), [(paced, 20, 120, 65), (burst, 200, 2200, 1.5)])
+@pytest.mark.parametrize(("script", "few", "many", "allowed"), [(paced, 20, 120, 21), (burst, 200, 2200, 1.1)])
 async def test_a_token_costs_no_more_than_it_did(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, script: Any, few: int, many: int, allowed: float
 ) -> None:
@@ -90,4 +92,4 @@ async def test_a_token_costs_no_more_than_it_did(
         upstream.script = script(tokens, seen)
         calls.append(await read(client, seen))
     cost = (calls[2] - calls[1]) / (many - few)
-    assert allowed / 2 < cost <= allowed, "dearer, or so much cheaper that less may be allowed"
+    assert cost <= allowed

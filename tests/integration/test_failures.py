@@ -11,13 +11,13 @@ import anyio
 import httpx_sse
 import pytest
 
-from parley.chat.errors import ErrorCode
-from parley.chat.events import Usage
-from parley.web.schema import ErrorChunk, StartChunk, TextChunk
+from parley.chat.errors import EXPLANATIONS, ErrorCode
+from parley.chat.events import FinishReason, Usage
+from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.faults import ECHO, after, ping
+from tests.support.faults import ECHO, after, ping, say, sse
 from tests.support.running import decode_chunk, problem, running, stream
-from tests.support.upstream import Script, hang, respond
+from tests.support.upstream import Exchange, Script, delta, hang, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,19 @@ PATHS = ["/chat", "/chat/complete"]
 
 
 @pytest.mark.parametrize(
-    ("given", "passed_on"), [("7", 7), ("0", None), ("-1", None), ("86400", None), ("soon", None), ("²", None)]
+    ("given", "passed_on"),
+    [
+        ("7", 7),
+        ("1", 1),
+        ("3600", 3600),
+        ("0", None),
+        ("-1", None),
+        ("3601", None),
+        ("86400", None),
+        ("soon", None),
+        ("²", None),
+        ("", None),
+    ],
 )
 async def test_a_sane_retry_after_is_passed_on(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, given: str, passed_on: int | None
@@ -56,6 +68,7 @@ async def test_an_upstream_that_is_not_there_is_unreachable(
         response = await client.post(path, json=REQUEST)
         assert response.status_code == 502
         assert problem(response).code is ErrorCode.UPSTREAM_UNREACHABLE
+    assert (await logs.line())["reason"] is None
 
 
 async def test_the_connection_has_a_deadline(make_settings: Callable[..., Settings], logs: Logs) -> None:
@@ -71,7 +84,8 @@ async def test_the_connection_has_a_deadline(make_settings: Callable[..., Settin
             response = await client.post("/chat", json=REQUEST)
     assert response.status_code == 502
     assert problem(response).code is ErrorCode.UPSTREAM_UNREACHABLE
-    assert (await logs.line())["total_ms"] >= 300
+    line = await logs.line()
+    assert (line["reason"], line["total_ms"] >= 300) == ("connect_timeout", True)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -180,3 +194,77 @@ async def test_a_client_that_leaves_in_its_body_costs_nothing(
     assert (await logs.line())["outcome"] == "client_disconnected"
     assert upstream.exchanges == []
     assert logs.lines("unexpected_error") == []
+
+
+async def speaks_no_http(exchange: Exchange) -> None:
+    """Send bytes that are not HTTP."""
+    exchange.writer.write(b"220 mail.example ESMTP\r\n")
+    exchange.close()
+
+
+async def test_what_an_upstream_does_wrong_is_told_in_words_of_its_own(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """All are `upstream_error`, but each has its own detail for the operator."""
+    usual = EXPLANATIONS[ErrorCode.UPSTREAM_ERROR].detail
+    details = []
+    for script in (
+        respond(404, {}),
+        respond(422, {}),
+        speaks_no_http,
+        say(b"<html></html>", "text/html"),
+        say(sse({"choices": 5})),
+        say(sse(delta(finish_reason="tool_calls"))),
+    ):
+        upstream.script = script
+        error = problem(await client.post("/chat", json=REQUEST))
+        assert error.code is ErrorCode.UPSTREAM_ERROR
+        details.append(error.detail)
+    assert len({*details} - {usual}) == len(details)
+
+
+async def test_an_error_that_comes_in_pieces_is_read_whole(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Its code may be in the last piece. An invalid request ID is not logged."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(400, "application/json", x_request_id="no id")
+        for piece in (b'{"error": {"message": "', b"x" * 1000, b'", "code": "context_length_exceeded"}}'):
+            await exchange.write(piece)
+        await exchange.end()
+
+    upstream.script = script
+    assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert (await logs.line("upstream_refused"))["upstream_request_id"] is None
+
+
+async def test_fields_that_say_nothing_are_passed_over(client: httpx.AsyncClient, upstream: ScriptedUpstream) -> None:
+    """Some servers send them with every event."""
+    nothing = {"error": None, "usage": None}
+    upstream.script = say(
+        sse(
+            {"choices": [], **nothing},
+            {"choices": [{"index": 0}], **nothing},
+            {"choices": [{"index": 0, "delta": None, "finish_reason": None}], **nothing},
+            delta("a", **nothing),
+            {"choices": [{"index": 0, "finish_reason": "stop"}], **nothing},
+            "[DONE]",
+        )
+    )
+    start, text, done = await stream(client, REQUEST)
+    assert isinstance(start, StartChunk)
+    assert text == TextChunk(seq=1, text="a")
+    assert isinstance(done, DoneChunk)
+    assert done.finish_reason is FinishReason.STOP
+
+
+async def test_an_answer_that_has_an_end_does_not_wait_for_the_end_of_its_connection(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """After `[DONE]`, nothing more is to come."""
+    upstream.script = after((), lambda exchange: exchange.events(delta("a", finish_reason="stop"), "[DONE]"))
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
+    assert loop.time() - before < 1

@@ -26,7 +26,7 @@ from parley.web.schema import ErrorChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import after, ping, sse
 from tests.support.running import problem, read_chunks, running, stream
-from tests.support.upstream import Exchange, delta, respond
+from tests.support.upstream import Exchange, ScriptedUpstream, delta, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from parley.chat.run import Run
     from parley.settings import Settings
     from tests.support.logs import Logs
-    from tests.support.upstream import Script, ScriptedUpstream
+    from tests.support.upstream import Script
 
 REQUEST = {"message": CANARY}
 
@@ -85,6 +85,7 @@ async def test_probes_that_come_while_the_upstream_is_asked_share_its_answer(
         (respond(401, {}), "upstream_auth"),
         (respond(500, {}), "upstream_error"),
         (respond(404, {}), None),  # not every server lists its models
+        (respond(301, {}, location="/v1/models"), None),  # it is an answer, and not followed
     ],
 )
 async def test_a_parley_whose_upstream_refuses_is_not_ready_and_says_why(
@@ -94,8 +95,24 @@ async def test_a_parley_whose_upstream_refuses_is_not_ready_and_says_why(
     upstream.models_script = script
     ready = await client.get("/health/ready")
     assert ready.status_code == (200 if reason is None else 503)
-    assert ready.json()["reason"] == reason
+    assert ready.json() == {"status": "ready" if reason is None else "not_ready", "reason": reason}
+    assert upstream.models_requests == 1
     assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_a_parley_is_ready_if_its_first_model_or_its_second_answers(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream
+) -> None:
+    """If both fail, the reason is the second's."""
+    upstream.models_script = respond(500, {})
+    async with ScriptedUpstream() as second:
+        settings = make_settings(fallback_base_url=second.url, fallback_model="second-1")
+        async with running(settings) as client:
+            assert (await client.get("/health/ready")).status_code == 200
+        second.models_script = respond(401, {})
+        async with running(settings) as client:
+            assert (await client.get("/health/ready")).json()["reason"] == "upstream_auth"
+    assert upstream.models_requests == 2
 
 
 async def test_an_upstream_that_answers_without_end_is_not_waited_for(
@@ -120,17 +137,26 @@ async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[...
 async def test_what_an_upstream_says_is_logged_only_where_it_is_asked_for_and_never_the_key(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Upstreams quote keys, and not every key looks like one."""
+    """Upstreams quote keys, and not every key looks like one; nor is every text JSON, or UTF-8."""
     key = "5f1a-plain-words-of-a-key"
-    upstream.script = respond(401, {"error": {"message": f"Incorrect key provided: {key}. " + "x" * 1900 + key}})
+    text = f"Incorrect key provided: {key}. " + "x" * 1900 + key
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(401)
+        await exchange.write(b"\xff" + text.encode())
+        await exchange.end()
+
+    in_json = respond(401, {"error": {"message": text}})
+    upstream.script = in_turn(in_json, in_json, script)
     async with running(make_settings(openai_api_key=Secret(key)), logs) as client:
         await client.post("/chat", json=REQUEST)
     assert "upstream_text" not in await logs.line("upstream_refused")
     async with running(make_settings(openai_api_key=Secret(key), log_upstream_text=True), logs) as client:
-        await client.post("/chat", json=REQUEST)
-    said = (await logs.line("upstream_refused", number=2))["upstream_text"]
-    assert "Incorrect key provided: ***. " in said
-    assert key[:8] not in said
+        for number in (2, 3):
+            await client.post("/chat", json=REQUEST)
+            said = (await logs.line("upstream_refused", number=number))["upstream_text"]
+            assert "Incorrect key provided: ***. " in said
+            assert key[:8] not in said
 
 
 class BrokenProvider:
@@ -237,10 +263,10 @@ async def test_an_upstreams_error_is_logged_by_all_but_its_words(
     await client.post("/chat", json=REQUEST, headers={"X-Correlation-ID": "mine"})
     line = await logs.line("upstream_refused")
     assert line.pop("timestamp")
+    assert line.pop("logger")
     assert line == {
         "level": "warning",
         "event": "upstream_refused",
-        "logger": "parley.providers.upstream",
         "correlation_id": "mine",
         "upstream_status": status,
         "upstream_request_id": "req_1",

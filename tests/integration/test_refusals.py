@@ -206,3 +206,10 @@ async def test_two_requests_get_two_correlation_ids(client: httpx.AsyncClient) -
     """Also over one connection."""
     first, second = [problem(await client.post("/chat", json={})).correlation_id for _ in range(2)]
     assert first != second
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_all_that_is_allowed_may_be_asked_for(client: httpx.AsyncClient, path: str) -> None:
+    """Values equal to the maximum are accepted."""
+    request = {"message": "x" * 32_000, "max_output_tokens": 2000, "timeout_s": 30}
+    assert (await client.post(path, json=request)).status_code == 200

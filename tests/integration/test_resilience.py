@@ -16,7 +16,7 @@ from parley.chat.events import NO_USAGE
 from parley.settings import Secret
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.faults import after, reset
+from tests.support.faults import after, pause, reset, say, sse
 from tests.support.running import kind, problem, read_chunks, running, stream
 from tests.support.upstream import Exchange, Script, ScriptedUpstream, answer, delta, hang, in_turn, respond
 
@@ -38,7 +38,12 @@ REQUEST = {"message": CANARY}
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
 @pytest.mark.parametrize(
-    "trouble", [respond(408, {}), respond(409, {}), respond(429, {}), respond(500, {}), respond(529, {}), reset]
+    "trouble",
+    [
+        *(respond(status, {}) for status in (408, 409, 429, 500, 529)),
+        reset,
+        say(sse({"choices": [{"delta": {"role": "assistant"}}]}, "[DONE]")),  # and no reason
+    ],
 )
 async def test_trouble_that_passes_is_not_the_callers(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, path: str, trouble: Script
@@ -93,6 +98,29 @@ async def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(
         error = problem(await client.post("/chat", json=REQUEST))
     assert (error.code, error.retry_after_s) == (ErrorCode.UPSTREAM_RATE_LIMITED, 5)
     assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize(("retry_after", "at_least_s", "at_most_s"), [("3", 3, 4), ("5", 5, 6), (None, 0.1, 1)])
+async def test_the_upstream_is_asked_again_when_it_says(
+    make_settings: MakeSettings,
+    upstream: ScriptedUpstream,
+    retry_after: str | None,
+    at_least_s: float,
+    at_most_s: float,
+) -> None:
+    """Or soon, if it does not say when."""
+    refuse = respond(503, {}, **({} if retry_after is None else {"retry_after": retry_after}))
+    asked: list[float] = []
+
+    async def script(exchange: Exchange) -> None:
+        asked.append(asyncio.get_running_loop().time())
+        await (refuse if len(asked) == 1 else answer("a"))(exchange)
+
+    upstream.script = script
+    async with running(make_settings(retries=1)) as client:
+        assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
+    first, second = asked
+    assert at_least_s <= second - first < at_most_s
 
 
 async def test_a_connection_that_has_gone_stale_costs_nobody_an_answer(
@@ -227,6 +255,26 @@ async def test_a_slow_model_gets_its_headers_and_a_pulse(
     assert (await logs.line())["chunks"] == 4
 
 
+async def test_a_stream_that_is_not_silent_has_no_pulse(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """Each text arrives before a heartbeat is due."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        for _ in range(5):
+            await exchange.events(delta("a"))
+            await pause(exchange, 6)
+        await exchange.events(delta(finish_reason="stop"), "[DONE]")
+        await exchange.end()
+
+    upstream.script = script
+    async with running(make_settings(heartbeat_s=10, request_timeout_s=60)) as client:
+        response = await client.post("/chat", json=REQUEST)
+    assert b": ping" not in response.content
+    assert [kind(chunk) for chunk in read_chunks(response.content)] == ["start", *["text"] * 5, "done"]
+
+
 async def test_a_failure_after_the_headers_is_a_stream_of_one_error(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
@@ -356,13 +404,14 @@ async def leave(client: httpx.AsyncClient, arrivals: Arrivals, number: int) -> N
                 group.cancel_scope.cancel()
         case _:  # somewhere in the stream
             async with client.stream("POST", "/chat", json=request) as response:
-                wanted = number % 997
+                wanted = number % 250  # the stream has at least 250 bytes; reading more would block
                 async for data in response.aiter_bytes():
                     wanted -= len(data)
                     if wanted <= 0:
                         break
 
 
+@pytest.mark.long
 async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
@@ -379,7 +428,7 @@ async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
             async with limit:
                 await leave(client, arrivals, number)
 
-        with anyio.fail_after(90):
+        with anyio.fail_after(240):
             async with anyio.create_task_group() as group:
                 for number in range(requests):
                     group.start_soon(leave_in_turn, number)

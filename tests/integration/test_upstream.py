@@ -1,12 +1,14 @@
-"""How the upstream's bytes are read, where aiohttp alone would lose some."""
+"""The way to the upstream: certificates, proxies, and bytes that aiohttp alone would lose."""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+import trustme
 from agents import ModelSettings
 
 from parley.chat.errors import ChatError, ErrorCode
@@ -16,10 +18,18 @@ from parley.providers.model import read
 from parley.providers.upstream import UpstreamProvider
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
+from tests.support.canaries import CANARY
 from tests.support.faults import after, close, reset
+from tests.support.running import problem, running
+from tests.support.upstream import ScriptedUpstream
 
 if TYPE_CHECKING:
-    from tests.support.upstream import Script, ScriptedUpstream
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.upstream import Script
+
+REQUEST = {"message": CANARY}
 
 
 @pytest.mark.parametrize("then", [reset, close])
@@ -46,3 +56,38 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
     assert caught.value.code is ErrorCode.UPSTREAM_TRUNCATED
     assert await run.take() == "abc"
     assert run.deltas == 3
+
+
+async def test_an_upstream_behind_tls_must_show_a_certificate_that_is_trusted(
+    make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By httpx's list, or by SSL_CERT_FILE's."""
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with ScriptedUpstream(tls=tls) as upstream:
+        settings = make_settings(openai_base_url=upstream.url)
+        async with running(settings) as client:
+            error = problem(await client.post("/chat", json=REQUEST))
+        assert (error.code, upstream.exchanges) == (ErrorCode.UPSTREAM_UNREACHABLE, [])
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        async with running(settings) as client:
+            assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Hello"
+
+
+@pytest.mark.parametrize(("bypass", "path"), [("", "http://127.0.0.1:9/v1/chat/completions"), ("*", None)])
+async def test_the_environments_proxy_is_used(
+    make_settings: Callable[..., Settings],
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    bypass: str,
+    path: str | None,
+) -> None:
+    """Unless the environment says that there is none for this address."""
+    monkeypatch.setenv("HTTP_PROXY", upstream.url.removesuffix("/v1"))
+    monkeypatch.setenv("NO_PROXY", bypass)
+    async with running(make_settings(openai_base_url="http://127.0.0.1:9/v1")) as client:  # nobody listens there
+        response = await client.post("/chat", json=REQUEST)
+    assert response.status_code == (200 if path else 502)
+    assert [exchange.path for exchange in upstream.exchanges] == ([path] if path else [])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
 from parley.chat.events import NO_USAGE, Usage, UsageSource
 from parley.chat.messages import Message, Prompt
 from parley.chat.quotas import Allowance, Quotas
@@ -86,6 +86,16 @@ async def test_a_caller_has_only_so_many_replies_made_at_once(clock: Clock) -> N
         pass
 
 
+async def test_a_reply_that_ends_makes_place_for_one_and_no_more(clock: Clock) -> None:
+    """The caller's others are not forgotten with it."""
+    quotas = made(clock, max_streams_per_caller=2)
+    async with quotas.held(prompt("a"), list):
+        async with quotas.held(prompt("a"), list):
+            pass
+        async with quotas.held(prompt("a"), list):
+            assert await refused(quotas, prompt("a")) == ("streams_per_caller", 4)
+
+
 @pytest.mark.parametrize(
     ("usages", "spent"),
     [
@@ -162,3 +172,25 @@ def test_callers_who_may_take_all_again_are_forgotten(clock: Clock) -> None:
     allowance.take("one more", 60)
     assert len(allowance._left) == 1  # noqa: SLF001
     assert allowance.wait_s("one more") == 1
+
+
+def test_a_debt_is_remembered_however_many_callers_come(clock: Clock) -> None:
+    """Only callers whose bucket is full are evicted."""
+    allowance = Allowance(1, clock)
+    allowance.take("debtor", 2)
+    for number in range(20_001):
+        allowance.take(str(number))
+    assert allowance.wait_s("debtor") == 120
+
+
+async def test_a_refusal_says_which_quota_it_is(clock: Clock) -> None:
+    """In words of its own."""
+    details = set()
+    for limits in ({"max_streams_per_caller": 1}, {"requests_per_minute": 1}, {"tokens_per_minute": 10}):
+        quotas = made(clock, **limits)
+        async with quotas.held(prompt(most=9), list):
+            with pytest.raises(ChatError) as caught:
+                async with quotas.held(prompt(most=9), list):
+                    pass
+        details.add(caught.value.explanation.detail)
+    assert len(details - {EXPLANATIONS[ErrorCode.RATE_LIMITED].detail}) == 3

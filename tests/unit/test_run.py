@@ -58,3 +58,41 @@ async def test_text_that_waits_is_taken_all_at_once() -> None:
     assert await run.take() == "bcd"
     assert await run.take() is None
     assert run.deltas == 4
+
+
+async def test_a_model_that_is_far_ahead_waits_until_the_client_has_taken_the_text() -> None:
+    """16 KiB ahead; what waits is taken all at once."""
+    run = Run(Settings(), asyncio.get_running_loop().time() + 60)
+    is_full = []
+    for text in ("x" * 16_384, "y"):
+        run.add(text, 1)
+        is_full.append(run.is_full)
+    assert is_full == [False, True]
+    room = asyncio.ensure_future(run.room())
+    await asyncio.sleep(1)
+    assert not room.done()
+    assert await run.take() == "x" * 16_384 + "y"
+    await room
+    assert not run.is_full
+
+
+@pytest.mark.parametrize(("silent_s", "is_in_time"), [(9, True), (11, False)])
+async def test_a_model_that_waits_for_the_client_is_not_silent(*, silent_s: float, is_in_time: bool) -> None:
+    """The idle timeout restarts when the client has taken the waiting text."""
+    run = Run(Settings(idle_timeout_s=10), asyncio.get_running_loop().time() + 1000)
+
+    async def answer() -> None:
+        async with run.deadlines():
+            run.add("x" * 20_000, 1)
+            await run.room()
+            await asyncio.sleep(silent_s)
+
+    answering = asyncio.ensure_future(answer())
+    await asyncio.sleep(100)
+    await run.take()
+    if is_in_time:
+        await answering
+    else:
+        with pytest.raises(ChatError) as caught:
+            await answering
+        assert caught.value.code is ErrorCode.UPSTREAM_IDLE_TIMEOUT
