@@ -3,12 +3,17 @@
 set dotenv-load
 set positional-arguments
 
+# Let Python write bytecode: otherwise each process that a test starts compiles every library again, which takes 2 seconds.
+export PYTHONDONTWRITEBYTECODE := ""
+
 uv := env("UV", "uv")
 hardened := "--read-only --cap-drop=all --security-opt no-new-privileges"
 # podman's own format knows no health check.
 build := "podman build --format docker --label org.opencontainers.image.version=$(" + uv + " version --short)" + \
     " --label org.opencontainers.image.revision=$(git describe --always --dirty)"
-pins := uv + " run --no-project python -m tests.support.pins"
+pins := uv + " run --no-project --python '>=3.11' python -m tests.support.pins"
+# Modules that take seconds to import.
+slow := "--ignore=tests/e2e --ignore=tests/contract/test_operations.py"
 export := uv + " export -q --no-emit-project --no-annotate --no-header"
 
 # Serve on PARLEY_HOST:PARLEY_PORT (127.0.0.1:8000)
@@ -19,9 +24,13 @@ serve:
 chat *message:
     {{ uv }} run parley chat "$@"
 
-# Run the tests: `just test`, or `just test -k something`
+# Run the tests: `just test`, or `just test -k something`; `-n0` runs them in one process, for a debugger
 test *arguments:
-    {{ uv }} run --group clients pytest "$@"
+    {{ uv }} run --group clients pytest --numprocesses=auto "$@"
+
+# Run the tests that start no process and take less than 5 seconds each: half a minute in all
+test-quick *arguments:
+    {{ uv }} run --group clients pytest --numprocesses={{ num_cpus() }} {{ slow }} -m 'not process and not long' "$@"
 
 # Run an upstream that does wrong what the message names, for Parley to be tried on: see the README
 faulty port="9000":
@@ -44,12 +53,18 @@ bench-load seconds="20":
 bench-churn minutes="10":
     {{ uv }} run --group bench python -m tests.bench.churn "$@"
 
-# Check the format, the linters, the types and the layers
+# Change the code in many small ways and list the changes that no test finds: `just mutate`, or `just mutate 'parley.chat.*'`
+mutate *mutants:
+    {{ uv }} run --group mutate mutmut run "$@"
+    {{ uv }} run --group mutate mutmut results | sed '/not checked/d'
+
+# Check the format, the linters, the types, the layers, and that what is imported is declared
 check:
     {{ uv }} run ruff format --check
     {{ uv }} run ruff check
     {{ uv }} run --group bench --group clients mypy
     {{ uv }} run lint-imports
+    {{ uv }} run --group bench --group clients deptry src
 
 # Format, and mend what the linter can mend
 fmt:
@@ -104,17 +119,42 @@ podman *options: image
         --publish "${host/localhost/127.0.0.1}:$port:$port" \
         --env 'PARLEY_*' --env 'OTEL_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
 
-# pip needs `--no-deps` for the files that this writes: they are complete, and name no package that nobody uses.
-# Pin what pyproject.toml asks for, keep what is pinned, and export what a deployment installs: a file per image layer
+# Pin new dependencies, keep existing pins, and export what a deployment installs
 lock:
     {{ uv }} lock
     {{ pins }} write
-    {{ export }} --no-default-groups --group docs --extra otel -o requirements.lock
-    {{ export }} --only-group embedded -o requirements-embedded.lock
-    {{ export }} --only-group build -o requirements-build.lock
+    {{ just_executable() }} export-locks .
+
+# Install these files with `pip install --no-deps`: they list every package that Parley needs, and no package that it never imports.
+# Export one requirements file per image layer to this folder
+[private]
+export-locks folder *options:
+    {{ export }} --no-default-groups --group docs --extra otel {{ options }} -o "{{ folder }}/requirements.lock"
+    {{ export }} --only-group embedded {{ options }} -o "{{ folder }}/requirements-embedded.lock"
+    {{ export }} --only-group build {{ options }} -o "{{ folder }}/requirements-build.lock"
 
 # Upgrade all packages, or these and what they need: `just upgrade`, or `just upgrade litestar uvicorn`
-upgrade *packages: && lock
-    test -e uv.lock || {{ uv }} lock
+upgrade *packages:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    {{ uv }} lock || test -e uv.lock # a requirement may contradict a pin, which is dropped below
+    before=$(mktemp)
+    cp pyproject.toml "$before"
+    trap 'cp "$before" pyproject.toml' ERR
     {{ pins }} drop
-    {{ uv }} lock {{ if packages == "" { "--upgrade" } else { "-P " + replace(packages, " ", " -P ") } }}
+    if (($#)); then {{ uv }} lock "${@/#/--upgrade-package=}"; else {{ uv }} lock --upgrade; fi
+    {{ just_executable() }} lock
+
+# Run the last commit's tests with the newest release of every package, even above the ceilings in pyproject.toml
+newest *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    clone=$(mktemp -d)
+    trap 'rm -rf "$clone"' EXIT
+    git clone --quiet . "$clone"
+    cd "$clone"
+    sed -E -i 's/(==|>=)([0-9][^",<]*)(,<[0-9.]+)?"/>=\2"/g' pyproject.toml
+    unset VIRTUAL_ENV
+    {{ just_executable() }} upgrade
+    git diff --unified=0 pyproject.toml | grep '^[-+]    "[^"]*=="\?' || true
+    {{ just_executable() }} test "$@"

@@ -8,6 +8,7 @@ import pytest
 
 from parley.settings import Secret, Settings
 from tests.support.canaries import CANARIES, CANARY_KEY
+from tests.support.clock import JumpingLoop
 from tests.support.logs import Logs
 from tests.support.running import running
 from tests.support.upstream import ScriptedUpstream
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-pytest_plugins = ["parley.testing", "pytester"]
+pytest_plugins = ["parley.testing", "pytester", "tests.support.order", "tests.support.quick"]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,9 +33,9 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Run on asyncio: openai-agents knows no other."""
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Run on asyncio, as openai-agents knows no other, with a clock that jumps instead of waiting."""
+    return "asyncio", {"loop_factory": JumpingLoop}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +103,7 @@ HARMLESS: dict[str, Change] = {
 @pytest.mark.parametrize("change", BREAKS.values(), ids=BREAKS)
 def test_a_change_that_breaks_clients_is_found(change: Change) -> None:
     """One by one, made to the contract of today."""
-    changed = copy.deepcopy(contract.read())
+    changed = contract.read()
     change(changed)
     assert list(contract.breaks(contract.read(), changed))
 
@@ -112,6 +111,6 @@ def test_a_change_that_breaks_clients_is_found(change: Change) -> None:
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 def test_a_change_that_breaks_no_client_is_let_through(change: Change) -> None:
     """Likewise."""
-    changed = copy.deepcopy(contract.read())
+    changed = contract.read()
     change(changed)
     assert list(contract.breaks(contract.read(), changed)) == []

@@ -99,6 +99,7 @@ def test_a_pod_may_do_nothing_that_parley_does_not_need(pod: Any, container: Any
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]  # noqa: S108
 
 
+@pytest.mark.process
 def test_the_probes_ask_what_parley_answers(container: Any) -> None:
     """Whether it lives, with a command that it knows; whether it is ready, at a path of the contract."""
     assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"

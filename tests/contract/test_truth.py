@@ -1,81 +1,21 @@
-"""What the contract says is what a running Parley does."""
+"""The contract is valid, and its examples and chunks are those of a running Parley."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import hypothesis
 import jsonschema_rs
 import openapi_spec_validator
 import pytest
-import schemathesis
-from anyio.from_thread import start_blocking_portal
-from schemathesis.config import SchemathesisConfig
 
-from parley.settings import LONGEST_S, MOST_OUTPUT_TOKENS, Settings
 from tests.support import contract
-from tests.support.running import decode_chunk, kind, read_chunks, running
-from tests.support.upstream import Script, ScriptedUpstream, answer
+from tests.support.running import decode_chunk, kind, read_chunks
+from tests.support.upstream import Script, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import httpx
 
-# A body may be too large before it can be found to be wrong.
-REFUSALS = {"checks": {"negative_data_rejection": {"expected-statuses": [400, 413, 415]}}}
-
-
-@schemathesis.hook
-def before_load_schema(_: schemathesis.HookContext, document: dict[str, Any]) -> None:
-    """Say in schemathesis's words, which are of whole events, what the contract says of their data."""
-    stream = document["paths"]["/chat"]["post"]["responses"]["200"]["content"]["text/event-stream"]
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": stream["schema"]}
-    tags = list(document["components"]["schemas"]["StreamChunk"]["discriminator"]["mapping"])
-    stream["schema"] = {
-        "type": "object",
-        "properties": {"event": {"enum": tags}, "data": data},
-        "required": ["event", "data"],
-        "additionalProperties": False,
-    }
-
-
-api = schemathesis.openapi.from_path(contract.FOLDER / "chat-api.yaml", config=SchemathesisConfig.from_dict(REFUSALS))
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Run Parley in a thread of its own, for schemathesis blocks."""
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(ScriptedUpstream()) as upstream,
-        portal.wrap_async_context_manager(
-            running(
-                Settings(
-                    openai_base_url=upstream.url,
-                    model="scripted-1",
-                    request_timeout_s=LONGEST_S,
-                    max_output_tokens=MOST_OUTPUT_TOKENS,
-                )
-            )
-        ) as client,
-    ):
-        yield str(client.base_url)
-
-
-@api.parametrize()
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
-def test_every_operation_does_what_the_contract_says(case: schemathesis.Case[Any], address: str) -> None:
-    """Schemathesis sends it what is allowed and what is not, and makes all its checks."""
-    if isinstance(case.body, dict):
-        tokens, time = case.body.get("max_output_tokens"), case.body.get("timeout_s")
-        if isinstance(tokens, float) and tokens.is_integer():
-            case.body["max_output_tokens"] = int(
-                tokens
-            )  # JSON Schema has no word for "without a fraction", which it says
-        if isinstance(time, int | float) and time is not True and 0 < time < 20:
-            case.body["timeout_s"] = 20  # with less, a 504 may well be right
-    case.call_and_validate(base_url=address)
+    from tests.support.upstream import ScriptedUpstream
 
 
 def test_the_document_is_valid_openapi() -> None:

@@ -1,12 +1,16 @@
-"""Hooks for the end-to-end tests."""
+"""Fixtures and hooks for the end-to-end tests."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Keep the machine's clock: a jumping one would not wait for other processes."""
+    return "asyncio"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -37,15 +37,22 @@ FLAGS = [
 ]
 
 
-@pytest.fixture
-async def page() -> AsyncIterator[playwright.async_api.Page]:
-    """Open a page in the Chromium that is installed."""
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[playwright.async_api.Browser]:
+    """Run the Chromium that is installed."""
     need("chromium")
     async with (
         playwright.async_api.async_playwright() as driver,
         await driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS) as browser,
     ):
-        yield await browser.new_page()
+        yield browser
+
+
+@pytest.fixture
+async def page(browser: playwright.async_api.Browser) -> AsyncIterator[playwright.async_api.Page]:
+    """Open a page that shares nothing with that of another test."""
+    async with await browser.new_context() as context:
+        yield await context.new_page()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

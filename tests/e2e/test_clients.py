@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.support.logs import Logs
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 TSC, NODE = "tsc", "node program.js"
 MYPY, PYTHON = "mypy --strict --follow-imports=silent program.py", f"{sys.executable} program.py"
@@ -160,14 +162,22 @@ def npm_installed(workshop: Path) -> None:
     subprocess.run(["npm", "ci"], cwd=workshop, check=True)  # noqa: S607  # the npm that is installed
 
 
-@pytest.fixture(scope="session", params=GENERATORS, ids=lambda generator: generator.name)
-def generated(request: pytest.FixtureRequest, workshop: Path) -> Client:
-    """Generate a client."""
+@pytest.fixture(scope="session")
+def all_generated() -> dict[str, Client]:
+    """Keep each client for all of its tests, in whatever order they come."""
+    return {}
+
+
+@pytest.fixture(params=GENERATORS, ids=lambda generator: generator.name)
+def generated(request: pytest.FixtureRequest, workshop: Path, all_generated: dict[str, Client]) -> Client:
+    """Generate a client, unless it is there already."""
     generator: Generator = request.param
     need(*generator.needs)
     if "npm" in generator.needs:
         request.getfixturevalue("npm_installed")
-    return Client(generator, workshop / generator.name)
+    if generator.name not in all_generated:
+        all_generated[generator.name] = Client(generator, workshop / generator.name)
+    return all_generated[generator.name]
 
 
 @pytest.fixture
@@ -369,7 +379,7 @@ async def test_curl_shows_what_came_before_the_last_is_made(
     gated = upstream.script = Gated()
     async with curl(workshop, str(client.base_url)) as program:
         assert program.stdout is not None
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert b"event: text" in await program.stdout.readuntil(b"event: text")
             gated.may_end.set()
             output, _ = await program.communicate()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.support.process import Parley
 
+pytestmark = pytest.mark.long
+
 ALERTS: dict[str, Any] = {
     rule["alert"]: rule
     for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
@@ -40,12 +42,12 @@ BUDGET = 300
 SETTINGS = {
     "PARLEY_API_KEYS": CANARY_KEY,
     "PARLEY_FALLBACK_MODEL": "scripted-2",
-    "PARLEY_FIRST_TOKEN_TIMEOUT_S": "0.5",
-    "PARLEY_IDLE_TIMEOUT_S": "0.2",
+    "PARLEY_FIRST_TOKEN_TIMEOUT_S": "3",
+    "PARLEY_IDLE_TIMEOUT_S": "2",
     "PARLEY_MAX_OUTPUT_TOKENS": "1",
     "PARLEY_MAX_QUEUE": "1",
     "PARLEY_MAX_STREAMS": "1",
-    "PARLEY_QUEUE_TIMEOUT_S": "0.1",
+    "PARLEY_QUEUE_TIMEOUT_S": "1",
     "PARLEY_RETRIES": "0",
     "PARLEY_TOKENS_PER_MINUTE": str(BUDGET),
 }

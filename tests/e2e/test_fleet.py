@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import httpx
+import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.web.schema import DoneChunk, ErrorChunk, StreamChunk
@@ -85,6 +86,7 @@ async def replica(upstream: ScriptedUpstream, port: str = "0", **variables: str)
         yield served
 
 
+@pytest.mark.long
 async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     """Where the drain deadline is above the longest answer: each that runs ends whole, each that comes is answered."""
     gated = upstream.script = Gated(pace_s=PACE_S)
@@ -114,6 +116,7 @@ async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_
     assert ended(streams) == [DoneChunk] * 4 * STREAMS
 
 
+@pytest.mark.long
 async def test_a_restart_that_cannot_wait_ends_each_stream_with_the_truth(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:

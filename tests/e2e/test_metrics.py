@@ -7,6 +7,7 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.process import leading_to, parley
@@ -74,6 +75,7 @@ async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> No
         }
 
 
+@pytest.mark.long
 async def test_any_worker_tells_what_all_have_counted(upstream: ScriptedUpstream) -> None:
     """Also of one that was killed in the middle of an answer: what it has done counts, what it was doing does not."""
 

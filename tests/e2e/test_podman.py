@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.support.process import Parley
 
-pytestmark = pytest.mark.timeout(600)  # images are built
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # images are built
 
 ROOT = Path(__file__).parents[2]
 KEY, OTHER_KEY = "a-key-of-the-test", "another-key-of-the-test"

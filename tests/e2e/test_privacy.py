@@ -162,7 +162,7 @@ class Proof:
         writer.write(data)
         answer = b""
         try:
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while more := await reader.read(65_536):
                     answer += more
         except ConnectionError:
@@ -229,7 +229,8 @@ def check_line(line: str, log_format: str) -> None:
     assert _COLOUR.sub("", line).isprintable()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
+@pytest.mark.long
 async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
     upstream: ScriptedUpstream, record_property: Callable[[str, object], None]
 ) -> None:
@@ -257,6 +258,7 @@ async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
         record_property("privacy", f"none in {number} of: {sink}")
 
 
+@pytest.mark.long
 async def test_nothing_is_in_the_arguments_of_the_processes_that_parley_starts(upstream: ScriptedUpstream) -> None:
     """The embedded model gets its key, which nobody else may know, by standard input; workers by a pipe."""
     proof = Proof(upstream)

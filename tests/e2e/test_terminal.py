@@ -36,7 +36,7 @@ async def chat(
     process = await asyncio.create_subprocess_exec(
         *PARLEY, "chat", *arguments, env=environment(**variables), stdin=pipe, stdout=pipe, stderr=pipe
     )
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         output, errors = await process.communicate(given.encode() if isinstance(given, str) else given)
     return process.returncode, output.decode(), errors.decode()
 
@@ -84,7 +84,7 @@ async def test_a_reader_that_has_had_enough_stops_the_answer(url: str, upstream:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         assert await process.communicate() == (b"word word", b"")
         await upstream.exchanges[0].gone.wait()
 
@@ -154,7 +154,7 @@ class Terminal:
         command, *arguments = PARLEY
         env: Any = environment(TERM="dumb")
         self.process = pexpect.spawn(
-            command, [*arguments, "chat", "--url", url], env=env, encoding="utf-8", echo=False, timeout=20
+            command, [*arguments, "chat", "--url", url], env=env, encoding="utf-8", echo=False, timeout=60
         )
 
     async def expect(self, text: str) -> None:
@@ -210,7 +210,7 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, u
     terminal.process.sendintr()
     await terminal.expect("[stopped]")
     await terminal.expect("> ")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await upstream.exchanges[0].gone.wait()
 
     upstream.script = hang

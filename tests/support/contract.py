@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,12 @@ _PROSE: Final = {"description", "example", "examples", "title"}
 
 
 def read(name: str = "chat-api.yaml") -> Any:
-    """Return a contract."""
+    """Return a contract, as a copy that may be changed."""
+    return copy.deepcopy(_read(name))
+
+
+@cache
+def _read(name: str) -> Any:
     return yaml.safe_load((FOLDER / name).read_text())
 
 

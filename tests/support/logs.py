@@ -19,7 +19,7 @@ class RequestLine(RequestLog, frozen=True, kw_only=True, forbid_unknown_fields=T
     timestamp: str
     level: Literal["debug", "info", "warning"]
     event: Literal["request"]
-    logger: Literal["parley.telemetry.request_log"]
+    logger: str
 
 
 class Logs(io.StringIO):

@@ -31,9 +31,9 @@ def pinned(folder: Path = ROOT) -> list[str]:
     return constraints
 
 
-def write(constraints: list[str], folder: Path = ROOT) -> None:
+def write(constraints: list[str]) -> None:
     """Replace the constraints in pyproject.toml, and those for the build with the ones that concern it."""
-    path = folder / "pyproject.toml"
+    path = ROOT / "pyproject.toml"
     builders = {re.split(r"[^\w-]", name)[0].replace("_", "-") for name in _read(path)["build-system"]["requires"]}
     lists = {
         "build-constraint": [pin for pin in constraints if pin.partition("==")[0] in builders],

@@ -45,7 +45,7 @@ def prepare() -> None:
 
 async def podman(*arguments: str, exit_code: int = 0) -> str:
     """Run podman, which ends with this code, and return its output."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(300):  # an image is built
         process = await anyio.run_process(["podman", *arguments], check=False, stderr=None)
     assert process.returncode == exit_code
     return process.stdout.decode().strip()

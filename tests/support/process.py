@@ -52,7 +52,7 @@ class Parley:
 
     async def wait(self) -> int:
         """Wait until the process has ended by itself, and return its exit code."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             return await self.process.wait()
 
 

@@ -40,7 +40,7 @@ class Prometheus:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what nobody tells but who is asked."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not await condition():  # noqa: ASYNC110  # there is no event to wait for
             await anyio.sleep(0.1)
 
@@ -67,7 +67,7 @@ async def prometheus(parley_url: str, key: str, folder: Path) -> AsyncIterator[P
             yield started
     finally:
         process.terminate()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await process.communicate()
 
 
@@ -75,7 +75,7 @@ async def _address(log: asyncio.StreamReader | None) -> str:
     """Wait for the line that says where it serves."""
     assert log is not None
     text = ""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not (found := re.search(r'msg="Listening on" address=(\S+)', text)):
             line = await log.readline()
             assert line, f"it has ended:\n{text}"

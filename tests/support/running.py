@@ -35,7 +35,7 @@ async def running(settings: Settings, output: TextIO | None = None) -> AsyncIter
         address = "http://{}:{}".format(*listener.getsockname())
         async with anyio.create_task_group() as group:
             group.start_soon(server.serve, [listener])
-            async with httpx.AsyncClient(base_url=address, timeout=20, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=address, timeout=60, trust_env=False) as client:
                 (await client.get("/health/live")).raise_for_status()
                 try:
                     yield client

@@ -213,6 +213,7 @@ def test_a_librarys_message_is_withheld(configure: Callable[..., None], output: 
 
 def test_a_warning_is_a_line_too(configure: Callable[..., None], output: Logs) -> None:
     """Also Python's own."""
+    logging.captureWarnings(capture=False)  # pytest has put back what shows them, and logging does not know
     configure()
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -282,6 +283,7 @@ def test_what_looks_like_a_secret_is_hidden(
     assert secret not in output.getvalue()
 
 
+@pytest.mark.long
 @FORMATS
 @for_anything
 @given(event=st.text(), fields=st.dictionaries(st.text(), odd))

@@ -82,6 +82,7 @@ def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
     assert msgspec.json.decode(msgspec.json.encode(chunks), type=list[StreamChunk]) == chunks
 
 
+@pytest.mark.process
 def test_another_project_tests_its_reader_with_the_fixtures(pytester: pytest.Pytester) -> None:
     """In a package of its own, as the README shows it."""
     pytester.makeconftest('pytest_plugins = ["parley.testing"]')

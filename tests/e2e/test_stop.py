@@ -1,0 +1,222 @@
+"""`parley` as a process: how it ends, and its workers, and what it still does for those that it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx_sse
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.chat.events import Usage
+from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
+from tests.support.canaries import CANARY, CANARY_KEY
+from tests.support.process import PARLEY, arguments, environment, leading_to, parley, watched
+from tests.support.running import decode_chunk, problem, stream
+from tests.support.upstream import Exchange, Gated, ScriptedUpstream, delta, hang
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncIterator
+
+    import httpx
+
+REQUEST = {"message": CANARY}
+STREAMS = 100
+
+
+async def refused(url: httpx.URL) -> None:
+    """Wait until nobody listens there."""
+    with anyio.fail_after(60):
+        while True:
+            await asyncio.sleep(0)
+            try:
+                socket.create_connection((url.host, url.port)).close()
+            except ConnectionRefusedError:
+                return
+            except ConnectionResetError:  # it closed just then
+                continue
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
+    upstream: ScriptedUpstream, workers: int
+) -> None:
+    """New prompts over a connection that is open; nobody can make a new one. Then the process ends by itself."""
+    gated = upstream.script = Gated()
+    variables = leading_to(upstream, PARLEY_WORKERS=str(workers))
+    async with parley(**variables) as served, served.client() as client:
+        await served.logs.line("Application startup complete.", number=workers)
+        # A request whose body is not whole yet keeps its connection open.
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{")
+        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
+            events = source.aiter_sse()
+            chunks = [decode_chunk((await anext(events)).data)]
+            served.process.send_signal(signal.SIGTERM)
+            await served.logs.line("Shutting down", number=workers)
+            await refused(client.base_url)
+            writer.write(b'"message":"Hi"}')
+            refusal = await reader.read()
+            gated.may_end.set()
+            chunks += [decode_chunk(event.data) async for event in events]
+        writer.close()
+        assert await served.wait() == 0
+    assert [chunk.__struct_config__.tag for chunk in chunks] == ["start", "text", "text", "done"]
+    assert refusal.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"shutting_down"' in refusal
+    assert len(upstream.exchanges) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.long
+async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(
+    upstream: ScriptedUpstream, workers: int
+) -> None:
+    """A hundred of a hundred get an error chunk and what they cost; then the process ends, without a second signal."""
+    begun = 0
+    all_begun = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal begun
+        await exchange.head()
+        await exchange.events(delta("a"))
+        begun += 1
+        if begun == STREAMS:
+            all_begun.set()
+        await exchange.gone.wait()
+
+    upstream.script = script
+    streams: list[list[StreamChunk]] = []
+    variables = leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="1", PARLEY_WORKERS=str(workers))
+    async with parley(**variables) as served, served.client() as client:
+        await served.logs.line("Application startup complete.", number=workers)
+
+        async def read() -> None:
+            streams.append(await stream(client, REQUEST))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(STREAMS):
+                group.start_soon(read)
+            await all_begun.wait()
+            served.process.send_signal(signal.SIGTERM)
+            assert await served.wait() == 0
+        lines = served.logs.lines("request")
+    assert len(streams) == STREAMS
+    for start, text, error in streams:
+        assert isinstance(start, StartChunk)
+        assert text == TextChunk(seq=1, text="a")
+        assert isinstance(error, ErrorChunk)
+        assert (error.error.code, error.error.retryable) == (ErrorCode.SHUTTING_DOWN, True)
+        assert error.usage == Usage.estimate(1)
+    assert [line["error_code"] for line in lines] == ["shutting_down"] * STREAMS
+
+
+async def test_who_waits_for_a_first_text_or_a_turn_is_told_too(upstream: ScriptedUpstream) -> None:
+    """By an HTTP error, as nothing was sent yet."""
+    upstream.script = hang
+    variables = leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="0.5", PARLEY_MAX_STREAMS="1", PARLEY_QUEUE_TIMEOUT_S="60")
+    responses: list[httpx.Response] = []
+    async with parley(**variables) as served, served.client() as client:
+
+        async def ask() -> None:
+            responses.append(await client.post("/chat", json=REQUEST))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await upstream.next_exchange()
+            group.start_soon(ask)
+            await client.get("/health/live")  # it has come in by then
+            served.process.send_signal(signal.SIGTERM)
+            assert await served.wait() == 0
+    assert [problem(response).code for response in responses] == [ErrorCode.SHUTTING_DOWN] * 2
+    assert [response.status_code for response in responses] == [503, 503]
+
+
+@asynccontextmanager
+async def starting(said: str, **variables: str) -> AsyncIterator[Process]:
+    """Start `parley`, as a group of processes; yield it when this is the first thing that it says."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *PARLEY, env=environment(**variables), stdout=pipe, stderr=pipe, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        with anyio.fail_after(60):
+            assert said.encode() in await process.stdout.readline()
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "2"), (signal.SIGINT, "1")])
+async def test_a_signal_while_it_starts_ends_it_without_a_trace(
+    tmp_path: Path, number: signal.Signals, workers: str
+) -> None:
+    """Before the model is loaded and a worker serves: no error, and nothing left behind."""
+    variables = {"PARLEY_HOST": "0.0.0.0", "PARLEY_WORKERS": workers, "TMPDIR": str(tmp_path)}  # noqa: S104
+    async with starting("open_to_everybody", **variables) as process:
+        process.send_signal(number)
+        output, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+    assert b'"level":"error"' not in output
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  # pathlib is none for async functions
+
+
+def workers_with(library: str, parent: int) -> int:
+    """Count the workers of a process that have this library in their memory already."""
+    workers = [pid for pid, command in arguments(parent).items() if "spawn_main" in " ".join(command)]
+    return sum(library in Path(f"/proc/{pid}/maps").read_text() for pid in workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.long
+async def test_a_signal_to_all_while_workers_start_ends_them_without_a_trace(
+    upstream: ScriptedUpstream, number: signal.Signals
+) -> None:
+    """As Ctrl-C and systemd send it; a worker that is gone before it has answered is not waited for."""
+    async with starting("Started parent process", **leading_to(upstream, PARLEY_WORKERS="2")) as process:
+        while workers_with("pydantic_core", process.pid) < 2:  # noqa: ASYNC110  # which is in the middle of their start
+            await anyio.sleep(0.02)  # it would take the time that they need to start
+        os.killpg(process.pid, number)
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+async def test_workers_do_not_outlive_their_parent(upstream: ScriptedUpstream) -> None:
+    """Even where nothing could tell them: nobody would stop them any more."""
+    async with parley(**leading_to(upstream, PARLEY_WORKERS="2")) as served:
+        await served.logs.line("Application startup complete.", number=2)
+        pids = [int(number) for number in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())]
+        assert len(pids) == 2
+        with watched(pids[0]) as first, watched(pids[1]) as second:
+            served.process.kill()
+            with anyio.fail_after(60):
+                await first.wait()
+                await second.wait()
+
+
+@pytest.mark.long
+async def test_a_worker_that_takes_anothers_place_has_its_settings(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """Those of the start: workers with other keys would let the same caller in or not, by chance."""
+    keys = anyio.Path(tmp_path / "keys")
+    await keys.write_text(CANARY_KEY)
+    async with parley(**leading_to(upstream, PARLEY_WORKERS="2", PARLEY_API_KEYS_FILE=str(keys))) as served:
+        await served.logs.line("Application startup complete.", number=2)
+        await keys.write_text("short")
+        for pid in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue()):
+            os.kill(int(pid), signal.SIGKILL)
+        await served.logs.line("Application startup complete.", number=4)
+        async with served.client() as client:
+            response = await client.post("/chat", json=REQUEST, headers={"Authorization": f"Bearer {CANARY_KEY}"})
+        assert response.status_code == 200
