@@ -187,7 +187,7 @@ async def test_a_signal_to_all_while_workers_start_ends_them_without_a_trace(
     """As Ctrl-C and systemd send it; a worker that is gone before it has answered is not waited for."""
     async with starting("Started parent process", **leading_to(upstream, PARLEY_WORKERS="2")) as process:
         while workers_with("pydantic_core", process.pid) < 2:  # noqa: ASYNC110  # which is in the middle of their start
-            await anyio.sleep(0.02)  # it would take the time that they need to start
+            await anyio.sleep(0.02)  # a busy loop would slow their start
         os.killpg(process.pid, number)
         _, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
