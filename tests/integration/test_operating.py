@@ -184,6 +184,7 @@ class LateBrokenProvider(BrokenProvider):
 
     @asynccontextmanager
     async def _ask(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        self.asked += 1
         yield self
 
     async def readany(self) -> bytes:
@@ -193,7 +194,14 @@ class LateBrokenProvider(BrokenProvider):
             return sse(delta("Hello"))
         raise RuntimeError(CANARY)
 
+    asked = 0
     _has_begun = False
+
+
+class EarlyBrokenProvider(LateBrokenProvider):
+    """The same, but before the first text."""
+
+    _has_begun = True
 
 
 def broken(settings: Settings, provider: BrokenProvider, logs: Logs) -> Litestar:
@@ -242,6 +250,15 @@ async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_t
     line = await logs.line("unexpected_error")
     assert line["correlation_id"] == response.headers["x-correlation-id"]
     assert line["exception"][0]["places"][-1].endswith(" readany")
+
+
+async def test_an_unexpected_error_is_not_tried_again(make_settings: Callable[..., Settings], logs: Logs) -> None:
+    """A retry does not mend our own code."""
+    provider = EarlyBrokenProvider()
+    async with AsyncTestClient(broken(make_settings(retries=2), provider, logs)) as client:
+        response = await client.post("/chat", json=REQUEST)
+    assert problem(response).code is ErrorCode.INTERNAL
+    assert provider.asked == 1
 
 
 TOLD = {"error": {"message": f"{CANARY}: no", "type": "insufficient_quota", "code": CANARY}}
