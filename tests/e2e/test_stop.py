@@ -220,3 +220,17 @@ async def test_a_worker_that_takes_anothers_place_has_its_settings(upstream: Scr
         async with served.client() as client:
             response = await client.post("/chat", json=REQUEST, headers={"Authorization": f"Bearer {CANARY_KEY}"})
         assert response.status_code == 200
+
+
+@pytest.mark.long
+async def test_a_name_that_is_still_being_looked_up_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """The process does not wait for the resolver, which can take minutes."""
+    hang = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(120)\n"
+    (tmp_path / "sitecustomize.py").write_text(hang)
+    variables = {"OPENAI_BASE_URL": "http://upstream.invalid/v1", "PARLEY_MODEL": "x", "PYTHONPATH": str(tmp_path)}
+    async with parley(**variables) as served, served.client() as client:
+        response = await client.get("/health/ready")
+        assert (response.status_code, response.json()["reason"]) == (503, "upstream_unreachable")
+        served.process.send_signal(signal.SIGTERM)
+        with anyio.fail_after(20):
+            assert await served.process.wait() == 0

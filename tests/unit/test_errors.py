@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
+from parley.providers.failures import error_type, refusal
 from parley.web.errors import STATUS
 from parley.web.schema import ErrorResponse
 
@@ -44,6 +47,40 @@ def test_the_statuses_are_those_of_the_contract() -> None:
         "internal": 500,
     }
     assert STATUS.keys() == EXPLANATIONS.keys() == set(ErrorCode)
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        ({"code": "insufficient_quota", "type": "whatever"}, "insufficient_quota"),
+        ({"code": 429, "type": "RATE_LIMIT_ERROR"}, "rate_limit_error"),
+        ({"code": "my_name_is_jane_doe", "type": "invalid_request_error"}, "invalid_request_error"),
+        ({"code": "my_name_is_jane_doe"}, "other"),
+        ({"code": "Some words of a message."}, "other"),
+        ({"code": None, "type": ""}, None),
+        ({"message": "Some words of a message."}, None),
+        ("Some words of a message.", None),
+    ],
+)
+def test_an_upstreams_name_for_its_error_is_a_well_known_one_or_other(error: object, name: str | None) -> None:
+    """It is logged, and an upstream could write anything there."""
+    assert error_type(json.dumps({"error": error}).encode()) == name
+
+
+@pytest.mark.parametrize("nested", [b'{"error":' * 100_000, b'{"a":' * 100_000, b"[" * 100_000])
+def test_an_error_body_that_is_nested_too_deeply_is_none(nested: bytes) -> None:
+    """It is still an HTTP error, whose status says enough."""
+    assert error_type(nested) is None
+    assert refusal(400, nested, None).code is ErrorCode.UPSTREAM_ERROR
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [("7", 7), ("3600", 3600), ("3601", None), ("0", None), ("-7", None), ("9" * 5000, None)],
+)
+def test_a_retry_after_is_passed_on_if_it_is_a_sane_number(retry_after: str, seconds: int | None) -> None:
+    """Python itself refuses to read 5,000 digits."""
+    assert refusal(429, b"", retry_after).retry_after_s == seconds
 
 
 def test_whoever_raises_an_error_may_know_better() -> None:

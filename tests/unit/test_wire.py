@@ -118,6 +118,29 @@ def test_an_event_of_endless_lines_is_given_up() -> None:
         list(map(decoder.feed, lines))
 
 
+def test_an_event_of_endless_empty_lines_is_given_up() -> None:
+    """They hold no data, but each is one more to keep."""
+    decoder = EventDecoder()
+    with pytest.raises(EventTooLargeError):
+        list(map(decoder.feed, [b"data:\n" * 10_000] * 100))
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    """Before the first line only, wherever the bytes are cut."""
+    decoder = EventDecoder()
+    pieces = cut(b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", [1, 2, 3])
+    assert [payload for piece in pieces for payload in decoder.feed(piece)] == [b"a"]
+
+
+def test_a_long_line_costs_no_more_for_coming_in_small_pieces() -> None:
+    """What was there before is neither copied nor searched again: a quadratic decoder would need minutes for this."""
+    decoder = EventDecoder()
+    decoder.feed(b"data: ")
+    for _ in range(MAX_EVENT_BYTES // 2):
+        decoder.feed(b"x")
+    assert decoder.feed(b"\n\n") == [b"x" * (MAX_EVENT_BYTES // 2)]
+
+
 def test_what_a_chunk_holds_beyond_what_is_read_does_not_matter() -> None:
     """Servers add to it as they like."""
     chunk = decode_chunk(b'{"id":"x","choices":[{"delta":{"content":"a","tool_calls":[1]},"logprobs":{}}],"x":[[]]}')

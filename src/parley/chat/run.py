@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Characters that the model may be ahead of the client.
 _ROOM: Final = 16_384
 
-# The usage comes right after the finish reason, or never.
-_LAST_WORD_TIMEOUT_S: Final = 1.0
+# After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
+_LAST_WORD_TIMEOUT_S: Final = 3.0
 
 
 class Run:
@@ -50,6 +50,8 @@ class Run:
         self._timeout: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: ChatError | None = None
+        self.is_last_word = False
+        """Whether the finish reason stands even if silence or a lost connection follows."""
         self._texts: list[str] = []
         self._untaken = 0
         self._is_closed = False
@@ -112,7 +114,7 @@ class Run:
         self.deltas += deltas
         if is_first:
             self.first_text_s = self._loop.time() - self._begun
-        if self.finish_reason is None:
+        if not self.is_last_word:
             self._next_text_end = self._loop.time() + self._idle_timeout_s
             if is_first:  # which may have been given far more time than the next
                 self._watch()
@@ -129,17 +131,30 @@ class Run:
         self._next_text_end = self._loop.time() + self._idle_timeout_s
         self._watch()
 
-    def finish(self, reason: FinishReason) -> None:
-        """Note why the model has finished; what may follow is not waited for long."""
+    def finish(self, reason: FinishReason, *, is_last_word: bool) -> None:
+        """Note why the model says it has finished, until it says more.
+
+        If this can be its last word, silence ends the answer soon. If not, because the reason came with text or before
+        any, it counts only if the stream then ends in good order.
+        """
         self.finish_reason = reason
-        self._next_text_end = self._loop.time() + _LAST_WORD_TIMEOUT_S
-        self._watch()
+        self.is_last_word = is_last_word
+        if is_last_word:
+            self._next_text_end = self._loop.time() + _LAST_WORD_TIMEOUT_S
+            self._watch()
+
+    def unfinish(self) -> None:
+        """Note that the model goes on after it said why it had finished."""
+        self.finish_reason = None
+        self.is_last_word = False
 
     def close(self, failure: BaseException | None = None) -> None:
         """Note that no more text comes, and why, if that is a failure; the first reason stays."""
         if not self._is_closed:
             self._is_closed = True
             self.failure = failure
+            if failure is not None and not self.is_last_word:
+                self.finish_reason = None
             self._tell()
 
     # The service's side.

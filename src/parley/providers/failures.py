@@ -13,7 +13,23 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
 
 _MAX_RETRY_AFTER_S: Final = 3600
-_NAME: Final = re.compile(r"[a-z_]{1,64}")
+_SECONDS: Final = re.compile(r"[0-9]{1,6}")
+# The names that are logged: a name of the upstream's own choice could be anybody's text.
+_ERROR_TYPES: Final = """
+account_deactivated api_error authentication_error bad_request billing_error billing_hard_limit_reached
+billing_not_active capacity_exceeded content_filter content_policy_violation context_length_exceeded deadline_exceeded
+engine_overloaded engine_overloaded_error exceed_context_size_error failed_precondition insufficient_balance
+insufficient_quota internal internal_error internal_server_error invalid_api_key invalid_argument
+invalid_authentication_error invalid_parameter invalid_prompt invalid_request invalid_request_error invalid_value
+model_not_found model_overloaded not_found not_found_error organization_deactivated overloaded overloaded_error
+permission_denied permission_denied_error permission_error quota_exceeded rate_limit_error rate_limit_exceeded
+rate_limit_reached_error rate_limited requests request_timeout request_too_large resource_exhausted server_error
+service_unavailable string_above_max_length timeout timeout_error tokens too_many_requests unauthenticated unauthorized
+unavailable unavailable_error unknown_error unknown_model unsupported_parameter unsupported_value upstream_error
+validation_error
+"""
+_KNOWN_ERROR_TYPES: Final = frozenset(_ERROR_TYPES.split())
+_OTHER: Final = "other"
 
 
 class _Problem(msgspec.Struct):
@@ -64,16 +80,17 @@ def refusal(status: int, body: bytes, retry_after: str | None) -> ChatError:
 
 
 def error_type(body: bytes) -> str | None:
-    """Return what the upstream calls its error, where that is a name such as `insufficient_quota` and no text."""
+    """Return what the upstream calls its error: a well-known name, `other` for any other, `None` without a name."""
     problem = _problem(body)
-    names = (problem.code, problem.type)
-    return next((name for name in names if isinstance(name, str) and _NAME.fullmatch(name)), None)
+    names = [name for name in (problem.code, problem.type) if isinstance(name, str) and name]
+    known = (name.lower() for name in names if name.lower() in _KNOWN_ERROR_TYPES)
+    return next(known, _OTHER if names else None)
 
 
 def _problem(body: bytes) -> _Problem:
     try:
         return _decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Problem()
 
 
@@ -89,8 +106,8 @@ def _is_context_length(body: bytes) -> bool:
 
 def _sane(retry_after: str | None) -> int | None:
     """Return the seconds that the upstream asks to wait, where they are a sane number."""
-    value = retry_after or ""
-    return int(value) if value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_RETRY_AFTER_S else None
+    match = _SECONDS.fullmatch(retry_after or "")
+    return int(match[0]) if match and 0 < int(match[0]) <= _MAX_RETRY_AFTER_S else None
 
 
 def named_finish(reason: str) -> FinishReason:

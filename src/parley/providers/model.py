@@ -39,6 +39,16 @@ if TYPE_CHECKING:
 
 
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
+# Bytes that are decoded before the loop gets its turn.
+_SLICE_BYTES: Final = 32_768
+# What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
+_SPARE_LINES: Final = 500_000
+_SPARE_BYTES: Final = 32 << 20
+_SPARE_CHARACTERS: Final = 1 << 20
+# More than any upstream needs for a token.
+_LINES_PER_TOKEN: Final = 20
+_BYTES_PER_TOKEN: Final = 4096
+_CHARACTERS_PER_TOKEN: Final = 32
 # An upstream's count above this, or below 0, is none: nobody who adds counts up, as metrics and quotas do, expects it.
 _LARGEST_COUNT: Final = 1 << 53
 
@@ -79,29 +89,33 @@ class UpstreamModel(Model):
             with self._asking(settings, run) as headers:
                 async with run.deadlines(), self._ask(instructions, turns, settings, headers) as content:
                     run.is_answered = True
-                    await read(content, run)
+                    await read(content, run, settings.max_tokens or 0)
         except Exception as error:
-            if not run.deltas and run.finish_reason is None:
+            if not run.deltas:
+                run.unfinish()
                 raise
             failure = error
         run.close(failure)
 
 
-async def read(content: aiohttp.StreamReader, run: Run) -> None:
-    """Read an answer to its end; what has come by then is given to the run at once, as one text.
+async def read(content: aiohttp.StreamReader, run: Run, most_tokens: int = 0) -> None:
+    """Read an answer of up to `most_tokens` to its end; what one read brings is given to the run as one text.
 
     Raises:
-        ChatError: where it ends without a reason, or is none.
+        ChatError: if it ends without a reason, or is no answer.
     """
-    answer = Answer(run)
+    answer = Answer(run, most_tokens)
     try:
         while not answer.is_done and (data := await content.readany()):
-            answer.take(data)
+            if len(data) < _SLICE_BYTES:
+                answer.take(data)
+            else:
+                await _take(answer, data)
             if run.is_full:
                 await run.room()
     except (aiohttp.ClientError, OSError) as error:
         # What had come before is still there, but aiohttp gives it to nobody once the connection has broken.
-        answer.take(content._read_nowait(-1))  # noqa: SLF001  # there is no public way
+        await _take(answer, content._read_nowait(-1))  # noqa: SLF001  # there is no public way
         if not answer.is_done:
             raise ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.") from error
     answer.check()
@@ -112,20 +126,34 @@ async def read(content: aiohttp.StreamReader, run: Run) -> None:
                 pass
 
 
+async def _take(answer: Answer, data: bytes) -> None:
+    """Decode many bytes in slices, and let the loop run after each: reading what is there already does not."""
+    for start in range(0, len(data), _SLICE_BYTES):
+        answer.take(data[start : start + _SLICE_BYTES])
+        if answer.is_done:
+            break
+        await asyncio.sleep(0)
+
+
 class Answer:
     """What the upstream says: the truth about the ending is in its own chunks, and nowhere in openai-agents."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, most_tokens: int) -> None:
         self.is_done = False
         self._run = run
         self._decoder = EventDecoder()
         self._is_completion = False
+        self._bytes = 0
+        self._characters = 0
+        self._most_lines = _SPARE_LINES + most_tokens * _LINES_PER_TOKEN
+        self._most_bytes = _SPARE_BYTES + most_tokens * _BYTES_PER_TOKEN
+        self._most_characters = _SPARE_CHARACTERS + most_tokens * _CHARACTERS_PER_TOKEN
 
     def take(self, data: bytes) -> None:
         """Decode bytes, and note in the run what they say.
 
         Raises:
-            ChatError: where they are no completion's, or report a failure.
+            ChatError: if they are no completion's, report a failure, or are too many.
         """
         texts: list[str] = []
         try:
@@ -134,14 +162,23 @@ class Answer:
                     self.is_done = True
                     break
                 self._is_completion = True
-                if text := self._note(decode_chunk(payload)):
-                    texts.append(text)
+                self._note(decode_chunk(payload), texts)
         except WIRE_ERRORS as error:
             detail = "The upstream sent something that is not a completion."
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail) from error
         finally:
             if texts:
-                self._run.add("".join(texts), len(texts))
+                text = "".join(texts)
+                self._characters += len(text)
+                self._run.add(text, len(texts))
+        self._bytes += len(data)
+        if (
+            self._decoder.lines > self._most_lines
+            or self._bytes > self._most_bytes
+            or self._characters > self._most_characters
+        ):
+            detail = "The upstream sent far more than the tokens that were asked for."
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
 
     def check(self) -> None:
         """Check that what was taken was a whole answer.
@@ -154,7 +191,7 @@ class Answer:
         if self._run.finish_reason is None:
             raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
 
-    def _note(self, chunk: Chunk) -> str | None:
+    def _note(self, chunk: Chunk, texts: list[str]) -> None:
         """Take a chunk's text, and note its finish reason and usage."""
         if (error := bytes(chunk.error)) not in {b"", b"null"}:
             raise ReportedError(b'{"error":%b}' % error)
@@ -164,12 +201,17 @@ class Answer:
                 self._run.usage = Usage(
                     input_tokens=read, output_tokens=written, total_tokens=total, source=UsageSource.UPSTREAM
                 )
-        if not chunk.choices:
-            return None
-        choice = chunk.choices[0]
-        if choice.finish_reason:
-            self._run.finish(named_finish(choice.finish_reason))
-        return (choice.delta.content or choice.delta.refusal) if choice.delta else None
+        for choice in chunk.choices or ():
+            if choice.index:  # another answer, which was not asked for
+                continue
+            text = (choice.delta.content or choice.delta.refusal) if choice.delta else None
+            if text:
+                texts.append(text)
+                if self._run.finish_reason is not None:
+                    self._run.unfinish()
+            if choice.finish_reason:
+                has_text = bool(texts) or bool(self._run.deltas)
+                self._run.finish(named_finish(choice.finish_reason), is_last_word=has_text and not text)
 
 
 def _sane(count: int | None) -> int | None:

@@ -9,16 +9,18 @@ import urllib.request
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import aiohttp
 import httpx
 import msgspec
 import structlog
 
-from parley.chat.errors import ErrorCode
+from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.watch import Asked
+from parley.providers.connections import Connector, Request, UnsentError
 from parley.providers.failures import ReportedError, error_type, refusal, unsent
+from parley.providers.hiding import hide
 from parley.providers.model import UpstreamModel, completed
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ MAX_STREAMS: Final = 100
 
 _CHECK_TIMEOUT_S: Final = 3.0
 _CHECK_KEPT_S: Final = 5.0
-_MAX_ERROR_BYTES: Final = 65_536
+_MAX_BODY_BYTES: Final = 65_536
+_EXPLANATION_TIMEOUT_S: Final = 2.0
 # Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
 _READ_BUFFER_BYTES: Final = 16_384
 _MAX_LOGGED_CHARACTERS: Final = 2000
@@ -98,12 +101,14 @@ class UpstreamProvider:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            # The service admits no more than it should.
-            connector=aiohttp.TCPConnector(limit=0, ssl=_trusted(self._base_url)),
+            # Unpacking could make much of little, on the loop; `ask` refuses what is packed.
+            auto_decompress=False,
+            connector=Connector(_trusted(self._base_url)),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             proxy=self._proxy,
             read_bufsize=_READ_BUFFER_BYTES,
+            request_class=Request,
             # The deadlines on text are the run's, which knows what is text; a read timeout would count bytes.
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=self._connect_timeout_s, sock_connect=self._connect_timeout_s
@@ -136,7 +141,7 @@ class UpstreamProvider:
                 asyncio.timeout(_CHECK_TIMEOUT_S),
                 self._session.get(f"{self._base_url}/models", allow_redirects=False) as response,
             ):
-                await response.read()
+                await _beginning(response.content)  # so that the connection can be used again
         except (aiohttp.ClientError, OSError):  # a timeout is one too
             return ErrorCode.UPSTREAM_UNREACHABLE
         code = refusal(response.status, b"", None).code
@@ -164,37 +169,44 @@ class UpstreamProvider:
         }
         if settings.temperature is not None:
             body["temperature"] = settings.temperature
-        try:
-            response = await self._session.post(
-                f"{self._base_url}/chat/completions",
-                data=msgspec.json.encode(body),
-                headers={**headers, **_correlation()},
-                allow_redirects=False,
-            )
-        except aiohttp.ClientError as error:
-            self._watch.upstream_answered(None)
-            raise unsent(error) from error
-        async with response:
+        async with await self._post(msgspec.json.encode(body), {**headers, **_correlation()}) as response:
             self._watch.upstream_answered(response.status)
             if response.status not in _SUCCESS:
-                text = await _beginning(response.content)
+                text = await _explanation(response)
                 self._log_refusal(response, text)
                 raise refusal(response.status, text, response.headers.get("Retry-After"))
+            if _is_packed(response):
+                detail = "The upstream compressed its answer, although Parley asked for none of that."
+                raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
             try:
                 yield response.content
             except ReportedError as error:
                 self._log_refusal(response, error.body)
                 raise
 
+    async def _post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.
+
+        Raises:
+            ChatError: if there is no response.
+        """
+        while True:
+            try:
+                return await self._session.post(
+                    f"{self._base_url}/chat/completions", data=body, headers=headers, allow_redirects=False
+                )
+            except UnsentError:
+                continue
+            except aiohttp.ClientError as error:
+                self._watch.upstream_answered(None)
+                raise unsent(error) from error
+
     def _log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
         """Log what can be told of an upstream's error without its words, which may quote a message."""
         request_id = response.headers.get("X-Request-ID", "")
         text: dict[str, str] = {}
         if self._log_text:
-            said = body.decode(errors="replace")
-            if self._key:
-                said = said.replace(self._key, "***")  # whatever a key looks like
-            text["upstream_text"] = said[:_MAX_LOGGED_CHARACTERS]
+            text["upstream_text"] = hide(self._key or "", body.decode(errors="replace"))[:_MAX_LOGGED_CHARACTERS]
         _log.warning(
             "upstream_refused",
             upstream_status=response.status,
@@ -216,17 +228,29 @@ def _asked(model: str, base_url: str) -> Asked:
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:
-    """Read as much of an error's text as an honest one has."""
-    text = b""
+    """Read as much of a body as an honest one has."""
+    text = bytearray()
+    while len(text) < _MAX_BODY_BYTES and (data := await content.readany()):
+        text += data
+    return bytes(text[:_MAX_BODY_BYTES])
+
+
+async def _explanation(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of an HTTP error, if it can be read and comes soon; the status says enough."""
+    if _is_packed(response):
+        return b""
     try:
-        while len(text) < _MAX_ERROR_BYTES and (data := await content.readany()):
-            text += data
-    except (aiohttp.ClientError, OSError):
-        pass  # the status says enough
-    return text
+        async with asyncio.timeout(_EXPLANATION_TIMEOUT_S):
+            return await _beginning(response.content)
+    except (aiohttp.ClientError, OSError):  # a timeout is one too
+        return b""
 
 
-def _trusted(base_url: str) -> ssl.SSLContext | bool:
+def _is_packed(response: aiohttp.ClientResponse) -> bool:
+    return response.headers.get("Content-Encoding", "").strip().lower() not in {"identity", ""}
+
+
+def _trusted(base_url: str) -> ssl.SSLContext | Literal[True]:
     """Return the certificates that httpx, and so openai, trust; they are loaded only where one will be shown."""
     return httpx.create_ssl_context() if base_url.startswith("https:") else True
 

@@ -9,21 +9,24 @@ import msgspec
 MAX_EVENT_BYTES: Final = 1 << 20
 
 
-class Delta(msgspec.Struct):
+# None of these can be part of a reference cycle. Without `gc=False`, a chunk of many choices would trigger the garbage
+# collector, which holds up the loop.
+class Delta(msgspec.Struct, gc=False):
     """What a chunk adds to the answer; a refusal is the model's answer too."""
 
     content: str | None = None
     refusal: str | None = None
 
 
-class Choice(msgspec.Struct):
-    """The one answer that was asked for."""
+class Choice(msgspec.Struct, gc=False):
+    """One answer; Parley asks for one, whose index is 0 or missing."""
 
     delta: Delta | None = None
     finish_reason: str | None = None
+    index: int | None = None
 
 
-class TokenCounts(msgspec.Struct):
+class TokenCounts(msgspec.Struct, gc=False):
     """The upstream's own count."""
 
     prompt_tokens: int | None = None
@@ -31,7 +34,7 @@ class TokenCounts(msgspec.Struct):
     total_tokens: int | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """A `chat.completion.chunk`, cut down to what Parley reads; `error` stands for a failure that was sent in-band."""
 
     choices: list[Choice] | None = None
@@ -46,8 +49,10 @@ class EventTooLargeError(Exception):
     """An event grows past `MAX_EVENT_BYTES`."""
 
 
-# What bytes can have wrong that are not those of a stream of chunks.
-WIRE_ERRORS: Final = (EventTooLargeError, msgspec.DecodeError, UnicodeDecodeError)
+# What decoding raises if the bytes are not a stream of chunks; `RecursionError` is for JSON that is nested too deeply.
+WIRE_ERRORS: Final = (EventTooLargeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class EventDecoder:
@@ -57,24 +62,36 @@ class EventDecoder:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self.lines = 0
+        """The complete lines so far."""
+        self._rest = bytearray()
         self._data: list[bytes] = []
+        self._data_bytes = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of the events that these bytes complete.
+        """Return the data of the events that these bytes complete. The work is proportional to these bytes alone.
 
         Raises:
-            EventTooLargeError: where an event grows past `MAX_EVENT_BYTES`.
+            EventTooLargeError: if an event grows past `MAX_EVENT_BYTES`.
         """
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT_BYTES:
-            raise EventTooLargeError
+        *lines, last = data.split(b"\n")
+        if lines and self._rest:
+            lines[0] = bytes(self._rest + lines[0])
+            self._rest.clear()
+        self._rest += last
         complete: list[bytes] = []
         for line in lines:
             text = line.removesuffix(b"\r")
+            if not self.lines:
+                text = text.removeprefix(_BYTE_ORDER_MARK)
+            self.lines += 1
             if not text and self._data:
                 complete.append(b"\n".join(self._data))
                 self._data.clear()
+                self._data_bytes = 0
             elif text.startswith(b"data:"):
                 self._data.append(text[5:].removeprefix(b" "))
+                self._data_bytes += len(text)
+        if len(self._rest) + self._data_bytes > MAX_EVENT_BYTES:
+            raise EventTooLargeError
         return complete

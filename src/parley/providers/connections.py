@@ -1,0 +1,203 @@
+"""Owns the connections to an upstream: one that may hold bytes of another request's response is never used again."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+from contextlib import suppress
+from functools import partial
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.client_reqrep import ConnectionKey
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+# The response itself and the interim ones (1xx) before it.
+_MAX_HEADS: Final = 16
+# A whole response, which a parser takes as such only if it has taken nothing of another one.
+_PROBE: Final = b"HTTP/1.1 299 Probe\r\nContent-Length: 0\r\n\r\n"
+_PROBE_STATUS: Final = 299
+# `select` takes no file descriptor above 1,023, but exists on every platform.
+_Selector: Final[type[selectors.BaseSelector]] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+class UnsentError(aiohttp.ServerDisconnectedError):
+    """The request was not sent, because its reused connection could not be trusted."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """A pool of connections, each of which is reused only if all that it received was the response to its request.
+
+    aiohttp's own pool reuses any connection that is open, also one that received a second response while it was idle.
+    """
+
+    def __init__(self, trusted: ssl.SSLContext | Literal[True]) -> None:
+        # The service limits the number of streams.
+        super().__init__(limit=0, ssl=trusted, resolver=_Resolver())
+        # There is no public way.
+        self._factory = cast("partial[ResponseHandler]", partial(_Connection, loop=self._loop))
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if isinstance(connection.protocol, _Connection) and connection.protocol.resume():
+                return connection
+            connection.close()
+        return None
+
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        super()._release(key, protocol, should_close=should_close)
+        if isinstance(protocol, _Connection):
+            protocol.rest()
+
+
+class _Connection(ResponseHandler):
+    """One connection to an upstream."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.is_reused = False
+        self._heads = 0
+
+    def rest(self) -> None:
+        """Begin to be idle."""
+        if self.transport is not None:
+            self.transport.set_protocol(_Idle(self))
+
+    def resume(self) -> bool:
+        """Stop being idle; return whether the connection can be used again."""
+        if self.transport is None:
+            return False
+        self.transport.set_protocol(self)
+        self.is_reused = True
+        self._heads = 0
+        return not self.should_close and self._has_parsed_all() and self.is_silent()
+
+    def is_silent(self) -> bool:
+        """Return whether the upstream has sent nothing, nor closed the connection, before it is asked."""
+        if self.transport is None or self._buffer or self.exception() is not None:
+            return False
+        if not self.is_reused:  # a TLS handshake leaves something to read
+            return True
+        with _Selector() as selector:
+            selector.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
+            return not selector.select(0)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Take a response's head; interim responses could go on forever."""
+        self._heads += 1
+        if self._heads > _MAX_HEADS:
+            if self.transport is not None:
+                self.transport.abort()
+            self.set_exception(HttpProcessingError(message="too many interim responses"))
+            return
+        super().feed_data(data, size)
+
+    def _has_parsed_all(self) -> bool:
+        """Return whether the last read ended with the response: the parser does not tell what else it holds."""
+        if self._parser is None:
+            return False
+        try:
+            messages, *_ = self._parser.feed_data(_PROBE)
+        except Exception:  # noqa: BLE001  # whatever it finds wrong with the probe, it had begun with something else
+            return False
+        return [message.code for message, _ in messages] == [_PROBE_STATUS]
+
+
+class _Idle(asyncio.Protocol):
+    """Listens to an idle connection, and closes it at the first byte."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+
+    def data_received(self, data: bytes) -> None:
+        """Close the connection: nobody has asked for this."""
+        _log.warning("upstream_out_of_turn", bytes=len(data))
+        self._connection.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the connection."""
+        self._connection.connection_lost(exc)
+
+
+class Request(aiohttp.ClientRequest):
+    """A request that is sent only on a silent connection: bytes that precede it are not its response."""
+
+    async def write_bytes(
+        self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
+    ) -> None:
+        """Send the request; until here, aiohttp has only put its head together."""
+        protocol = conn.protocol
+        if isinstance(protocol, _Connection) and not protocol.is_silent():
+            protocol._buffer.clear()  # noqa: SLF001  # what aiohttp would return before the error
+            protocol.set_exception(UnsentError() if protocol.is_reused else aiohttp.ServerDisconnectedError())
+            return
+        await super().write_bytes(writer, conn, content_length)
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up in daemon threads: asyncio's own would hold up the exit until a hanging lookup ends."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return a host's addresses.
+
+        Raises:
+            OSError: if it has none.
+        """
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+        def tell(addresses: list[ResolveResult], error: OSError | None) -> None:
+            if found.done():  # the request has ended
+                return
+            if error is None:
+                found.set_result(addresses)
+            else:
+                found.set_exception(error)
+
+        def look_up() -> None:
+            addresses: list[ResolveResult] = []
+            failure: OSError | None = None
+            try:
+                addresses = _addresses(host, port, family)
+            except (OSError, UnicodeError) as error:
+                failure = error if isinstance(error, OSError) else OSError(str(error))
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell, addresses, failure)
+
+        Thread(target=look_up, daemon=True, name="resolver").start()
+        return await found
+
+    async def close(self) -> None:
+        """Do nothing: a lookup cannot be stopped."""
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    """Look a name up; an IPv6 address keeps its zone, without which a link-local one cannot be reached."""
+    infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return [
+        ResolveResult(
+            hostname=host,
+            host=socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0],
+            port=port,
+            family=found,
+            proto=proto,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )
+        for found, _, proto, _, address in infos
+    ]

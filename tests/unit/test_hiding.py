@@ -1,0 +1,66 @@
+"""What is logged of an upstream's words: never the key, however it is written."""
+
+from __future__ import annotations
+
+import html
+import json
+import urllib.parse
+from typing import TYPE_CHECKING
+
+import pytest
+
+from parley.providers.hiding import hide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY = "sk-proj/aB3+dE6=fG9&hI2<jK5>"
+
+
+def _entities(text: str) -> str:
+    return "".join(f"&#x{ord(character):x};" for character in text)
+
+
+def _code_points(text: str) -> str:
+    return "".join(f"\\u{ord(character):04X}" for character in text)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        str,
+        json.dumps,
+        lambda key: json.dumps(key).replace("/", "\\/"),
+        _code_points,
+        lambda key: json.dumps(_code_points(key)),
+        lambda key: json.dumps(json.dumps({"key": key})),
+        lambda key: urllib.parse.quote(key, safe=""),
+        lambda key: urllib.parse.quote(key, safe="").lower(),
+        lambda key: urllib.parse.quote(urllib.parse.quote(key, safe=""), safe=""),
+        html.escape,
+        _entities,
+        "\0".join,
+        "\u200b".join,
+        lambda key: key + key,
+        lambda key: key[:10],
+        lambda key: key[-10:],
+        lambda key: f"{key[:9]}...{key[-9:]}",
+    ],
+)
+def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str]) -> None:
+    """No six characters of it are left in a row; the words around it are."""
+    shown = hide(KEY, f"Incorrect key: {write(KEY)} was sent.")
+    assert shown.startswith("Incorrect key: ")
+    assert shown.endswith(" was sent.")
+    assert "***" in shown
+    assert not any(KEY[start : start + 6] in shown for start in range(len(KEY) - 5))
+
+
+def test_a_short_key_is_hidden_as_a_whole() -> None:
+    """It has no parts."""
+    assert hide("abc", "abc, abd, abcabc") == "***, abd, ***"
+
+
+def test_without_a_key_the_words_are_shown_as_they_are() -> None:
+    """There is nothing to hide."""
+    assert hide("", "It is 5 < 6.\nTry again.") == "It is 5 < 6.\nTry again."
