@@ -70,6 +70,10 @@ class Exchange:
         await self._send(b"0\r\n\r\n")
         self.over.set()
 
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes as they are, in one segment where they fit into it; nobody needs to take them."""
+        self.writer.write(data)
+
     def abort(self) -> None:
         """Break the connection with an RST."""
         self.connection.closed_by = "upstream"

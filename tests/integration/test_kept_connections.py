@@ -1,0 +1,252 @@
+"""A kept connection on which the upstream speaks out of turn: no caller may get what was not said to them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import contextmanager
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from tests.support.canaries import CANARY
+from tests.support.faults import ECHO, pause, sse
+from tests.support.out_of_turn import (
+    LATE_ENDS,
+    WAYS,
+    WHENS,
+    WHOLE,
+    WITH_THE_ANSWER,
+    First,
+    OutOfTurn,
+    Way,
+    chunked,
+    echo,
+    refused,
+    sized,
+    speak,
+)
+from tests.support.running import kind, stream
+from tests.support.upstream import answer, delta
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+    from tests.support.upstream import Exchange, ScriptedUpstream
+
+SOME_WAYS = ["a chunked answer", "half a status line", "half a body, the rest later", "401", "garbage", "100", "FIN"]
+REST_S = 3.0  # Parley may let a connection rest before it is used again, to see whether it is quiet
+
+
+async def take(client: httpx.AsyncClient) -> None:
+    """Get the answer, or an error that names the upstream."""
+    response = await client.post("/chat/complete", json={"message": "first"})
+    assert response.json().get("text") == "first" or response.json()["code"].startswith("upstream_"), response.text
+
+
+async def complete(client: httpx.AsyncClient) -> None:
+    """Get a whole answer."""
+    response = await client.post("/chat/complete", json={"message": "first"})
+    assert (response.status_code, response.json()["text"]) == (200, "first")
+
+
+async def leave(client: httpx.AsyncClient) -> None:
+    """Leave in the middle of the answer."""
+    async with client.stream("POST", "/chat", json={"message": "first"}) as response:
+        async for line in response.aiter_lines():
+            if "first" in line:
+                break
+
+
+async def run_out_of_time(client: httpx.AsyncClient) -> None:
+    """Let the deadline cut the answer."""
+    response = await client.post("/chat/complete", json={"message": "first"})
+    assert response.json()["code"] == "upstream_idle_timeout"
+
+
+async def be_ready(client: httpx.AsyncClient) -> None:
+    """Let Parley ask for the models."""
+    assert (await client.get("/health/ready")).status_code == 200
+
+
+_FIRST = sse(delta("first"))
+DONE = First(chunked(WHOLE), complete)
+FIRSTS = {
+    "done, with a content-length": First(sized(WHOLE)[:-1], complete, end=b"\n"),
+    "done, without [DONE]": First(chunked(sse(delta("first"), delta(finish_reason="stop"))), complete),
+    "400": First(refused("400 Bad Request")[:-1], take, end=b"}"),
+    "429": First(refused("429 Too Many Requests")[:-1], take, end=b"}"),
+    "500": First(refused("500 Internal Server Error")[:-1], take, end=b"}"),
+    "500 in chunks": First(chunked(b"{}").replace(b"200 OK", b"500 Error"), take),
+    "an error in the answer": First(chunked(sse(delta("first"), ECHO)), take),
+    "no completion": First(chunked(b"data: {\n\n"), take),
+    "a client that left": First(chunked(_FIRST), leave, is_cut=True),
+    "a deadline": First(chunked(_FIRST), run_out_of_time, is_cut=True),
+    "readiness": First(chunked(b"{}"), be_ready),
+}
+
+
+async def ask(client: httpx.AsyncClient, path: str) -> None:
+    """Ask, and check that the answer is one's own."""
+    word = uuid.uuid4().hex
+    request = {"message": f"{CANARY} {word}"}
+    if path == "/health/ready":
+        response = await client.get(path)
+        assert response.json() == {"status": "ready", "reason": None}
+    elif path == "/chat":
+        chunks: list[Any] = await stream(client, request)
+        assert [kind(chunk) for chunk in chunks] == ["start", "text", "done"]
+        assert chunks[1].text == word
+    else:
+        response = await client.post(path, json=request)
+        assert response.status_code == 200, response.text
+        assert response.json()["text"] == word
+
+
+@contextmanager
+def noting(*case: object) -> Iterator[None]:
+    """Name the case, if it fails."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"in the case {case}")
+        raise
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_connection_that_spoke_out_of_turn_is_not_used_again(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, way: str
+) -> None:
+    """However long it is quiet after that."""
+    for when, path in product(WHENS, ("/chat", "/chat/complete", "/health/ready")):
+        before = len(upstream.connections)
+        script = OutOfTurn(upstream, DONE, WAYS[way], WHENS[when])
+        with anyio.fail_after(60), noting(when, path):
+            await (take if WHENS[when] == WITH_THE_ANSWER else complete)(client)
+            await script.spoken.wait()
+            await asyncio.sleep(REST_S)
+            await ask(client, path)
+            # Line ends that come with the answer's end are harmless, and a parser may skip them unseen.
+            if WAYS[way].says.strip(b"\r\n") or WHENS[when] >= 0:
+                assert len(upstream.connections) == before + 2
+
+
+@pytest.mark.parametrize(
+    "first", [pytest.param(name, marks=[pytest.mark.long] * (name == "a deadline")) for name in FIRSTS]
+)
+async def test_it_is_not_used_again_whatever_the_first_exchange_was(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, first: str
+) -> None:
+    """An answer, an error, or one that was not read to its end; and the next caller may come at once."""
+    for way, when, rest_s in product(SOME_WAYS, WHENS, (0, REST_S)):
+        script = OutOfTurn(upstream, FIRSTS[first], WAYS[way], WHENS[when])
+        with anyio.fail_after(60), noting(way, when, rest_s):
+            await (take if WHENS[when] == WITH_THE_ANSWER else FIRSTS[first].ask)(client)
+            script.left.set()
+            await script.spoken.wait()
+            await asyncio.sleep(rest_s)
+            await ask(client, "/chat")
+            assert upstream.exchanges[-1].connection is not script.spoke[0].connection
+        if first == "readiness":
+            await asyncio.sleep(6)  # it is asked for again only then
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.2, 1])
+@pytest.mark.parametrize("late", LATE_ENDS)
+async def test_an_end_that_comes_late_is_not_taken_for_the_next_answer(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, late: str, delay_s: float
+) -> None:
+    """Whether the next caller comes before it or after it."""
+    says, end = LATE_ENDS[late]
+    first: list[Exchange] = []
+
+    async def begin(exchange: Exchange) -> None:
+        upstream.script = finish
+        first.append(exchange)
+        exchange.send_raw(says)
+
+    async def finish(exchange: Exchange) -> None:
+        first[0].send_raw(end)
+        if not end:
+            first[0].close()
+        await echo(exchange)
+
+    with anyio.fail_after(60):
+        upstream.script = begin
+        await complete(client)
+        await ask(client, "/chat")
+        assert upstream.exchanges[0].connection is not upstream.exchanges[1].connection
+        await asyncio.sleep(REST_S)
+        await ask(client, "/chat")
+
+        upstream.script = begin
+        first.clear()
+        await complete(client)
+        upstream.script = echo
+        await pause(first[0], delay_s)
+        first[0].send_raw(end)
+        await asyncio.sleep(REST_S)
+        await ask(client, "/chat")
+
+
+@pytest.mark.parametrize("way", SOME_WAYS)
+async def test_many_connections_that_spoke_out_of_turn_are_not_used_again(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, way: str
+) -> None:
+    """Also while new answers are under way."""
+    all_came = asyncio.Event()
+
+    async def together(exchange: Exchange) -> None:
+        if len(upstream.exchanges) == 10:
+            all_came.set()
+        await all_came.wait()
+        exchange.send_raw(DONE.says + DONE.end)
+
+    upstream.script = together
+    with anyio.fail_after(60):
+        await asyncio.gather(*(complete(client) for _ in range(10)))
+        first = list(upstream.exchanges)
+        upstream.script = echo
+        await asyncio.sleep(REST_S)
+        speaking = (speak(exchange, WAYS[way]) for exchange in first)
+        await asyncio.gather(*(ask(client, "/chat") for _ in range(5)), *speaking)
+        await asyncio.sleep(REST_S)
+        await asyncio.gather(*(ask(client, "/chat/complete") for _ in range(10)))
+    spoke = {id(exchange.connection) for exchange in first}
+    assert not spoke & {id(exchange.connection) for exchange in upstream.exchanges[-10:]}
+
+
+@pytest.mark.parametrize("way", [*SOME_WAYS, "one byte", "RST"])
+async def test_what_comes_just_before_the_next_request_is_not_its_answer(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, way: str
+) -> None:
+    """However close before: in each turn of the loop up to the one that sends the request."""
+    turns = 0
+    has_spoken = True
+    while has_spoken:
+        script = OutOfTurn(upstream, DONE, Way(), 0)
+        with anyio.fail_after(60), noting(turns):
+            await complete(client)
+            await script.spoken.wait()
+            await asyncio.sleep(REST_S)
+            has_spoken, _ = await asyncio.gather(speak(script.spoke[0], WAYS[way], turns), ask(client, "/chat"))
+        turns += 1
+    assert turns > 10
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+async def test_a_quiet_connection_is_used_again(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str
+) -> None:
+    """A connection for each request would cost more than the request."""
+    for number in range(5):
+        word = str(number)
+        upstream.script = answer(word)
+        response = await client.post(path, json={"message": word})
+        assert word in response.text
+        await asyncio.sleep(REST_S)
+    assert len(upstream.connections) == 1
