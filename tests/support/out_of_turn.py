@@ -143,7 +143,7 @@ LATE_ENDS = {
     "another chunk": (chunked(WHOLE), chunk(STALE) + LAST_CHUNK),
     "a chunk whose size is garbage": (chunked(WHOLE), b"x\r\n" + LAST_CHUNK),
     "the body's last bytes": (head("200 OK", f"content-length: {len(WHOLE) + 10}") + WHOLE, b": the end\n"),
-    "a FIN": (head() + WHOLE, b""),
+    "nothing": (head() + WHOLE, b""),
     "the last chunk, and an answer": (chunked(WHOLE), LAST_CHUNK + _ANSWER),
     "an answer instead": (chunked(WHOLE), _ANSWER),
 }
