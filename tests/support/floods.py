@@ -1,0 +1,238 @@
+"""Owns the floods: answers that never end, or unpack to far more than was sent, each by name.
+
+Run as a program, it serves each flood under a path of its own, and writes its port to standard output. It is a process
+of its own with blocking sockets, so that it can send faster than Parley reads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import sys
+import threading
+import urllib.parse
+import zlib
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from subprocess import PIPE, Popen
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# What has no end ends here, to spare the machine.
+MOST_BYTES = 200 << 20
+MOST_PIECES = 2_000_000
+_BLOCK = 1 << 16
+LONG_TEXT = "x" * 900_000
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Flood:
+    """What is sent; a piece goes into a segment of its own, if the network lets it."""
+
+    pieces: Callable[[], Iterator[bytes]]
+    text: str | None = None
+    """The whole answer, if there is one: it may be given, or refused for its length."""
+
+
+def head(status: str = "200 OK", *headers: str, content_type: str = "text/event-stream") -> bytes:
+    """Return status line and headers of an answer that ends with its connection, unless a header says otherwise."""
+    return "\r\n".join([f"HTTP/1.1 {status}", f"content-type: {content_type}", *headers, "", ""]).encode()
+
+
+HEAD = head()
+CHUNKED = head("200 OK", "transfer-encoding: chunked")
+JSON = head(content_type="application/json")
+ERROR = head("500 Error", content_type="application/json")
+
+
+def event(payload: object) -> bytes:
+    """Encode an event; a string goes as it is."""
+    return b"data: %b\n\n" % (payload if isinstance(payload, str) else json.dumps(payload)).encode()
+
+
+def delta(reason: str | None = None, **content: Any) -> bytes:
+    """Encode a chunk."""
+    return event({"choices": [{"index": 0, "delta": content, "finish_reason": reason}]})
+
+
+WHOLE = delta(content="whole") + delta("stop")
+LONG_EVENT = delta(content=LONG_TEXT) + delta("stop") + event("[DONE]")
+
+
+def endless(start: bytes, unit: bytes, text: str | None = None) -> Flood:
+    """Send this over and over again."""
+
+    def pieces() -> Iterator[bytes]:
+        yield start
+        block = unit * max(1, _BLOCK // len(unit))
+        for _ in range(MOST_BYTES // len(block)):
+            yield block
+
+    return Flood(pieces, text)
+
+
+def bytewise(start: bytes, body: bytes | None, frame: str = "%b", text: str | None = None) -> Flood:
+    """Send a body a byte at a time: each in a segment, which may be an HTTP chunk; endless if there is none."""
+
+    def pieces() -> Iterator[bytes]:
+        yield start
+        for number in range(MOST_PIECES if body is None else len(body)):
+            yield frame.encode() % (b"x" if body is None else body[number : number + 1])
+
+    return Flood(pieces, text)
+
+
+def chunkwise(start: bytes, body: bytes, text: str | None = None) -> Flood:
+    """Send a body in HTTP chunks of a byte, many in a segment; the last chunk follows."""
+
+    def pieces() -> Iterator[bytes]:
+        yield start
+        for number in range(0, len(body), _BLOCK):
+            yield b"".join(b"1\r\n%c\r\n" % byte for byte in body[number : number + _BLOCK])
+        yield b"0\r\n\r\n"
+
+    return Flood(pieces, text)
+
+
+def packed(start: bytes, encoding: str, unit: bytes, number: int) -> Flood:
+    """Send a compressed body, in spite of `Accept-Encoding: identity`."""
+
+    def pieces() -> Iterator[bytes]:
+        data = (zlib if encoding == "deflate" else gzip).compress(unit * number, 9)
+        headers = f"\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(data)}\r\n\r\n"
+        yield start.removesuffix(b"\r\n\r\n") + headers.encode() + data
+
+    return Flood(pieces)
+
+
+def holding(unit: str) -> Flood:
+    """Send chunks that hold this, over and over again."""
+    return endless(HEAD, event(unit))
+
+
+_DEEP = "[" * 100_000 + "]" * 100_000
+_DIGITS = "9" * 1_000_000
+_MODELS = b'{"object":"list","data":['
+_IN_CHUNKS = CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE)
+
+FLOODS = {
+    PLAIN: Flood(lambda: iter([HEAD, WHOLE, event("[DONE]")]), "whole"),
+    # It is compressed. Nothing here packs br and zstd, but nobody may get as far as to see that.
+    "gzip of empty lines": packed(HEAD, "gzip", b"data:\n", 10_000_000),
+    "deflate of empty lines": packed(HEAD, "deflate", b"data:\n", 10_000_000),
+    "br that is none": packed(HEAD, "br", b"data:\n", 10_000_000),
+    "zstd that is none": packed(HEAD, "zstd", b"data:\n", 10_000_000),
+    "gzip of a line": packed(HEAD, "gzip", b"x", 200_000_000),
+    "gzip of empty events": packed(HEAD, "gzip", b"data: {}\n\n", 10_000_000),
+    "gzip of an error": packed(ERROR, "gzip", b"x", 200_000_000),
+    "gzip of an error's lines": packed(ERROR, "gzip", b"x\n", 50_000_000),
+    # It holds no text.
+    "empty objects": endless(HEAD, b"data: {}\n\n"),
+    "blank lines": endless(HEAD, b"\n"),
+    "comments": endless(HEAD, b":\n"),
+    "data lines without data": endless(HEAD, b"data:\n"),
+    "event lines": endless(HEAD, b"event: x\n"),
+    "empty choices": holding('{"choices":[]}'),
+    "roles": endless(HEAD, delta(role="assistant")),
+    "empty text": endless(HEAD, delta(content="")),
+    "reasoning": endless(HEAD, delta(reasoning_content="thinking")),
+    "usage": holding('{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'),
+    "a line": endless(HEAD + b"data: ", b"x"),
+    "a line after the text": endless(HEAD + delta(content="text"), b"x"),
+    "finish reasons": endless(HEAD, delta("stop"), ""),
+    "a million choices": holding('{"choices":[' + "{}," * 340_000 + "{}]}"),
+    "other choices": holding('{"choices":[{"index":1,"delta":{"content":"x"}}]}'),
+    "nested choices": holding(f'{{"choices":{_DEEP}}}'),
+    "nested error": holding(f'{{"choices":[],"error":{_DEEP}}}'),
+    "nested usage": holding(f'{{"choices":[],"usage":{_DEEP}}}'),
+    "nested in an unknown field": holding(f'{{"choices":[],"x":{_DEEP}}}'),
+    "digits in usage": holding(f'{{"choices":[],"usage":{{"prompt_tokens":{_DIGITS}}}}}'),
+    "digits in an unknown field": holding(f'{{"choices":[],"x":{_DIGITS}}}'),
+    "digits in an error": holding(f'{{"error":{{"code":{_DIGITS}}}}}'),
+    # It is cut into bytes.
+    "a long event in segments of a byte": bytewise(HEAD, LONG_EVENT, text=LONG_TEXT),
+    "a long event in chunks of a byte": chunkwise(CHUNKED, LONG_EVENT, LONG_TEXT),
+    "a long event in chunks of a byte, each in a segment": bytewise(CHUNKED, LONG_EVENT, "1\r\n%b\r\n", LONG_TEXT),
+    "chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
+    "chunks of a byte, each in a segment": bytewise(CHUNKED, None, "1\r\n%b\r\n"),
+    "chunks of a line end": endless(CHUNKED, b"1\r\n\n\r\n"),
+    # HTTP itself does not end.
+    "a chunk's extension": endless(CHUNKED + b"5;x=", b"x"),
+    "chunks with extensions": endless(CHUNKED, b"1;" + b"x" * 1000 + b"\r\n:\r\n"),
+    "trailers": endless(_IN_CHUNKS + b"0\r\n", b"x-trailer: 1\r\n", "whole"),
+    "100 Continue": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "103 Early Hints": endless(b"", b"HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\n\r\n"),
+    "headers": endless(b"HTTP/1.1 200 OK\r\n", b"x-header: 1\r\n"),
+    "a header": endless(b"HTTP/1.1 200 OK\r\nx-header: ", b"x"),
+    "a status line": endless(b"HTTP/1.1 200 ", b"x"),
+    "line ends before the answer": endless(b"", b"\r\n"),
+    # It holds text.
+    "text": endless(HEAD, delta(content="word ")),
+    "a character at a time": endless(HEAD, delta(content="x")),
+    "a MB of text at a time": endless(HEAD, delta(content="x" * 1_000_000)),
+    "escapes": endless(HEAD, delta(content="\x01" * 150_000)),
+    # It goes on after the end.
+    "bytes after [DONE]": endless(HEAD + WHOLE + event("[DONE]"), b"x", "whole"),
+    "events after [DONE]": endless(HEAD + WHOLE + event("[DONE]"), delta(content="more"), "whole"),
+    "chunks after [DONE]": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
+    "comments after the finish reason": endless(HEAD + WHOLE, b":\n\n", "whole"),
+    # It is an error.
+    "an error": endless(ERROR, b"x"),
+    "a refusal": endless(head("400 Bad Request"), b"x"),
+    "an error in chunks of a byte": endless(head("500 Error", "transfer-encoding: chunked"), b"1\r\nx\r\n"),
+    "an error in segments of a byte": bytewise(ERROR, None),
+    "a redirect": endless(head("302 Found", "location: /"), b"x"),
+    # It is the list of models.
+    "models": endless(JSON + _MODELS, b'{"id":"x"},'),
+    "models in chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
+    "models in segments of a byte": bytewise(JSON, None),
+    "gzip of models": packed(JSON, "gzip", b'{"id":"x"},', 20_000_000),
+    "models' headers": endless(b"HTTP/1.1 200 OK\r\n", b"x-header: 1\r\n"),
+    "100 Continue before models": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "models' error": endless(ERROR, b"x"),
+}
+
+
+@contextmanager
+def flooding() -> Iterator[str]:
+    """Run the flooding upstream in a process of its own; yield where it is, up to the name of the flood."""
+    with Popen([sys.executable, "-m", "tests.support.floods"], stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+def _serve(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection, suppress(OSError, ValueError):
+        request = connection.makefile("rb")
+        path = request.readline().split()[1].decode()
+        size = 0
+        while line := request.readline().strip().lower():
+            if line.startswith(b"content-length:"):
+                size = int(line[15:])
+        body = request.read(size)
+        name = urllib.parse.unquote(path.split("/")[1])
+        is_asked = PLAIN.encode() not in body and path.endswith("/models") == ("models" in name)
+        for piece in FLOODS[name if is_asked else PLAIN].pieces():
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)
+
+
+def main() -> None:
+    """Serve until it is killed."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        print(listener.getsockname()[1], flush=True)  # noqa: T201
+        while True:
+            threading.Thread(target=_serve, args=listener.accept()[:1], daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
