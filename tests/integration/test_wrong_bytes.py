@@ -226,7 +226,7 @@ async def test_an_answer_of_other_choices_only_is_no_answer(
 
 
 @pytest.mark.parametrize("ending", [(), ("[DONE]",), (STOP, "[DONE]")], ids=["nothing", "done", "stop and done"])
-@pytest.mark.parametrize("delays_s", [(0,), (0.9,), (1.5,), (5,), (0.9, 0.9, 0.9), (0, 1.5)])
+@pytest.mark.parametrize("delays_s", [(0,), (0.9,), (1.5,), (4,), (0.9, 0.9, 0.9), (0, 1.5)])
 async def test_text_after_the_finish_reason_is_not_lost_under_a_done(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, delays_s: tuple[float, ...], ending: tuple[object, ...]
 ) -> None:

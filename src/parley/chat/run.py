@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _ROOM: Final = 16_384
 
 # After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
-_LAST_WORD_TIMEOUT_S: Final = 3.0
+_LAST_WORD_TIMEOUT_S: Final = 5.0
 
 
 class Run:

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
-# Bytes that are decoded before the loop gets its turn.
-_SLICE_BYTES: Final = 32_768
+# What is decoded before the loop gets its turn; most of the work is done per line.
+_SLICE_BYTES: Final = 16_384
+_LINES_PER_TURN: Final = 400
 # What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
 _SPARE_LINES: Final = 500_000
 _SPARE_BYTES: Final = 32 << 20
@@ -106,8 +107,12 @@ async def read(content: aiohttp.StreamReader, run: Run, most_tokens: int = 0) ->
     """
     answer = Answer(run, most_tokens)
     try:
-        while not answer.is_done and (data := await content.readany()):
-            if len(data) < _SLICE_BYTES:
+        while not answer.is_done:
+            if content.total_bytes > answer.bytes:  # so that the read would return without a turn for others
+                await asyncio.sleep(0)
+            if not (data := await content.readany()):
+                break
+            if len(data) <= _SLICE_BYTES:
                 answer.take(data)
             else:
                 await _take(answer, data)
@@ -127,12 +132,15 @@ async def read(content: aiohttp.StreamReader, run: Run, most_tokens: int = 0) ->
 
 
 async def _take(answer: Answer, data: bytes) -> None:
-    """Decode many bytes in slices, and let the loop run after each: reading what is there already does not."""
+    """Decode many bytes, and let the loop run from time to time."""
+    lines = answer.decoder.lines
     for start in range(0, len(data), _SLICE_BYTES):
         answer.take(data[start : start + _SLICE_BYTES])
         if answer.is_done:
             break
-        await asyncio.sleep(0)
+        if answer.decoder.lines - lines > _LINES_PER_TURN:
+            await asyncio.sleep(0)
+            lines = answer.decoder.lines
 
 
 class Answer:
@@ -140,10 +148,12 @@ class Answer:
 
     def __init__(self, run: Run, most_tokens: int) -> None:
         self.is_done = False
+        self.bytes = 0
+        """The bytes taken so far."""
         self._run = run
-        self._decoder = EventDecoder()
+        self.decoder = EventDecoder()
         self._is_completion = False
-        self._bytes = 0
+        self._choices = 0
         self._characters = 0
         self._most_lines = _SPARE_LINES + most_tokens * _LINES_PER_TOKEN
         self._most_bytes = _SPARE_BYTES + most_tokens * _BYTES_PER_TOKEN
@@ -155,9 +165,10 @@ class Answer:
         Raises:
             ChatError: if they are no completion's, report a failure, or are too many.
         """
+        self.bytes += len(data)
         texts: list[str] = []
         try:
-            for payload in self._decoder.feed(data):
+            for payload in self.decoder.feed(data):
                 if payload == b"[DONE]":
                     self.is_done = True
                     break
@@ -171,10 +182,9 @@ class Answer:
                 text = "".join(texts)
                 self._characters += len(text)
                 self._run.add(text, len(texts))
-        self._bytes += len(data)
         if (
-            self._decoder.lines > self._most_lines
-            or self._bytes > self._most_bytes
+            self.decoder.lines + self._choices > self._most_lines
+            or self.bytes > self._most_bytes
             or self._characters > self._most_characters
         ):
             detail = "The upstream sent far more than the tokens that were asked for."
@@ -201,7 +211,10 @@ class Answer:
                 self._run.usage = Usage(
                     input_tokens=read, output_tokens=written, total_tokens=total, source=UsageSource.UPSTREAM
                 )
-        for choice in chunk.choices or ():
+        if not chunk.choices:
+            return
+        self._choices += len(chunk.choices)
+        for choice in chunk.choices:
             if choice.index:  # another answer, which was not asked for
                 continue
             text = (choice.delta.content or choice.delta.refusal) if choice.delta else None
