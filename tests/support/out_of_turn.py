@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,7 @@ class Way:
 
 def half_close(exchange: Exchange) -> None:
     """Send a FIN, and go on reading."""
-    if not exchange.writer.is_closing():
-        exchange.writer.write_eof()
+    exchange.writer.write_eof()
 
 
 _ANSWER = chunked(STALE) + LAST_CHUNK
@@ -192,7 +192,8 @@ class OutOfTurn:
                 exchange.send_raw(end)
                 await pause(exchange, self._when)
                 exchange.send_raw(self._way.says)
-        self._way.then(exchange)
+        with suppress(OSError):  # Parley may have closed the connection
+            self._way.then(exchange)
         self.spoken.set()
 
 
@@ -208,18 +209,20 @@ async def echo(exchange: Exchange) -> None:
 
 async def speak(exchange: Exchange, way: Way, turns: int = 0) -> bool:
     """Speak out of turn after so many turns of the loop, unless the next request has come by then."""
-    before = received(exchange)
-    for _ in range(turns):
-        await anyio.lowlevel.checkpoint()
-    if exchange.writer.is_closing() or received(exchange) > before:
-        return False
-    exchange.send_raw(way.says)
-    way.then(exchange)
-    return True
+    connection = exchange.writer.get_extra_info("socket")
+    with suppress(OSError):  # Parley may have closed the connection
+        before = received(connection)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        if received(connection) == before:
+            exchange.send_raw(way.says)
+            way.then(exchange)
+            return True
+    return False
 
 
-def received(exchange: Exchange) -> int:
-    """Return the bytes that the kernel has received on the connection, read or not."""
-    info = exchange.writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+def received(connection: socket.socket) -> int:
+    """Return the bytes that the kernel has received on a connection, read or not."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     count: int = struct.unpack_from("Q", info, 128)[0]
     return count
