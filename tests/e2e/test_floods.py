@@ -73,10 +73,10 @@ async def test_a_flood_costs_nobody_else_their_turn(upstream: str, case: Case) -
     }
     async with parley(**variables) as served, served.client() as client:
         try:
-            with anyio.fail_after(60):
+            with anyio.fail_after(DEADLINE_S + 30):
                 assert (await client.post("/chat/complete", json={"message": PLAIN})).json()["text"] == "whole"
                 with measuring(served) as cost:
-                    answers = await gather(client, case)
+                    answers = await meet(client, case)
             served.process.terminate()
             with anyio.fail_after(20):
                 assert await served.process.wait() == 0
@@ -85,13 +85,12 @@ async def test_a_flood_costs_nobody_else_their_turn(upstream: str, case: Case) -
                 served.process.kill()
     for answer in answers:
         check(answer, case)
-    print(cost)  # noqa: T201  # the figures of those that fail, or with -rP of all
     assert cost.cpu_s < MOST_CPU_S * case.at_once
     assert cost.stall_s < MOST_STALL_S
     assert cost.growth_kb < MOST_GROWTH_KB
 
 
-async def gather(client: httpx.AsyncClient, case: Case) -> list[httpx.Response]:
+async def meet(client: httpx.AsyncClient, case: Case) -> list[httpx.Response]:
     """Ask as often as the case wants, at once."""
     answers: list[httpx.Response] = []
 

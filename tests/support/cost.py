@@ -67,6 +67,7 @@ def measuring(served: Parley) -> Iterator[Cost]:
         prober.join()
         cost.cpu_s = _cpu_s(pid) - before_s - len(cost.stalls_s) * probe_s
         cost.growth_kb = _kb(pid, "VmHWM") - before_kb
+        print(cost)  # noqa: T201  # the figures of the tests that fail, or with -rP of all
 
 
 def _probe(address: str, pid: int) -> float:

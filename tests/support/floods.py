@@ -176,9 +176,9 @@ FLOODS = {
     "a MB of text at a time": endless(HEAD, delta(content="x" * 1_000_000)),
     "escapes": endless(HEAD, delta(content="\x01" * 150_000)),
     # It goes on after the end.
-    "bytes after [DONE]": endless(HEAD + WHOLE + event("[DONE]"), b"x", "whole"),
-    "events after [DONE]": endless(HEAD + WHOLE + event("[DONE]"), delta(content="more"), "whole"),
-    "chunks after [DONE]": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
+    "bytes after DONE": endless(HEAD + WHOLE + event("[DONE]"), b"x", "whole"),
+    "events after DONE": endless(HEAD + WHOLE + event("[DONE]"), delta(content="more"), "whole"),
+    "chunks after DONE": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
     "comments after the finish reason": endless(HEAD + WHOLE, b":\n\n", "whole"),
     # It is an error.
     "an error": endless(ERROR, b"x"),
