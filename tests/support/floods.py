@@ -1,6 +1,7 @@
 """Owns the floods: answers that never end, or unpack to far more than was sent, each by name.
 
-Run as a program, it serves each flood under a path of its own, and writes its port to standard output. It is a process
+Run as a program, it answers with the flood that the message names, or that the path names for the list of models; it
+writes its port to standard output. It is a process
 of its own with blocking sockets, so that it can send faster than Parley reads.
 """
 
@@ -189,11 +190,8 @@ FLOODS = {
     # It is the list of models.
     "models": endless(JSON + _MODELS, b'{"id":"x"},'),
     "models in chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
-    "models in segments of a byte": bytewise(JSON, None),
     "gzip of models": packed(JSON, "gzip", b'{"id":"x"},', 20_000_000),
-    "models' headers": endless(b"HTTP/1.1 200 OK\r\n", b"x-header: 1\r\n"),
     "100 Continue before models": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "models' error": endless(ERROR, b"x"),
 }
 
 
@@ -218,9 +216,11 @@ def _serve(connection: socket.socket) -> None:
             if line.startswith(b"content-length:"):
                 size = int(line[15:])
         body = request.read(size)
-        name = urllib.parse.unquote(path.split("/")[1])
-        is_asked = PLAIN.encode() not in body and path.endswith("/models") == ("models" in name)
-        for piece in FLOODS[name if is_asked else PLAIN].pieces():
+        if path.endswith("/models"):
+            name = urllib.parse.unquote(path.split("/")[1])
+        else:
+            name = json.loads(body)["messages"][-1]["content"]
+        for piece in FLOODS.get(name, FLOODS[PLAIN]).pieces():
             connection.sendall(piece)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
