@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
+import urllib.parse
+import urllib.request
 from contextlib import suppress
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import aiohttp
+import httpx
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
@@ -201,3 +204,17 @@ def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[Resol
         )
         for found, _, proto, _, address in infos
     ]
+
+
+def trusted(base_url: str) -> ssl.SSLContext | Literal[True]:
+    """Return the certificates that httpx, and so openai, trust; they are loaded only where one will be shown."""
+    return httpx.create_ssl_context() if base_url.startswith("https:") else True
+
+
+def proxy(base_url: str) -> str | None:
+    """Return the proxy that the environment wants for this address."""
+    address = urllib.parse.urlsplit(base_url)
+    if urllib.request.proxy_bypass(address.netloc):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(address.scheme) or proxies.get("all")

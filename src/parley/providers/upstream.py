@@ -9,22 +9,20 @@ import urllib.request
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
-import httpx
 import msgspec
 import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.watch import Asked
-from parley.providers.connections import Connector, Request, UnsentError
+from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import ReportedError, error_type, refusal, unsent
 from parley.providers.hiding import hide
 from parley.providers.model import UpstreamModel, completed
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
     from typing import Self
@@ -92,7 +90,7 @@ class UpstreamProvider:
         self._watch = watch
         self._asking = partial(tracer.asking, _asked(model_name, base_url))
         self._log_text = log_text
-        self._proxy = _proxy(base_url) if trust_env else None
+        self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
         self._max_tokens = "max_completion_tokens" if self._base_url == OPENAI_BASE_URL else "max_tokens"
@@ -103,7 +101,7 @@ class UpstreamProvider:
         self._session = aiohttp.ClientSession(
             # Unpacking could make much of little, on the loop; `ask` refuses what is packed.
             auto_decompress=False,
-            connector=Connector(_trusted(self._base_url)),
+            connector=Connector(trusted(self._base_url)),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             proxy=self._proxy,
@@ -248,17 +246,3 @@ async def _explanation(response: aiohttp.ClientResponse) -> bytes:
 
 def _is_packed(response: aiohttp.ClientResponse) -> bool:
     return response.headers.get("Content-Encoding", "").strip().lower() not in {"identity", ""}
-
-
-def _trusted(base_url: str) -> ssl.SSLContext | Literal[True]:
-    """Return the certificates that httpx, and so openai, trust; they are loaded only where one will be shown."""
-    return httpx.create_ssl_context() if base_url.startswith("https:") else True
-
-
-def _proxy(base_url: str) -> str | None:
-    """Return the proxy that the environment wants for this address."""
-    address = urllib.parse.urlsplit(base_url)
-    if urllib.request.proxy_bypass(address.netloc):
-        return None
-    proxies = urllib.request.getproxies()
-    return proxies.get(address.scheme) or proxies.get("all")
