@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
+from contextvars import Context
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
 
+from parley.telemetry.log_queue import LogQueue
+from parley.telemetry.metrics import metrics
+
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
     from parley.settings import Settings
+
+_log: Final = structlog.stdlib.get_logger(__name__)
 
 _HIDDEN: Final = "***"
 _LEFT_OUT: Final = "..."
@@ -48,8 +56,13 @@ _TRUSTED: Final = ("parley", "uvicorn")
 
 
 def configure(settings: Settings) -> None:
-    """Send everything that is logged to standard output, as JSON or readable."""
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stdout.isatty())
+    """Send everything that is logged to standard output, as JSON or readable.
+
+    A thread writes to the process's own standard output, as its reader may be slow, or stop. If `sys.stdout` has been
+    replaced, as tests do, each line is there as soon as it is logged.
+    """
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not is_terminal)
     renderers: list[Processor] = (
         [structlog.processors.JSONRenderer(serializer=_to_json)]
         if as_json
@@ -67,7 +80,7 @@ def configure(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = _Handler(sys.stdout)
+    handler = _Handler(_own_output() if sys.stdout is sys.__stdout__ else sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_withhold_untrusted, *shared],
@@ -81,6 +94,28 @@ def configure(settings: Settings) -> None:
     for name in _TRUSTED:
         logging.getLogger(name).setLevel(settings.log_level.upper())
     logging.captureWarnings(capture=True)
+
+
+def settle() -> None:
+    """Wait for each line from now on, for a second in all: a process that ends may be killed after any of them."""
+    if _own_output.cache_info().currsize:
+        _own_output().settle()
+
+
+@cache
+def _own_output() -> LogQueue:
+    """Return the way to the process's own standard output, which may be closed."""
+    stdout = sys.__stdout__
+    descriptor, encoding = (-1, "utf-8") if stdout is None else (stdout.fileno(), stdout.encoding)
+    queue = LogQueue(descriptor, encoding, metrics().log_lines_dropped, _tell_dropped)
+    os.register_at_fork(after_in_child=queue.start)
+    atexit.register(queue.close)
+    return queue
+
+
+def _tell_dropped(number: int) -> None:
+    # In a context of its own, as they were not the lines of the request that logs just now.
+    Context().run(_log.error, "log_lines_dropped", number=number)
 
 
 class _Handler(logging.StreamHandler[Any]):

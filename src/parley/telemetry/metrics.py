@@ -42,6 +42,9 @@ class Metrics:
         self._restarts = Counter(
             "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
         )
+        self._log_lines_dropped = Counter(
+            "parley_log_lines_dropped", "Log lines that standard output did not take, or not soon enough."
+        )
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
             self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
 
@@ -64,6 +67,10 @@ class Metrics:
     def embedded_model_restarts(self) -> None:
         """Count a start."""
         self._restarts.inc()
+
+    def log_lines_dropped(self, number: int) -> None:
+        """Count lines that nobody will read."""
+        self._log_lines_dropped.inc(number)
 
     def count(self, line: RequestLog) -> None:
         """Count a request, by the line that it leaves in the log."""

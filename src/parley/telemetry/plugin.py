@@ -38,6 +38,7 @@ class TelemetryPlugin(InitPlugin):
         logs.configure(self._settings)
         app_config.logging_config = None  # Litestar's own would take the root logger
         app_config.on_startup = [self._wrap, *app_config.on_startup]
+        app_config.on_shutdown = [*app_config.on_shutdown, logs.settle]
         app_config.middleware = [
             PrometheusConfig(app_name="parley", prefix="parley_http", group_path=True).middleware,
             *app_config.middleware,

@@ -1,0 +1,138 @@
+"""Owns the queue of log lines to standard output, and the thread that writes them: a slow reader stops nobody."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Lines that wait, or are being written: several seconds of a busy worker's.
+MOST_LINES: Final = 5_000
+MOST_BYTES: Final = 1_048_576
+# Seconds that all waits for the last lines may take together.
+_PATIENCE_S: Final = 1.0
+# Writes up to this size are atomic, so that the lines of workers that share a pipe stay whole.
+_ATOMIC_BYTES: Final = getattr(select, "PIPE_BUF", 512)
+
+
+class LogQueue:
+    """A text stream whose writer never waits: a thread passes each write on to a file descriptor.
+
+    A write is one line. Lines that find no room, or that the descriptor does not take, are dropped and counted; after
+    that, lines are taken again once half of the queue is free.
+    """
+
+    def __init__(
+        self, descriptor: int, encoding: str, count: Callable[[int], None], tell: Callable[[int], None]
+    ) -> None:
+        """Start the thread.
+
+        `count` hears of each drop, and `tell` of their number, before a line gets through again: what
+        it writes comes before that line.
+        """
+        self._descriptor = descriptor
+        self._encoding = encoding
+        self._count = count
+        self._tell = tell
+        self._patience_s = _PATIENCE_S
+        self._is_ending = False
+        self.start()
+
+    def start(self) -> None:
+        """Begin with an empty queue; again in a forked process, which has the queue but not the thread."""
+        # Each of these numbers only grows, by one thread's hand: the writers share a lock, and the thread has its own.
+        self._lines_in = self._bytes_in = self._dropped = self._told = 0
+        self._lines_out = self._bytes_out = self._failed = 0
+        self._is_dropping = self._is_failing = False
+        self._items: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+        threading.Thread(target=self._pass_on, name="logs", daemon=True).start()
+
+    def write(self, text: str) -> None:
+        """Take a line, or drop it; writers that are threads must share a lock."""
+        line = text.encode(self._encoding, "backslashreplace")
+        if not self._has_room(len(line)):
+            self._is_dropping = True
+            self._dropped += 1
+            self._count(1)
+            return
+        self._is_dropping = False
+        if (untold := self._dropped + self._failed - self._told) and not self._is_failing:
+            self._told += untold
+            self._tell(untold)
+        self._lines_in += 1
+        self._bytes_in += len(line)
+        self._items.put(line)
+
+    def flush(self) -> None:
+        """Do nothing; once `settle` has been called, wait until the lines are written."""
+        if self._is_ending:
+            self._wait()
+
+    def settle(self) -> None:
+        """Wait for each line from now on, as the process may end after any; all waits last at most a second."""
+        self._is_ending = True
+        self._wait()
+
+    def close(self) -> None:
+        """Write what is left, if there is a reader; if not, let nothing else wait for it at the interpreter's end."""
+        self._is_ending = True
+        if not self._wait():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
+
+    def _has_room(self, size: int) -> bool:
+        share = 2 if self._is_dropping else 1
+        lines, waiting = self._lines_in - self._lines_out, self._bytes_in - self._bytes_out
+        return lines < MOST_LINES // share and waiting + size <= MOST_BYTES // share
+
+    def _wait(self) -> bool:
+        started = time.monotonic()
+        done = threading.Event()
+        self._items.put(done)
+        is_done = done.wait(self._patience_s)
+        self._patience_s = max(0.0, self._patience_s - (time.monotonic() - started))
+        return is_done
+
+    # The thread's side.
+
+    def _pass_on(self) -> None:
+        items, chunk, size = self._items, list[bytes](), 0
+        while True:
+            item = None
+            with suppress(Empty):
+                item = items.get(block=not chunk)
+            if chunk and not (isinstance(item, bytes) and size + len(item) <= _ATOMIC_BYTES):
+                self._write(chunk)
+                chunk, size = [], 0
+            if isinstance(item, bytes):
+                chunk.append(item)
+                size += len(item)
+            elif item is not None:
+                item.set()
+
+    def _write(self, chunk: list[bytes]) -> None:
+        data = memoryview(b"".join(chunk))
+        size = len(data)
+        try:
+            while data:
+                data = data[self._write_some(data) :]
+            self._is_failing = False
+        except OSError:  # the reader is gone, or the disk is full
+            self._is_failing = True
+            self._failed += len(chunk)
+            self._count(len(chunk))
+        self._lines_out += len(chunk)
+        self._bytes_out += size
+
+    def _write_some(self, data: memoryview) -> int:
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # whoever else has the descriptor made it so
+                select.select([], [self._descriptor], [])
