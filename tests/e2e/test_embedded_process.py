@@ -19,6 +19,7 @@ from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
 from parley.web.schema import ErrorChunk, StartChunk
+from tests.support.canaries import CANARIES, CANARY, CANARY_KEY
 from tests.support.embedded import FRANCE, LONG, broken_module, complete
 from tests.support.process import command, parley, watched
 from tests.support.running import decode_chunk, problem
@@ -66,6 +67,37 @@ async def test_any_gguf_can_be_served_and_is_started_again_when_it_dies(model_pa
         answer = await complete(client, **FRANCE)
     assert answer.model == "other"
     assert "Paris" in answer.text
+
+
+async def test_the_model_gets_no_secret_and_nothing_else_that_is_its_parents(tmp_path: Path) -> None:
+    """Of the environment, only what it needs; of its pipes and sockets, only standard input and output."""
+    secrets = {
+        "PARLEY_API_KEYS": CANARY_KEY,
+        "PARLEY_METRICS_KEY": f"{CANARY_KEY}-metrics",
+        "PARLEY_SYSTEM_PROMPT": f"You are a helpful assistant. {CANARY}",
+        "OPENAI_ORG_ID": CANARY,
+        "LLAMA_API_KEY": CANARY,
+        "HF_TOKEN": CANARY,
+        "FOO_SECRET": CANARY,
+    }
+    needed = {"TMPDIR": str(tmp_path), "LC_ALL": "C.UTF-8", "LD_LIBRARY_PATH": str(tmp_path), "GGML_TEST": "1"}
+    async with parley(**secrets, **needed) as served, served.client() as client:
+        child = (await served.logs.line("embedded_model_ready"))["pid"]
+        parent = anyio.Path(f"/proc/{served.process.pid}/fd")
+        parents = {await link.readlink() async for link in parent.glob("*") if int(link.name) > 2}
+        environment = dict(
+            variable.split("=", 1)
+            for variable in (await anyio.Path(f"/proc/{child}/environ").read_text()).rstrip("\0").split("\0")
+        )
+        files = {
+            await link.readlink() async for link in anyio.Path(f"/proc/{child}/fd").glob("*") if int(link.name) > 2
+        }
+        client.headers["Authorization"] = f"Bearer {CANARY_KEY}"
+        assert (await complete(client, **FRANCE)).text
+    assert not environment.keys() & secrets.keys()
+    assert not any(canary in value for canary in CANARIES for value in environment.values())
+    assert environment.items() >= needed.items()
+    assert not {file for file in parents & files if str(file).startswith(("pipe:", "socket:"))}
 
 
 async def refused(model_path: str | None = None) -> str:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.providers.llama_server import SLOTS, Order, Report
+from parley.providers.llama_server import SLOTS, Order, Report, environment
 from parley.providers.upstream import UpstreamProvider
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ class EmbeddedProvider:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
+                env=environment(),
                 start_new_session=True,  # Ctrl-C is for the server, which lets its streams end before the child's
             )
         except OSError as error:

@@ -16,6 +16,14 @@ import msgspec
 SLOTS: Final = 2
 SLOT_CONTEXT_TOKENS: Final = 4096
 
+# What the loader, Python, OpenMP and the drivers of GPUs read.
+_VARIABLES: Final = {"HOME", "LANG", "LANGUAGE", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "__PYVENV_LAUNCHER__"}
+_PREFIXES: Final = (
+    *("DYLD_", "LC_", "LD_", "MALLOC_", "PYTHON"),
+    *("GOMP_", "KMP_", "OMP_"),
+    *("CUDA_", "GGML_", "GPU_", "HIP_", "HSA_", "NVIDIA_", "ROCR_", "VK_"),
+)
+
 
 class Order(msgspec.Struct, frozen=True):
     """What to serve, the key to ask for, and the port: a free one, where it is 0."""
@@ -30,6 +38,11 @@ class Report(msgspec.Struct, frozen=True):
 
     url: str | None = None
     problem: Literal["no_package", "no_library", "no_model"] | None = None
+
+
+def environment() -> dict[str, str]:
+    """Return what the process gets of its parent's environment: what it needs, and so no secret."""
+    return {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
 
 
 def _threads() -> int:
