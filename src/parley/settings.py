@@ -148,7 +148,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     requests_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Meta(description="Requests a minute that each caller may send: each key, or without keys each address."),
+        Meta(
+            description="Requests a minute that each caller may send: each key, or without keys each address. A "
+            "request counts if it reached an upstream, also if it failed or the caller left."
+        ),
     ] = None
     max_streams_per_caller: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
+import anyio
+import msgspec
 import pytest
 
 from parley.settings import Secret
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.running import problem, running, stream
-from tests.support.upstream import USAGE, Exchange, Gated, answer, in_turn
+from tests.support.upstream import USAGE, Exchange, Gated, answer, hang, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -19,12 +23,17 @@ if TYPE_CHECKING:
 
     from parley.settings import Settings
     from tests.support.logs import Logs
-    from tests.support.upstream import ScriptedUpstream
+    from tests.support.upstream import Script, ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 
 REQUEST = {"message": CANARY}
 OTHER_KEY = f"{CANARY_KEY}-the-next"
+
+
+async def broken(exchange: Exchange) -> None:
+    """Close the connection instead of answering."""
+    exchange.close()
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -187,6 +196,67 @@ async def test_a_budget_that_is_spent_is_told(make_settings: MakeSettings, logs:
         await stream(client, REQUEST)
         assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
         assert (await logs.line(number=2))["reason"] == "tokens_per_minute"
+
+
+async def test_a_caller_that_leaves_before_the_answer_begins_has_used_its_request(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Otherwise the upstream would get any number of requests from a caller that never waits."""
+    upstream.script = hang
+    async with running(make_settings(requests_per_minute=3), logs) as client:
+        for number in range(1, 4):
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(client.post, "/chat", json=REQUEST))
+                await upstream.next_exchange()
+                group.cancel_scope.cancel()
+            assert (await logs.line(number=number))["outcome"] == "client_disconnected"
+        for _ in range(9):
+            assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
+    assert len(upstream.exchanges) == 3
+
+
+@pytest.mark.parametrize("script", [respond(429, {}), respond(500, {}), respond(401, {}), broken])
+async def test_a_request_that_an_upstream_fails_counts_once_however_often_it_is_tried(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, script: Script
+) -> None:
+    """It reached the upstream, or may have."""
+    upstream.script = script
+    async with running(make_settings(requests_per_minute=2, retries=2)) as client:
+        codes = [problem(await client.post("/chat", json=REQUEST)).code for _ in range(3)]
+    assert "rate_limited" not in codes[:2]
+    assert codes[2] == "rate_limited"
+
+
+async def test_a_request_that_reaches_no_upstream_does_not_count(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """A refused connection, however often it is tried; but the fallback that is reached after it counts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = "http://{}:{}/v1".format(*listener.getsockname())
+    settings = make_settings(requests_per_minute=1, retries=1, openai_base_url=nobody)
+    async with running(settings) as client:
+        for _ in range(3):
+            assert problem(await client.post("/chat", json=REQUEST)).code == "upstream_unreachable"
+    fallback = {"fallback_base_url": upstream.url, "fallback_model": "scripted-2"}
+    async with running(msgspec.structs.replace(settings, **fallback)) as client:
+        await stream(client, REQUEST)
+        assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
+
+
+async def test_a_request_that_gets_no_turn_does_not_count(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """It was never sent."""
+    gated = upstream.script = Gated()
+    settings = make_settings(requests_per_minute=2, max_streams=1, max_queue=0)
+    async with running(settings) as client:
+        async with client.stream("POST", "/chat", json=REQUEST) as first:
+            for _ in range(3):
+                assert problem(await client.post("/chat", json=REQUEST)).code == "overloaded"
+            gated.may_end.set()
+            await first.aread()
+        await stream(client, REQUEST)
+        assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
 
 
 async def test_a_callers_quota_is_of_both_operations_together(make_settings: MakeSettings) -> None:

@@ -63,11 +63,19 @@ async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clo
     clock.seconds += 29
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 1)
     clock.seconds += 1
-    async with quotas.held(prompt("a"), list):  # no model answers: it does not count
+    async with quotas.held(prompt("a"), lambda: None):  # nothing reached an upstream: it does not count
         pass
     async with quotas.held(prompt("a"), lambda: [ANSWERED]):
         pass
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 30)
+
+
+async def test_a_request_that_no_model_began_to_answer_counts(clock: Clock) -> None:
+    """What reached the upstream did work there."""
+    quotas = made(clock, requests_per_minute=1)
+    async with quotas.held(prompt("a"), list):
+        pass
+    assert await refused(quotas, prompt("a")) == ("requests_per_minute", 60)
 
 
 async def test_a_caller_has_only_so_many_replies_made_at_once(clock: Clock) -> None:

@@ -48,6 +48,7 @@ class ChatError(Exception):
     `detail` and `retryable` stand in for the code's usual ones where the raiser knows better; a detail must be our own
     words, never text of the upstream, of an exception or of a message. `reason` tells apart, in one word, what the code
     does not; `upstream_status` is the HTTP status that the upstream answered with. Both are logged, not published.
+    `was_sent` is false if the request certainly did not reach the upstream.
     """
 
     def __init__(  # noqa: PLR0913  # each is named where it is given
@@ -59,6 +60,7 @@ class ChatError(Exception):
         retry_after_s: int | None = None,
         reason: str | None = None,
         upstream_status: int | None = None,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(code)
         self.code = code
@@ -70,6 +72,7 @@ class ChatError(Exception):
         self.retry_after_s = retry_after_s
         self.reason = reason
         self.upstream_status = upstream_status
+        self.was_sent = was_sent
 
 
 EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {

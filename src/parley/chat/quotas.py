@@ -69,8 +69,11 @@ class Quotas:
         self._usual_stay_s = usual_stay_s
 
     @asynccontextmanager
-    async def held(self, prompt: Prompt, costs: Callable[[], Sequence[Usage]]) -> AsyncIterator[None]:
+    async def held(self, prompt: Prompt, costs: Callable[[], Sequence[Usage] | None]) -> AsyncIterator[None]:
         """Hold what a reply may take; `costs` tells at its end what each model has cost that began to answer.
+
+        `None` says that no request reached an upstream. Otherwise it counts, also if the caller left before the answer
+        began: the upstream had the work.
 
         Raises:
             ChatError: where there is not enough left.
@@ -90,10 +93,10 @@ class Quotas:
             if not self._at_once[caller]:
                 del self._at_once[caller]
             usages = costs()
-            if self._requests and not usages:
+            if self._requests and usages is None:
                 self._requests.take(caller, -1)
             if self._tokens:
-                spent = sum(_spent(usage, estimate) for usage in usages)
+                spent = sum(_spent(usage, estimate) for usage in usages or ())
                 self._tokens.take(_ALL, min(spent - held, _MOST_MINUTES * self._tokens.per_minute))
 
     def _check(self, caller: str, tokens: int) -> None:

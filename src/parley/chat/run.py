@@ -40,6 +40,7 @@ class Run:
         self.reading: asyncio.Task[None] | None = None
         self.first_text_s: float | None = None
         """From the start of the attempt to its first text."""
+        self._unsent = 0
         self._costs: list[Usage] = []
         self._loop = asyncio.get_running_loop()
         self._begun = 0.0
@@ -103,6 +104,9 @@ class Run:
             if self._timeout is None or not self._timeout.expired():
                 raise
             raise self._expiry() from None
+        except ChatError as error:
+            self._unsent += not error.was_sent
+            raise
         finally:
             self._timeout = None
             if self._timer is not None:
@@ -188,6 +192,11 @@ class Run:
         if self.deltas:
             return Usage.estimate(self.deltas)
         return NO_USAGE
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether any attempt has reached the upstream, or may have."""
+        return self.attempts > self._unsent
 
     def costs(self) -> list[Usage]:
         """Return what is known of the cost of each attempt that the model had begun to answer."""

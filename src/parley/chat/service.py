@@ -216,8 +216,8 @@ class ChatService:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _costs(runs: Sequence[Run]) -> list[Usage]:
-    return [usage for run in runs for usage in run.costs()]
+def _costs(runs: Sequence[Run]) -> list[Usage] | None:
+    return [usage for run in runs for usage in run.costs()] if any(run.was_sent for run in runs) else None
 
 
 def _note_failure(run: Run, asking: asyncio.Task[None]) -> None:

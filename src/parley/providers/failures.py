@@ -57,7 +57,9 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
     """Name what went wrong before there was an answer."""
     if isinstance(error, aiohttp.ClientConnectionError):
         is_late = isinstance(error, aiohttp.ServerTimeoutError)
-        return ChatError(ErrorCode.UPSTREAM_UNREACHABLE, reason="connect_timeout" if is_late else None)
+        was_sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        reason = "connect_timeout" if is_late else None
+        return ChatError(ErrorCode.UPSTREAM_UNREACHABLE, reason=reason, was_sent=was_sent)
     return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than HTTP.")
 
 
