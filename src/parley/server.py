@@ -25,7 +25,7 @@ from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvi
 from parley.settings import Settings
 from parley.telemetry import logs
 from parley.telemetry.metrics import metrics
-from parley.telemetry.workers import forget_the_dead
+from parley.telemetry.workers import count_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -115,7 +115,7 @@ class _WorkerApp(msgspec.Struct):
     embedded: Address | None = None
 
     def __call__(self) -> Litestar:
-        forget_the_dead()
+        count_here()
         return _create_app(self.settings, self.embedded)
 
 

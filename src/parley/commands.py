@@ -1,0 +1,89 @@
+"""Owns the commands: `parley` serves, `parley chat` talks to one that serves, `parley health` asks how it is."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import sys
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from parley.environment import SettingsError, settings_from, unknown_variables
+from parley.telemetry.workers import choose_folder, counting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CONFIGURATION_ERROR: Final = 2
+_ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
+_OF_CLIENTS: Final = {"chat": (*_ADDRESS, "PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE"), "health": _ADDRESS}
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # who listens everywhere listens there too
+_HEALTH_TIMEOUT_S: Final = 4.0
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run the command that the arguments name, and return its exit code."""
+    parser = argparse.ArgumentParser(prog="parley", description="A streaming chat API.")
+    parser.add_argument("--version", action="version", version=version("parley"))
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("serve", help="serve (the default); settings are environment variables, see the README")
+    chat = commands.add_parser("chat", help="talk to a Parley that serves")
+    chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
+    chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
+    health = commands.add_parser("health", help="exit with 0 where a Parley serves at PARLEY_HOST and PARLEY_PORT")
+    health.add_argument("--ready", action="store_true", help="only where it would answer a chat")
+    options = parser.parse_args(arguments)
+    environment = dict(os.environ)
+    if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key
+        environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
+    try:
+        settings = settings_from(environment)
+    except SettingsError as error:
+        sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
+        return _CONFIGURATION_ERROR
+    # Each command imports its own: the server's libraries take seconds that the client need not wait.
+    reached = msgspec.structs.replace(settings, host=_LOOPBACK.get(settings.host, settings.host))
+    if options.command == "health":
+        return _health(reached.host, reached.port, "ready" if options.ready else "live")
+    if options.command == "chat":
+        from parley import terminal  # noqa: PLC0415
+
+        return terminal.chat(options.url or reached.url, next(iter(settings.keys()), None), " ".join(options.message))
+    choose_folder(settings.workers)
+    gc.disable()  # importing creates 400,000 objects that stay; searching them for garbage takes 0.3 s
+    from parley import server  # noqa: PLC0415
+
+    gc.enable()
+    for number in (signal.SIGTERM, signal.SIGINT):  # from here on, there is something to clean up
+        signal.signal(number, _end)
+    with counting():
+        server.serve(settings, unknown_variables(environment))
+    return 0
+
+
+def _end(*_: object) -> None:
+    sys.exit(0)
+
+
+def _health(host: str, port: int, question: str) -> int:
+    """Ask a Parley how it is, show what it says, and return the exit code.
+
+    With the standard library: httpx takes four times as long to import, and this may run every few seconds.
+    """
+    connection = HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_S)
+    try:
+        connection.request("GET", f"/health/{question}")
+        response = connection.getresponse()
+        sys.stdout.write(f"{response.read().decode()}\n")
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        sys.stderr.write(f"parley: no Parley answers at {host}, port {port} ({type(error).__name__}).\n")
+        return 1
+    finally:
+        connection.close()
+    return 0 if response.status == HTTPStatus.OK else 1
