@@ -108,7 +108,8 @@ def _own_output() -> LogQueue:
     stdout = sys.__stdout__
     descriptor, encoding = (-1, "utf-8") if stdout is None else (stdout.fileno(), stdout.encoding)
     queue = LogQueue(descriptor, encoding, metrics().log_lines_dropped, _tell_dropped)
-    os.register_at_fork(after_in_child=queue.start)
+    if hasattr(os, "register_at_fork"):  # Windows has no forks
+        os.register_at_fork(after_in_child=queue.start)
     atexit.register(queue.close)
     return queue
 
