@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
@@ -41,6 +42,23 @@ async def running(settings: Settings, output: TextIO | None = None) -> AsyncIter
                     yield client
                 finally:
                     server.should_exit = True
+
+
+@asynccontextmanager
+async def sending(
+    client: httpx.AsyncClient, data: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Transport]]:
+    """Open a connection and send this; yield what reads the answer, a little at a time."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    connection.setblocking(False)  # noqa: FBT003  # its only parameter
+    await asyncio.get_running_loop().sock_connect(connection, (client.base_url.host, client.base_url.port))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+    try:
+        writer.write(data)
+        yield reader, writer.transport  # type: ignore[misc]  # it reads and writes
+    finally:
+        writer.transport.abort()
 
 
 def read_chunks(data: bytes) -> list[StreamChunk]:

@@ -1,0 +1,71 @@
+"""Owns the time that a client has: to send its request, and to take something of its response."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+# Looks at a client's progress in the time that it has for some; a client that stops is cut off at most one look late.
+_LOOKS: Final = 4
+
+
+class Deadline:
+    """The time for one thing that a client has to do."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, cut: Callable[[], None]) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._cut = cut
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Let the time run, if it doesn't already."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._cut)
+
+    def clear(self) -> None:
+        """Stop the time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class ProgressDeadline(Deadline):
+    """The time without any progress: `left` tells how much is still to do.
+
+    It is a timer that looks from time to time, so that progress itself costs nothing.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float,
+        cut: Callable[[], None],
+        left: Callable[[], int],
+    ) -> None:
+        super().__init__(loop, timeout_s, cut)
+        self._left = left
+        self._last_left = 0
+        self._looks_in_vain = 0
+
+    def start(self) -> None:
+        """Let the time run, if it doesn't already."""
+        if self._timer is None:
+            self._last_left = self._left()
+            self._looks_in_vain = 0
+            self._wait()
+
+    def _wait(self) -> None:
+        self._timer = self._loop.call_later(self._timeout_s / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        left = self._left()
+        self._looks_in_vain = 0 if left < self._last_left else self._looks_in_vain + 1
+        self._last_left = left
+        if self._looks_in_vain == _LOOKS:
+            self._cut()
+        else:
+            self._wait()

@@ -1,0 +1,129 @@
+"""Clients that send as much as they can, in as many pieces: what it costs the process, and all others."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.canaries import CANARY_KEY
+from tests.support.process import leading_to, parley
+from tests.support.running import stream
+from tests.support.upstream import ScriptedUpstream, hang
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.process import Parley
+
+MOST_CPU_S = 0.5
+LONGEST_STALL_S = 0.1
+
+KEY = {"Authorization": f"Bearer {CANARY_KEY}"}
+UNKNOWN = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+KNOWN = UNKNOWN + b"Authorization: Bearer " + CANARY_KEY.encode() + b"\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+STREAM = KNOWN + b'Content-Length: 16\r\n\r\n{"message":"Hi"}'
+CLOSING_STREAM = KNOWN + b'Connection: close\r\nContent-Length: 16\r\n\r\n{"message":"Hi"}'
+TINY = b"1\r\nx\r\n"
+
+
+@dataclass
+class Flood:
+    """What a client sends: `piece` times a number after `head`, in one write or each in its own."""
+
+    head: bytes
+    piece: bytes
+    pieces: int
+    status: bytes
+    """The status of the response, or nothing if the client is cut off."""
+    is_dripped: bool = False
+
+    def run(self, port: int) -> bytes:
+        """Send it, and return what came back until the connection was closed."""
+        received = b""
+        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(ConnectionError):
+                if self.is_dripped:
+                    connection.sendall(self.head)
+                    for _ in range(self.pieces):
+                        connection.sendall(self.piece)
+                else:
+                    connection.sendall(self.head + self.piece * self.pieces)
+            while data := connection.recv(65_536):
+                received += data
+        return received
+
+
+FLOODS = {
+    "tiny chunks without a key": Flood(UNKNOWN + CHUNKED, TINY, 1_000_000, b"401"),
+    "tiny chunks": Flood(KNOWN + CHUNKED, TINY, 1_000_000, b"400"),
+    "tiny chunks of another type": Flood(KNOWN.replace(b"/json", b"/xml") + CHUNKED, TINY, 1_000_000, b"400"),
+    "tiny chunks to nowhere": Flood(KNOWN.replace(b"/chat", b"/x") + CHUNKED, TINY, 1_000_000, b"404"),
+    "chunks as small as may be": Flood(KNOWN + CHUNKED, b"40\r\n" + b"x" * 64 + b"\r\n", 100_000, b"413"),
+    "chunk sizes": Flood(KNOWN + CHUNKED, b"0" * 19 + TINY, 300_000, b"400"),
+    "chunk extensions": Flood(KNOWN + CHUNKED, b"1;" + b"e" * 16_000 + b"\r\nx\r\n", 2_000, b"400"),
+    "trailers": Flood(KNOWN + CHUNKED + b"0\r\n", b"a: b\r\n", 1_000_000, b"400"),
+    "trailers, dripped": Flood(KNOWN + CHUNKED + b"0\r\n", b"a", 500_000, b"400", is_dripped=True),
+    "headers": Flood(KNOWN, b"a:\r\n", 1_000_000, b"400"),
+    "a header, dripped": Flood(KNOWN + b"X: ", b"x", 500_000, b"400", is_dripped=True),
+    "a body, dripped": Flood(KNOWN + b"Content-Length: 1000000\r\n\r\n", b"x", 500_000, b"400", is_dripped=True),
+    "a body without a key, dripped": Flood(
+        UNKNOWN + b"Content-Length: 1000000\r\n\r\n", b"x", 500_000, b"401", is_dripped=True
+    ),
+    "a body of 60 MB": Flood(KNOWN + b"Content-Length: 60000000\r\n\r\n", b"x" * 60, 1_000_000, b"413"),
+    "blank lines": Flood(b"", b"\r\n", 10_000_000, b"400"),
+    "blank lines, dripped": Flood(b"", b"\r\n", 500_000, b"400", is_dripped=True),
+    "no HTTP": Flood(b"\x16\x03\x01", b"x" * 30, 1_000_000, b"400"),
+    "no HTTP, dripped": Flood(b"\x16\x03\x01", b"x", 500_000, b"400", is_dripped=True),
+    "more than a stream": Flood(STREAM, b"x" * 30, 1_000_000, b""),
+    "more than a stream, dripped": Flood(STREAM, b"x", 500_000, b"", is_dripped=True),
+    "more than the last stream": Flood(CLOSING_STREAM, b"x" * 30, 1_000_000, b""),
+}
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that the process's main thread has used."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+@pytest.fixture(scope="module")
+async def served() -> AsyncIterator[Parley]:
+    """Run a Parley that wants a key, and let it answer once, as much is loaded then."""
+    async with (
+        ScriptedUpstream() as upstream,
+        parley(**leading_to(upstream, PARLEY_API_KEYS=CANARY_KEY)) as served,
+        served.client() as client,
+    ):
+        await stream(client, {"message": "Hi"}, headers=KEY)
+        upstream.script = hang
+        yield served
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+async def test_a_flood_costs_little_and_holds_up_nobody(served: Parley, flood: Flood) -> None:
+    """Others are answered meanwhile; in the time that one of them waits, little is done for the flood."""
+    async with served.client() as client:
+        await client.get("/health/live")
+        begun = last = cpu_s(served.process.pid)
+        flooding = asyncio.create_task(asyncio.to_thread(flood.run, client.base_url.port or 0))
+        longest = 0.0
+        while not flooding.done():
+            assert (await client.get("/health/live")).status_code == 200
+            now = cpu_s(served.process.pid)
+            last, longest = now, max(longest, now - last)
+            await asyncio.wait({flooding}, timeout=0.02)
+        used = cpu_s(served.process.pid) - begun
+        received = await flooding
+    assert (used, longest) < (MOST_CPU_S, LONGEST_STALL_S)
+    assert received[: len(b"HTTP/1.1 400")] == (b"HTTP/1.1 " + flood.status if flood.status else b"")
+    if flood.status > b"299":
+        assert received.count(b"HTTP/1.1 ") == 1
+        assert b"\r\nconnection: close\r\n" in received.lower()
+        assert received.endswith(b"}")

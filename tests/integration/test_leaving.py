@@ -1,0 +1,201 @@
+"""Clients that leave, whatever they have sent before: the model stops; and clients that are slow, and stay."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from tests.support.faults import after
+from tests.support.running import running, sending
+from tests.support.upstream import Exchange, answer, delta, hang
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+    from tests.support.upstream import ScriptedUpstream
+
+    MakeSettings = Callable[..., Settings]
+
+NOTICED_S = 1.0
+
+
+def chat(path: str = "/chat", message: str = "Hi") -> bytes:
+    """Return a request."""
+    body = b'{"message":"%b"}' % message.encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+AHEAD = {
+    "nothing": b"",
+    "a line end": b"\r\n",
+    "a byte": b"x",
+    "half a request": chat()[:40],
+    "a request": chat(),
+    "many requests": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 1000,
+}
+
+
+def leave(transport: asyncio.Transport, *, is_reset: bool) -> None:
+    """Close the connection, with an RST or with a FIN."""
+    if is_reset:
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.write_eof()
+
+
+async def seconds_until(event: asyncio.Event) -> float:
+    """Wait, and return how long it took by the loop's clock, which jumps to the next timer where nothing happens."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await event.wait()
+    return loop.time() - begun
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize(("path", "texts"), [("/chat", ()), ("/chat", ("a",)), ("/chat/complete", ("a",))])
+@pytest.mark.parametrize("ahead", AHEAD.values(), ids=AHEAD.keys())
+async def test_a_client_that_leaves_is_noticed_whatever_it_sent_before(
+    client: httpx.AsyncClient,
+    upstream: ScriptedUpstream,
+    logs: Logs,
+    path: str,
+    texts: tuple[str, ...],
+    ahead: bytes,
+    *,
+    is_reset: bool,
+) -> None:
+    """Before the headers are out, in a silent stream, and while a whole answer is made."""
+    upstream.script = after(texts, hang)
+    async with sending(client, chat(path) + ahead) as (reader, transport):
+        exchange = await upstream.next_exchange()
+        if texts and path == "/chat":
+            await reader.readuntil(b'"text":"a"')
+        leave(transport, is_reset=is_reset)
+        assert await seconds_until(exchange.gone) < NOTICED_S
+    assert (await logs.line())["outcome"] == "client_disconnected"
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize("ahead", [b"", b"\r\n", chat()])
+async def test_a_client_that_leaves_what_it_does_not_read_is_noticed(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, ahead: bytes, *, is_reset: bool
+) -> None:
+    """Also by a FIN, after which it could go on reading."""
+    is_blocked = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        while not is_blocked.is_set():
+            try:
+                await asyncio.wait_for(exchange.events(*[delta("word ")] * 100), 0.5)
+            except TimeoutError:
+                is_blocked.set()
+        await exchange.gone.wait()
+
+    upstream.script = script
+    async with sending(client, chat() + ahead) as (_, transport):
+        exchange = await upstream.next_exchange()
+        await is_blocked.wait()
+        leave(transport, is_reset=is_reset)
+        assert await seconds_until(exchange.gone) < NOTICED_S
+    assert (await logs.line())["outcome"] == "client_disconnected"
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize("missing", [1, 16])
+async def test_a_client_that_leaves_in_its_request_is_noticed(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, missing: int, *, is_reset: bool
+) -> None:
+    """What was to come of the body does not."""
+    async with sending(client, chat()[:-missing]) as (_, transport):
+        await client.get("/health/live")  # it is being served by then
+        leave(transport, is_reset=is_reset)
+        line = await logs.line()
+    assert (line["outcome"], line["status"]) == ("client_disconnected", 499)
+    assert line["total_ms"] < NOTICED_S * 1000
+    assert upstream.exchanges == []
+
+
+@pytest.mark.parametrize("between", [b"", b"\r\n", b"\r\n" * 50])
+async def test_requests_that_are_sent_ahead_are_served_in_their_order(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, between: bytes
+) -> None:
+    """Each once the one before has its response."""
+
+    async def echo(exchange: Exchange) -> None:
+        assert len(upstream.exchanges) == answered + 1
+        await answer(exchange.json["messages"][-1]["content"])(exchange)
+
+    upstream.script = echo
+    words = ["one", "two", "three", "four"]
+    answered = 0
+    async with sending(client, between.join(chat(message=word) for word in words)) as (reader, _):
+        with anyio.fail_after(60):
+            for word in words:
+                await reader.readuntil(b'"text":"%b"' % word.encode())
+                answered += 1
+                await reader.readuntil(b"\r\n0\r\n\r\n")
+
+
+async def test_a_client_that_sends_too_much_ahead_is_cut_off(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """It would have to be held, or not read, and then nobody would notice that it leaves."""
+    upstream.script = after(("a",), hang)
+    async with sending(client, chat()) as (reader, transport):
+        exchange = await upstream.next_exchange()
+        await reader.readuntil(b'"text":"a"')
+        transport.write(b"x" * 100_000)
+        assert await seconds_until(exchange.gone) < NOTICED_S
+    assert (await logs.line())["outcome"] == "client_disconnected"
+    assert (await logs.line("connection_cut"))["reason"] == "sent_ahead"
+
+
+# Slow readers
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+async def test_a_client_that_reads_slowly_but_steadily_gets_all(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, path: str
+) -> None:
+    """It takes something within each of its deadlines, though it never takes all that is there."""
+    text = "x" * 900_000
+    upstream.script = answer(text)
+    async with running(make_settings(request_timeout_s=60)) as client, sending(client, chat(path)) as (reader, _):
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        received = b""
+        while received.count(b"x") < len(text):
+            received += await reader.readexactly(20_000 if len(text) - received.count(b"x") > 20_000 else 1)
+            await asyncio.sleep(1 if len(received) < len(text) else 0)  # it is slow
+        assert loop.time() - begun > 40
+
+
+async def test_a_client_that_stops_reading_is_cut_off_after_the_time_since_it_took_something(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """However long it has been reading before."""
+    upstream.script = answer("x" * 900_000)
+    async with (
+        running(make_settings(request_timeout_s=60), logs) as client,
+        sending(client, chat("/chat/complete")) as (reader, transport),
+    ):
+        for _ in range(20):
+            await reader.readexactly(20_000)
+            await asyncio.sleep(1)  # it is slow
+        stopped = asyncio.get_running_loop().time()
+        transport.pause_reading()
+        assert (await logs.line("connection_timed_out"))["awaited"] == "client"
+        assert 7 < asyncio.get_running_loop().time() - stopped < 15
