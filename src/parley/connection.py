@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import h11
@@ -15,11 +12,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.deadlines import Deadline, ProgressDeadline
-from parley.framing import ReadBudget, RefusedRequestError, ServerConnection
+from parley.framing import RefusedRequestError, ServerConnection
 from parley.telemetry import request_log
 from parley.telemetry.correlation import HEADER, correlation_id_of, new_correlation_id
 from parley.telemetry.request_log import RequestLog
-from parley.transport import ClientTransport, Flow
+from parley.transport import ClientTransport, Flow, Lingering, prepare, reset
 from parley.web.errors import STATUS, headers_of
 from parley.web.schema import ErrorResponse
 
@@ -28,63 +25,52 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
+    from parley.descriptors import Room
+
 _log: Final = structlog.stdlib.get_logger(__name__)
-
-# What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
-_SEND_BUFFER_BYTES: Final = 65_536
-
-# What is parsed before the loop serves others; asyncio's 256 KiB can hold 40,000 chunks.
-_READ_BYTES: Final = 16_384
 
 # What may wait to be parsed: the start of a body, or requests that are sent before this one has its response.
 _HELD_BYTES: Final = 65_536
 
-# After a refusal, for how long, and how much of, the rest of a request is thrown away. A connection that is closed
-# with bytes unread is reset, and the client may lose the response (RFC 9112, 9.6).
-_LINGER_S: Final = 2.0
-_LINGER_BYTES: Final = 64 << 20
-_LINGER_BYTES_PER_READ: Final = 4_096
-_LINGER_READ_BYTES: Final = 1 << 18
-
+_NO_ROOM: Final = "Parley has as many connections as it may."
 _NOT_HTTP: Final = "It is no HTTP request, or its headers are too long."
 
 
 class Connection(H11Protocol):
     """Serves one client; what it sends, or does not take, is no other's trouble."""
 
-    def __init__(self, *, read_timeout_s: float, write_timeout_s: float, **options: Any) -> None:
+    def __init__(self, *, read_timeout_s: float, write_timeout_s: float, room: Room, **options: Any) -> None:
         super().__init__(**options)
         self.conn: ServerConnection = ServerConnection()
         self._reading = Deadline(self.loop, read_timeout_s, lambda: self._time_out("request"))
         self._write_timeout_s = write_timeout_s
-        self._discarded: ReadBudget | None = None
-        self._lingering: asyncio.TimerHandle | None = None
+        self._room = room
+        self._is_extra = False
+        self._app = self.app
+        self._lingering: Lingering | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Await the first request."""
+        """Await the first request, if there is room."""
         self._wire = transport
         self._writing = ProgressDeadline(
             self.loop, self._write_timeout_s, lambda: self._time_out("client"), transport.get_write_buffer_size
         )
         super().connection_made(ClientTransport(transport, self))  # type: ignore[arg-type]
         self.flow = Flow(transport, self._read_body)
-        transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
-        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's, on which there is no other way
-        connection: socket.socket = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        # asyncio sets this only if it created the listening socket. Without it, a chunk can wait up to 40 ms for the
-        # client's acknowledgement of the previous chunk.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(transport)
         self._reading.start()
+        if not self._room.enter(len(self.connections)):
+            self._is_extra = True
+            if self._room.is_over_full(len(self.connections)):
+                transport.abort()
+        self._note_idle()
 
     # What the client sends.
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of a request; the time for the whole runs from its first byte."""
-        if self._discarded is not None:
-            self._discarded.spend(len(data))
-            if self._discarded.is_spent:
-                self._wire.close()
+        if self._lingering is not None:
+            self._lingering.discard(data)
             return
         self._reading.start()
         super().data_received(data)
@@ -101,7 +87,12 @@ class Connection(H11Protocol):
 
     def handle_events(self) -> None:
         """Take what is complete, also of a request that waited for the response to the one before it."""
+        if self._is_extra:
+            self._is_extra = self._room.is_full(len(self.connections))
+            self.app = self._answer_probes if self._is_extra else self._app
         super().handle_events()
+        if self._cycle() is not None:
+            self._room.note_busy(self)
         if self.conn.their_state is h11.SEND_BODY or (self.conn.their_state is h11.IDLE and self.conn.held_bytes):
             self._reading.start()
         elif self.conn.their_state is not h11.IDLE:
@@ -117,6 +108,15 @@ class Connection(H11Protocol):
         """Take a client that closes its side for one that has left: it cannot be told from one that has."""
         if self._cycle() is not None:
             self._wire.abort()  # what is not sent yet would keep the transport, and the model, waiting
+
+    async def _answer_probes(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer who must know how Parley is, and nobody else."""
+        if scope["path"].startswith(request_log.PROBES):
+            await self._app(scope, receive, send)
+        else:
+            self.refuse(ChatError(ErrorCode.OVERLOADED, detail=_NO_ROOM, retry_after_s=1))
+            counts = {"correlation_id": correlation_id_of(scope), "bytes_in": 0, "total_ms": 0}
+            request_log.write(request_log.request_log(scope, scope["state"]["answered"], **counts))
 
     # What it gets.
 
@@ -171,6 +171,12 @@ class Connection(H11Protocol):
         """Go on: it has."""
         super().resume_writing()
         self._writing.clear()
+        self._note_idle()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, if that has come."""
+        super().on_response_complete()
+        self._note_idle()
 
     # How it ends.
 
@@ -185,7 +191,7 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Close, or do so after the response under way."""
-        if self._discarded is None:
+        if self._lingering is None:
             super().shutdown()
         else:
             self._wire.close()
@@ -195,12 +201,13 @@ class Connection(H11Protocol):
         self._reading.clear()
         self._writing.clear()
         if self._lingering is not None:
-            self._lingering.cancel()
+            self._lingering.stop()
         super().connection_lost(exc)
+        self._room.leave(self, len(self.connections))
 
     def is_closing(self) -> bool:
         """Tell whether no more responses can be sent."""
-        return self._discarded is not None or self._wire.is_closing()
+        return self._lingering is not None or self._wire.is_closing()
 
     def close(self) -> None:
         """Close the connection; the client gets what was written before, and never takes a part for the whole."""
@@ -211,24 +218,10 @@ class Connection(H11Protocol):
         elif self.conn.is_request_whole and not self.conn.held_bytes:
             self._wire.close()
         else:
-            self._linger()
-
-    def _linger(self) -> None:
-        """Say that this is the end, and throw away what still comes until the client closes, too."""
-        self._discarded = ReadBudget(_LINGER_BYTES, _LINGER_BYTES_PER_READ)
-        self._reading.clear()
-        self._unset_keepalive_if_required()
-        with suppress(OSError):  # the client has gone
-            self._wire.write_eof()
-        self._wire.max_size = _LINGER_READ_BYTES  # type: ignore[attr-defined]  # as above
-        self.flow.resume_reading()
-        self._lingering = self.loop.call_later(_LINGER_S, self._stop_lingering)
-
-    def _stop_lingering(self) -> None:
-        if self.flow.write_paused:  # the client is still reading, within the deadline for that
-            self._lingering = self.loop.call_later(_LINGER_S, self._stop_lingering)
-        else:
-            self._wire.close()
+            self._reading.clear()
+            self._unset_keepalive_if_required()
+            self.flow.resume_reading()
+            self._lingering = Lingering(self._wire, self.loop)
 
     def _time_out(self, awaited: str) -> None:
         _log.info("connection_timed_out", awaited=awaited, correlation_id=self.correlation_id())
@@ -237,10 +230,16 @@ class Connection(H11Protocol):
     def _cut(self) -> None:
         """Break the connection, which cancels what is served over it."""
         if (cycle := self._cycle()) is not None and cycle.response_started:
-            # By a reset: to a client of HTTP/1.0, whose responses end with the connection, this one would look whole.
-            connection: socket.socket = self._wire.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset(self._wire)  # to a client of HTTP/1.0, a response that just ends would look whole
         self._wire.abort()
+
+    def give_way(self) -> None:
+        """Close, as others need the room and this connection has no request."""
+        self._wire.abort()
+
+    def _note_idle(self) -> None:
+        if self._cycle() is None and not self.flow.write_paused and self in self.connections:
+            self._room.note_idle(self)
 
     def correlation_id(self) -> str | None:
         """Return the id of the request that is being answered, if one is."""

@@ -18,10 +18,13 @@ import uvicorn
 from anyio.from_thread import start_blocking_portal
 from uvicorn.supervisors import Multiprocess
 
+from parley import descriptors
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
+from parley.descriptors import LISTEN_QUEUE, Loop, Room
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider
+from parley.providers.upstream import MAX_STREAMS
 from parley.settings import Settings
 from parley.telemetry import logs
 from parley.telemetry.metrics import metrics
@@ -48,6 +51,7 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
         SystemExit: with code 3, where it cannot start; why is logged.
     """
     logs.configure(settings)
+    descriptors.raise_limit()
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
     if not settings.keys() and not _is_loopback(settings.host):
@@ -62,11 +66,15 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
 
 def options(settings: Settings) -> dict[str, Any]:
     """Return the options of `uvicorn.Config`."""
+    streams = settings.max_streams or MAX_STREAMS
+    room = Room.beside(2 * streams if settings.fallback_model else streams)
     return {
         "access_log": False,
-        "http": partial(Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s),
+        "http": partial(
+            Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s, room=room
+        ),
         "log_config": None,
-        "loop": "asyncio",
+        "loop": f"{Loop.__module__}:{Loop.__qualname__}",
         "forwarded_allow_ips": settings.trusted_proxies,
         "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,
@@ -92,7 +100,7 @@ def _listening(settings: Settings) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=LISTEN_QUEUE)
     except (OSError, TypeError, UnicodeError) as error:  # as names and addresses can be wrong in many ways
         why = str(getattr(error, "strerror", "it is no address")).partition(" (")[0]
         _log.critical("start_failed", reason=f"Parley cannot listen on {settings.host}, port {settings.port}: {why}.")

@@ -1,16 +1,84 @@
-"""Owns what uvicorn sees of a client's transport."""
+"""Owns a client's transport: its buffers, what uvicorn sees of it, and an end that costs no client its response."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
+
+from parley.framing import ReadBudget
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from parley.connection import Connection
+
+
+# What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
+_SEND_BUFFER_BYTES: Final = 65_536
+
+# What is parsed before the loop serves others; asyncio's 256 KiB can hold 40,000 chunks.
+_READ_BYTES: Final = 16_384
+
+# For how long, and how much, a client that was refused may go on sending.
+_LINGER_S: Final = 2.0
+_LINGER_BYTES: Final = 64 << 20
+_LINGER_BYTES_PER_READ: Final = 4_096
+_LINGER_READ_BYTES: Final = 1 << 18
+
+
+def prepare(transport: asyncio.Transport) -> None:
+    """Set what a client's connection needs."""
+    transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
+    transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's, on which there is no other way
+    connection: socket.socket = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    # asyncio sets this only if it created the listening socket. Without it, a chunk can wait up to 40 ms for the
+    # client's acknowledgement of the previous chunk.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close the connection with an RST."""
+    connection: socket.socket = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+class Lingering:
+    """The end of a connection whose client may still be sending: what comes is thrown away until the client closes.
+
+    A connection that is closed with bytes unread is reset, and the client may lose its response (RFC 9112, 9.6).
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._discarded = ReadBudget(_LINGER_BYTES, _LINGER_BYTES_PER_READ)
+        with suppress(OSError):  # the client has gone
+            transport.write_eof()
+        transport.max_size = _LINGER_READ_BYTES  # type: ignore[attr-defined]  # as above
+        self._timer = loop.call_later(_LINGER_S, self._close)
+
+    def discard(self, data: bytes) -> None:
+        """Throw away what the client sends, but not without end."""
+        self._discarded.spend(len(data))
+        if self._discarded.is_spent:
+            self._transport.close()
+
+    def stop(self) -> None:
+        """Forget the time."""
+        self._timer.cancel()
+
+    def _close(self) -> None:
+        if self._transport.get_write_buffer_size():  # the client is still reading, within the deadline for that
+            self._timer = self._loop.call_later(_LINGER_S, self._close)
+        else:
+            self._transport.close()
 
 
 class ClientTransport:

@@ -6,13 +6,12 @@ import asyncio
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.canaries import CANARY_KEY
-from tests.support.process import leading_to, parley
+from tests.support.process import cpu_s, leading_to, parley
 from tests.support.running import stream
 from tests.support.upstream import ScriptedUpstream, hang
 
@@ -86,11 +85,6 @@ FLOODS = {
     "more than a stream, dripped": Flood(STREAM, b"x", 500_000, b"", is_dripped=True),
     "more than the last stream": Flood(CLOSING_STREAM, b"x" * 30, 1_000_000, b""),
 }
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time that the process's main thread has used."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 @pytest.fixture(scope="module")

@@ -78,10 +78,12 @@ async def test_a_client_that_leaves_is_noticed_whatever_it_sent_before(
 ) -> None:
     """Before the headers are out, in a silent stream, and while a whole answer is made."""
     upstream.script = after(texts, hang)
-    async with sending(client, chat(path) + ahead) as (reader, transport):
+    async with sending(client, chat(path)) as (reader, transport):
         exchange = await upstream.next_exchange()
         if texts and path == "/chat":
             await reader.readuntil(b'"text":"a"')
+        transport.write(ahead)
+        await client.get("/health/live")  # it has come by then
         leave(transport, is_reset=is_reset)
         assert await seconds_until(exchange.gone) < NOTICED_S
     assert (await logs.line())["outcome"] == "client_disconnected"
@@ -105,8 +107,9 @@ async def test_a_client_that_leaves_what_it_does_not_read_is_noticed(
         await exchange.gone.wait()
 
     upstream.script = script
-    async with sending(client, chat() + ahead) as (_, transport):
+    async with sending(client, chat()) as (_, transport):
         exchange = await upstream.next_exchange()
+        transport.write(ahead)
         await is_blocked.wait()
         leave(transport, is_reset=is_reset)
         assert await seconds_until(exchange.gone) < NOTICED_S

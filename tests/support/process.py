@@ -57,11 +57,14 @@ class Parley:
 
 
 @asynccontextmanager
-async def parley(**variables: str) -> AsyncIterator[Parley]:
-    """Start `parley` with these variables; yield when it serves; let it end by SIGTERM unless it already has."""
+async def parley(*prefix: str, **variables: str) -> AsyncIterator[Parley]:
+    """Start `parley` with these variables; yield when it serves; let it end by SIGTERM unless it already has.
+
+    `prefix` is a command that runs it in its own place, if it needs one.
+    """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *PARLEY, env=environment(**variables), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        *prefix, *PARLEY, env=environment(**variables), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
     served = Parley(process, Logs())
     readers = [
@@ -125,6 +128,11 @@ async def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
         output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process's main thread has used, in seconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def resident_kb(pid: int) -> int:

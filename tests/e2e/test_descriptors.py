@@ -1,0 +1,131 @@
+"""More connections than file descriptors: who gets one, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from parley.chat.errors import ErrorCode
+from tests.support.process import cpu_s, leading_to, parley
+from tests.support.running import problem, stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.process import Parley
+    from tests.support.upstream import ScriptedUpstream
+
+REQUEST = {"message": "Hi"}
+OPEN_FILES = 300
+ROOM = OPEN_FILES - 20 - 64 - 16
+"""What the streams, the process itself and the probes leave."""
+HALF_A_REQUEST = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\nExpect: 100-continue\r\n\r\n"
+
+Connections = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+
+
+@asynccontextmanager
+async def limited(upstream: ScriptedUpstream, command: str = f"ulimit -n {OPEN_FILES}") -> AsyncIterator[Parley]:
+    """Start a Parley that may have few files open."""
+    variables = leading_to(upstream, PARLEY_MAX_STREAMS="20", PARLEY_READ_TIMEOUT_S="60")
+    async with parley("sh", "-c", f'{command} && exec "$0" "$@"', **variables) as served:
+        yield served
+
+
+@asynccontextmanager
+async def connected(served: Parley, number: int, data: bytes = b"") -> AsyncIterator[Connections]:
+    """Open connections, one after the other, and send the same over each."""
+    connections: Connections = []
+    async with served.client() as client:
+        try:
+            for _ in range(number):
+                reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+                connections.append((reader, writer))
+                writer.write(data)
+            yield connections
+        finally:
+            for _, writer in connections:
+                writer.transport.abort()
+
+
+async def test_the_limit_of_open_files_is_raised(upstream: ScriptedUpstream) -> None:
+    """The usual soft limit is for programs that cannot do with more."""
+    async with limited(upstream, "ulimit -Sn 300 && ulimit -Hn 2000") as served:
+        assert resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE) == (2000, 2000)
+
+
+async def test_who_has_been_idle_for_longest_gives_way(upstream: ScriptedUpstream) -> None:
+    """To new callers, probes and metrics; the log says once that it is so, and once that it is over."""
+    async with limited(upstream) as served, served.client() as client:
+        async with connected(served, 2 * ROOM) as connections:
+            begun = cpu_s(served.process.pid)
+            for path in ("/health/live", "/health/ready", "/metrics"):
+                assert (await client.get(path)).status_code == 200
+            assert (await stream(client, REQUEST))[-1].__struct_config__.tag == "done"
+            with anyio.fail_after(60):
+                for reader, _ in connections[:ROOM]:
+                    assert await reader.read() == b""
+            newest, writer = connections[-1]
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await newest.readline()).startswith(b"HTTP/1.1 200 ")
+            assert cpu_s(served.process.pid) - begun < 2
+            (full,) = served.logs.lines("connections_full")
+            assert (full["level"], full["connections"], full["open_files"]) == ("warning", ROOM, OPEN_FILES)
+            assert "ulimit" in full["remedy"]
+        assert (await served.logs.line("connections_free"))["level"] == "info"
+
+
+async def test_where_none_is_idle_only_probes_get_in(upstream: ScriptedUpstream) -> None:
+    """All others are refused, as they are in any overload."""
+    async with limited(upstream) as served, served.client() as client:
+        async with connected(served, ROOM, HALF_A_REQUEST) as connections:
+            for reader, _ in connections:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 100 ")  # it is being served
+            for _ in range(40):  # more than there is room for probes
+                response = await client.post("/chat", json=REQUEST)
+                error = problem(response)
+                assert (response.status_code, error.code, error.retry_after_s) == (503, ErrorCode.OVERLOADED, 1)
+                assert response.headers["connection"] == "close"
+                for path in ("/health/live", "/metrics"):
+                    assert (await client.get(path)).status_code == 200
+        line = await served.logs.line(number=40 + ROOM)
+        refused = [line for line in served.logs.lines("request") if line["error_code"] == "overloaded"]
+        assert (len(refused), refused[0]["status"], line["outcome"]) == (40, 503, "client_disconnected")
+        await served.logs.line("connections_free")
+        await stream(client, REQUEST)
+
+
+@pytest.mark.parametrize("data", [b"", HALF_A_REQUEST])
+async def test_a_flood_of_connections_leaves_room_for_probes(upstream: ScriptedUpstream, data: bytes) -> None:
+    """Idle or not, and however many: nothing fails for want of a descriptor."""
+    async with limited(upstream) as served, served.client() as client, connected(served, 1000, data):
+        for _ in range(5):
+            with anyio.fail_after(60):
+                assert (await client.get("/health/live")).status_code == 200
+    assert served.logs.lines("cannot_accept") == []
+    assert len(served.logs.lines("connections_full")) == 1
+
+
+async def test_without_descriptors_nothing_is_accepted_and_little_is_done(upstream: ScriptedUpstream) -> None:
+    """One line says so, and one that it is over; connections that are there are served."""
+    async with limited(upstream) as served, served.client() as client:
+        await client.get("/health/live")
+        resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (60, 60))
+        async with connected(served, 100):
+            cannot = await served.logs.line("cannot_accept")
+            begun = cpu_s(served.process.pid)
+            for _ in range(20):
+                assert (await client.get("/health/live")).status_code == 200
+                await asyncio.sleep(0.1)  # as long as asyncio waits to try again
+            assert cpu_s(served.process.pid) - begun < 0.5
+            assert (cannot["level"], cannot["open_files"]) == ("warning", 60)
+        await served.logs.line("can_accept")
+        async with served.client() as another:
+            assert (await another.get("/health/live")).status_code == 200
+    assert len(served.logs.lines("cannot_accept")) == 1
+    assert "out of system resource" not in served.logs.getvalue()
