@@ -47,6 +47,7 @@ class Connection(H11Protocol):
         self._room = room
         self._is_extra = False
         self._app = self.app
+        self.app_state = {**self.app_state, "end_early": self._end_early}
         self._lingering: Lingering | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -161,6 +162,10 @@ class Connection(H11Protocol):
         else:
             request_log.write(RequestLog(correlation_id=correlation_id, bytes_in=0, total_ms=0, **answered))
         self.close()
+
+    def _end_early(self) -> None:
+        """Tell the client that its request is not served to the end; if there is no place for that, cut it off."""
+        self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
 
     def pause_writing(self) -> None:
         """Wait for the client to take something."""

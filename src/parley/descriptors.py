@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# More would be memory that only a flood uses.
-_MOST_DESCRIPTORS: Final = 65_536
+# More clients would be a flood, and each takes 7 KB, or 90 with a request that does not come to its end.
+_MOST_CLIENTS: Final = 16_384
 
 # For what is neither a client nor an upstream: standard streams, the log, the model's process, name look-ups.
 _OTHERS: Final = 64
@@ -34,19 +34,15 @@ _ACCEPTS: Final = 16
 _CALM_S: Final = 3.0
 
 
-def raise_limit() -> None:
+def raise_limit(upstream_connections: int) -> None:
     """Raise the limit of open files as far as the system allows, and as there is a use for it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    wanted = _MOST_CLIENTS + _EXTRA + _OTHERS + upstream_connections
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(hard, wanted)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # some systems have another limit, and do not tell it
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def limit() -> int:
-    """Return how many files the process may have open, or has a use for."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _MOST_DESCRIPTORS)
 
 
 class Room:
@@ -61,9 +57,11 @@ class Room:
     @classmethod
     def beside(cls, upstream_connections: int) -> Room:
         """Return the room that is left beside so many connections to upstreams."""
-        open_files = limit()
+        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if open_files == resource.RLIM_INFINITY:
+            return cls(_MOST_CLIENTS, open_files)
         most = max(open_files - _OTHERS - _EXTRA - upstream_connections, open_files // 2)
-        return cls(most, open_files)
+        return cls(min(most, _MOST_CLIENTS), open_files)
 
     def is_full(self, connections: int) -> bool:
         """Tell whether there are more connections than may be."""
@@ -125,7 +123,7 @@ class Loop(asyncio.SelectorEventLoop):
             return
         self._last_failure = self.time()
         if self._calm is None:
-            _log.warning("cannot_accept", open_files=limit(), remedy=_REMEDY)
+            _log.warning("cannot_accept", open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0], remedy=_REMEDY)
             self._calm = self.call_later(_CALM_S, self._look)
 
     def _look(self) -> None:
@@ -133,4 +131,4 @@ class Loop(asyncio.SelectorEventLoop):
             self._calm = self.call_later(_CALM_S, self._look)
         else:
             self._calm = None
-            _log.info("can_accept", open_files=limit())
+            _log.info("can_accept", open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])

@@ -51,7 +51,7 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
         SystemExit: with code 3, where it cannot start; why is logged.
     """
     logs.configure(settings)
-    descriptors.raise_limit()
+    descriptors.raise_limit(_upstream_connections(settings))
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
     if not settings.keys() and not _is_loopback(settings.host):
@@ -66,8 +66,7 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
 
 def options(settings: Settings) -> dict[str, Any]:
     """Return the options of `uvicorn.Config`."""
-    streams = settings.max_streams or MAX_STREAMS
-    room = Room.beside(2 * streams if settings.fallback_model else streams)
+    room = Room.beside(_upstream_connections(settings))
     return {
         "access_log": False,
         "http": partial(
@@ -83,6 +82,12 @@ def options(settings: Settings) -> dict[str, Any]:
         "workers": settings.workers,
         "ws": "none",
     }
+
+
+def _upstream_connections(settings: Settings) -> int:
+    """Return how many there are at most; one that is idle stays open for a while."""
+    streams = settings.max_streams or MAX_STREAMS
+    return 2 * streams if settings.fallback_model else streams
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,18 +7,23 @@ import multiprocessing
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from parley.chat.service import ChatService
 
+# For replies to end in, with the truth, when the operator does not want to wait; then the server cancels them.
+_LAST_WORDS_S: Final = 1.0
+
 
 @contextmanager
 def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     """Drain the service at SIGTERM or SIGINT, beside what the server does then; after `timeout_s`, stop its replies.
 
+    A SIGINT after that, a second Ctrl-C, stops them at once.
     It hooks on to the server's own handlers, as uvicorn tells the app nothing before all its connections are closed.
     To a worker, its parent's death is a SIGTERM: nobody else would stop it.
     """
@@ -27,10 +32,19 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     servers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     parent = multiprocessing.parent_process() if servers else None
 
+    signals = 0
+
     def handle(number: int, frame: Any) -> None:
+        nonlocal signals
+        signals += 1
         service.drain()
-        loop.call_soon_threadsafe(loop.call_later, timeout_s, service.stop)
-        servers[signal.Signals(number)](number, frame)
+        tell_server = partial(servers[signal.Signals(number)], number, frame)
+        if number == signal.SIGINT and signals == 2:  # noqa: PLR2004  # a third is the server's alone
+            loop.call_soon_threadsafe(service.stop)
+            loop.call_soon_threadsafe(loop.call_later, _LAST_WORDS_S, tell_server)
+        else:
+            loop.call_soon_threadsafe(loop.call_later, timeout_s, service.stop)
+            tell_server()
 
     def lose_parent(sentinel: int) -> None:
         loop.remove_reader(sentinel)

@@ -72,6 +72,11 @@ class CorrelationMiddleware:
         try:
             await self._app(scope, receive_counted, send_with_id)
             outcome = "completed"
+        except asyncio.CancelledError:
+            # At the end of the server's patience. uvicorn would log an exception, and answer in plain text.
+            if "end_early" not in scope["state"]:
+                raise
+            scope["state"]["end_early"]()
         except Exception:  # noqa: BLE001  # the response has begun, so there is nothing to answer but the end of the connection
             outcome = "failed"
             _log.exception("unexpected_error")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from http import HTTPMethod
+from http import HTTPMethod, HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from litestar.types import HTTPScope
 
-_CLIENT_ERRORS: Final = range(400, 500)
+_CLIENT_ERRORS: Final = {*range(400, 500), HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
 PROBES: Final = ("/health", "/metrics")
 
 _log: Final = structlog.stdlib.get_logger(__name__)

@@ -1,0 +1,149 @@
+"""`parley` that has to end before its clients are done: what each of them is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx_sse
+import msgspec
+import pytest
+
+from parley.chat.errors import ErrorCode
+from parley.web.schema import ErrorChunk, ErrorResponse
+from tests.support.process import leading_to, parley
+from tests.support.running import decode_chunk, problem
+from tests.support.upstream import Exchange, ScriptedUpstream, delta
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import httpx
+
+    from tests.support.process import Parley
+
+CHAT = b"POST %b HTTP/1.%d\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+class Slow:
+    """A script that answers by what the message says, and does not come to an end."""
+
+    def __init__(self) -> None:
+        self.is_blocked = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Send a text, or none, or more than anybody reads."""
+        message = exchange.json["messages"][-1]["content"]
+        await exchange.head()
+        if message == "begin":
+            await exchange.events(delta("a"))
+        while message == "flood" and not self.is_blocked.is_set():
+            try:
+                await asyncio.wait_for(exchange.events(*[delta("word ")] * 100), 0.5)
+            except TimeoutError:
+                self.is_blocked.set()
+        await exchange.gone.wait()
+
+
+@asynccontextmanager
+async def sending(client: httpx.AsyncClient, data: bytes) -> AsyncIterator[asyncio.StreamReader]:
+    """Open a connection and send this; yield what reads the response, a little at a time."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1024)
+    try:
+        writer.write(data)
+        yield reader
+    finally:
+        writer.transport.abort()
+
+
+def chat(path: str, message: str, minor: int = 1) -> bytes:
+    """Return a request."""
+    body = json.dumps({"message": message}).encode()
+    return CHAT % (path.encode(), minor, len(body)) + body
+
+
+def refusal(received: bytes) -> ErrorResponse:
+    """Return the error of the one response."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nconnection: close" in head.lower()
+    return msgspec.json.decode(body, type=ErrorResponse)
+
+
+async def end(served: Parley, *, is_hurried: bool) -> None:
+    """Stop it: by a second Ctrl-C, or by SIGTERM, whose grace then passes."""
+    if is_hurried:
+        served.process.send_signal(signal.SIGINT)
+        await served.logs.line("Shutting down")
+    served.process.send_signal(signal.SIGINT if is_hurried else signal.SIGTERM)
+    assert await served.wait() == 0
+
+
+@pytest.mark.parametrize("is_hurried", [True, pytest.param(False, marks=pytest.mark.long)])
+async def test_who_waits_is_told_that_parley_ends(upstream: ScriptedUpstream, *, is_hurried: bool) -> None:
+    """For headers or a turn, in the middle of a request, or of a stream, which ends with the truth."""
+    upstream.script = Slow()
+    variables = leading_to(upstream, PARLEY_MAX_STREAMS="3", PARLEY_READ_TIMEOUT_S="60", PARLEY_HOLD_HEADERS_S="60")
+    if not is_hurried:
+        variables["PARLEY_DRAIN_TIMEOUT_S"] = "0.5"
+    responses: list[httpx.Response] = []
+    async with parley(**variables) as served, served.client() as client, anyio.create_task_group() as group:
+
+        async def ask(path: str) -> None:
+            responses.append(await client.post(path, json={"message": "wait"}))
+
+        async with (
+            sending(client, chat("/chat", "half")[:-3]) as half,
+            httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "begin"}) as begun,
+        ):
+            events = begun.aiter_sse()
+            await anext(events)
+            for path in ("/chat", "/chat/complete", "/chat"):  # the last of which waits for its turn
+                group.start_soon(ask, path)
+                if path != "/chat" or not responses:
+                    await client.get("/health/live")
+            while len(upstream.exchanges) < 3:
+                await upstream.next_exchange()
+            ending = asyncio.create_task(end(served, is_hurried=is_hurried))
+            chunks = [decode_chunk(event.data) async for event in events]
+            refused = refusal(await half.read())
+            await ending
+    assert isinstance(chunks[-1], ErrorChunk)
+    assert chunks[-1].error.code is ErrorCode.SHUTTING_DOWN
+    assert [problem(response).code for response in responses] == [ErrorCode.SHUTTING_DOWN] * 3
+    assert [response.status_code for response in responses] == [503] * 3
+    assert refused.code is ErrorCode.SHUTTING_DOWN
+    assert await served.logs.line_of(refused.correlation_id)
+    lines = served.logs.lines("request")
+    assert {(line["outcome"], line["error_code"]) for line in lines} == {("failed", "shutting_down")}
+    assert "Exception in ASGI application" not in served.logs.getvalue()
+    assert (
+        not any(json.loads(line)["level"] == "error" for line in served.logs.getvalue().splitlines()) or not is_hurried
+    )
+
+
+@pytest.mark.parametrize("minor", [0, 1])
+@pytest.mark.parametrize("is_hurried", [True, pytest.param(False, marks=pytest.mark.long)])
+async def test_who_does_not_read_is_cut_off(upstream: ScriptedUpstream, minor: int, *, is_hurried: bool) -> None:
+    """There is no place for a last chunk, and the stream must not look whole: HTTP/1.0 has no other sign of it."""
+    script = upstream.script = Slow()
+    variables = leading_to(
+        upstream, PARLEY_WRITE_TIMEOUT_S="60", PARLEY_DRAIN_TIMEOUT_S="0.5" if not is_hurried else "30"
+    )
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(parley(**variables))
+        client = await stack.enter_async_context(served.client())
+        reader = await stack.enter_async_context(sending(client, chat("/chat", "flood", minor)))
+        with anyio.fail_after(60):
+            await script.is_blocked.wait()
+            await end(served, is_hurried=is_hurried)
+            received = b""
+            with pytest.raises(ConnectionResetError):
+                while data := await reader.read(65_536):
+                    received += data
+    assert b"event: done" not in received
+    assert b"event: error" not in received
