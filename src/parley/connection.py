@@ -6,19 +6,17 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import h11
-import msgspec
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.deadlines import Deadline, ProgressDeadline
 from parley.framing import RefusedRequestError, ServerConnection
+from parley.refusal import Refusal
 from parley.telemetry import request_log
-from parley.telemetry.correlation import HEADER, correlation_id_of, new_correlation_id
+from parley.telemetry.correlation import correlation_id_of, new_correlation_id
 from parley.telemetry.request_log import RequestLog
 from parley.transport import ClientTransport, Flow, Lingering, prepare, reset
-from parley.web.errors import STATUS, headers_of
-from parley.web.schema import ErrorResponse
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,7 +43,7 @@ class Connection(H11Protocol):
         self._reading = Deadline(self.loop, read_timeout_s, lambda: self._time_out("request"))
         self._write_timeout_s = write_timeout_s
         self._room = room
-        self._is_extra = False
+        self.is_extra = False
         self._app = self.app
         self.app_state = {**self.app_state, "end_early": self._end_early}
         self._lingering: Lingering | None = None
@@ -60,10 +58,9 @@ class Connection(H11Protocol):
         self.flow = Flow(transport, self._read_body)
         prepare(transport)
         self._reading.start()
-        if not self._room.enter(len(self.connections)):
-            self._is_extra = True
-            if self._room.is_over_full(len(self.connections)):
-                transport.abort()
+        self.is_extra = not self._room.enter(len(self.connections))
+        if self.is_extra and not self._room.enter_extra(len(self.connections)):
+            transport.abort()
         self._note_idle()
 
     # What the client sends.
@@ -75,9 +72,9 @@ class Connection(H11Protocol):
             return
         self._reading.start()
         super().data_received(data)
-        is_full = self.conn.held_bytes > _HELD_BYTES
         if self.is_closing():
             return
+        is_full = self.conn.held_bytes > _HELD_BYTES
         if self.conn.is_request_whole:
             if is_full or self.conn.is_budget_spent:
                 # Not to read on would be not to notice that the client leaves.
@@ -88,9 +85,9 @@ class Connection(H11Protocol):
 
     def handle_events(self) -> None:
         """Take what is complete, also of a request that waited for the response to the one before it."""
-        if self._is_extra:
-            self._is_extra = self._room.is_full(len(self.connections))
-            self.app = self._answer_probes if self._is_extra else self._app
+        if self.is_extra:
+            self.is_extra = self._room.is_full(len(self.connections))
+            self.app = self._answer_probes if self.is_extra else self._app
         super().handle_events()
         if self._cycle() is not None:
             self._room.note_busy(self)
@@ -134,38 +131,27 @@ class Connection(H11Protocol):
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self._cut()
             return
-        status = status or STATUS[error.code]
         correlation_id = self.correlation_id() or new_correlation_id()
-        problem = ErrorResponse.of(error, correlation_id)
-        body = msgspec.json.encode(problem)
-        headers = [
-            *headers_of(problem).items(),
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            (HEADER.decode(), correlation_id),
-            ("connection", "close"),
-        ]
-        response = h11.Response(status_code=status, headers=headers)
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+        refusal = Refusal(error, status, correlation_id)
+        for event in refusal.events:
             self._wire.write(self.conn.send(event) or b"")
-        answered: dict[str, Any] = {
-            "outcome": "failed",
-            "status": status,
-            "error_code": error.code,
-            "reason": error.reason,
-            "bytes_out": len(body),
-        }
         if (cycle := self._cycle()) is not None:
-            cycle.scope["state"]["answered"] = answered  # for the request's line, which is logged when the app is done
+            cycle.scope["state"]["answered"] = (
+                refusal.logged
+            )  # for the request's line, which is logged when the app is done
             cycle.disconnected = cycle.response_started = cycle.response_complete = True
             cycle.message_event.set()
         else:
-            request_log.write(RequestLog(correlation_id=correlation_id, bytes_in=0, total_ms=0, **answered))
+            request_log.write(RequestLog(correlation_id=correlation_id, bytes_in=0, total_ms=0, **refusal.logged))
         self.close()
 
-    def _end_early(self) -> None:
-        """Tell the client that its request is not served to the end; if there is no place for that, cut it off."""
-        self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
+    def _end_early(self, state: dict[str, Any]) -> None:
+        """Tell the client that its request is not served to the end; if there is no place for that, cut it off.
+
+        `state` is that of the request, which may have its response.
+        """
+        if (cycle := self._cycle()) is not None and cycle.scope["state"] is state:
+            self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
 
     def pause_writing(self) -> None:
         """Wait for the client to take something."""
@@ -227,6 +213,7 @@ class Connection(H11Protocol):
             self._unset_keepalive_if_required()
             self.flow.resume_reading()
             self._lingering = Lingering(self._wire, self.loop)
+            self._note_idle()
 
     def _time_out(self, awaited: str) -> None:
         _log.info("connection_timed_out", awaited=awaited, correlation_id=self.correlation_id())
@@ -243,7 +230,7 @@ class Connection(H11Protocol):
         self._wire.abort()
 
     def _note_idle(self) -> None:
-        if self._cycle() is None and not self.flow.write_paused and self in self.connections:
+        if self._cycle() is None and not self.flow.write_paused and not self._wire.is_closing():
             self._room.note_idle(self)
 
     def correlation_id(self) -> str | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from parley.connection import Connection
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -67,10 +69,6 @@ class Room:
         """Tell whether there are more connections than may be."""
         return connections > self._most
 
-    def is_over_full(self, connections: int) -> bool:
-        """Tell whether there is not even room for another probe."""
-        return connections > self._most + _EXTRA
-
     def enter(self, connections: int) -> bool:
         """Make room for one more, which is counted already; return whether there is any."""
         if not self.is_full(connections):
@@ -78,9 +76,16 @@ class Room:
         if not self._was_full:
             self._was_full = True
             _log.warning("connections_full", connections=self._most, open_files=self._open_files, remedy=_REMEDY)
-        if not self._idle:
+        return self._make_one_give_way(connection for connection in self._idle if not connection.is_extra)
+
+    def enter_extra(self, connections: int) -> bool:
+        """Make room for one that may only probe; return whether there is any."""
+        return connections <= self._most + _EXTRA or self._make_one_give_way(iter(self._idle))
+
+    def _make_one_give_way(self, idle: Iterator[Connection]) -> bool:
+        longest = next(idle, None)
+        if longest is None:
             return False
-        longest = next(iter(self._idle))
         self.note_busy(longest)
         longest.give_way()
         return True

@@ -76,7 +76,7 @@ class CorrelationMiddleware:
             # At the end of the server's patience. uvicorn would log an exception, and answer in plain text.
             if "end_early" not in scope["state"]:
                 raise
-            scope["state"]["end_early"]()
+            scope["state"]["end_early"](scope["state"])
         except Exception:  # noqa: BLE001  # the response has begun, so there is nothing to answer but the end of the connection
             outcome = "failed"
             _log.exception("unexpected_error")
