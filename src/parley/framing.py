@@ -16,6 +16,9 @@ _BYTES_PER_READ: Final = 512
 _FREE_CHUNKS: Final = 2_000
 _BYTES_PER_CHUNK: Final = 64
 
+# Parts of a body that are parsed before the app asks for it, if they come with the head, as most whole bodies do.
+_EAGER_PARTS: Final = 16
+
 # A request's bytes on the wire: chunk sizes, extensions and blank lines can be far more than its body.
 _WIRE_BYTES: Final = 2 * MAX_BODY_BYTES
 
@@ -50,13 +53,15 @@ class RefusedRequestError(h11.RemoteProtocolError):
 class ServerConnection(h11.Connection):
     """h11's connection, which parses no more than is needed.
 
-    It leaves the body alone until the app asks for it, and the next request until this one has its response; so it has
-    no use for `h11.PAUSED`, at which uvicorn would stop reading and not notice that the client leaves.
+    It leaves a body alone until the app asks for it, but for the start that comes with the head, and the next request
+    until this one has its response; so it has no use for `h11.PAUSED`, at which uvicorn would stop reading and not
+    notice that the client leaves.
     """
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER)
         self._body_is_wanted = True
+        self._eager_parts = 0
         self._new_budgets()
 
     def _new_budgets(self) -> None:
@@ -85,6 +90,7 @@ class ServerConnection(h11.Connection):
 
     def receive_data(self, data: bytes) -> None:
         """Hold a piece of what the client sends."""
+        self._eager_parts = 0
         self._reads.spend(len(data))
         super().receive_data(data)
 
@@ -100,8 +106,12 @@ class ServerConnection(h11.Connection):
             RefusedRequestError: if Parley does not accept the request.
             h11.RemoteProtocolError: if it is not HTTP.
         """
-        if self.is_request_whole or (self.their_state is h11.SEND_BODY and not self._body_is_wanted):
+        if self.is_request_whole:
             return h11.NEED_DATA
+        if self.their_state is h11.SEND_BODY and not self._body_is_wanted:
+            if not self._eager_parts:
+                return h11.NEED_DATA
+            self._eager_parts -= 1
         if self.is_budget_spent:
             self._refuse("It is sent in too many small pieces.")
         if self.their_state is h11.IDLE and not self._skip_blank_lines():
@@ -127,6 +137,7 @@ class ServerConnection(h11.Connection):
         if is_chunked and lengths:
             # A proxy may have believed the length, and see other requests in what follows than h11 (RFC 9112, 6.1).
             self._cstate.process_keep_alive_disabled()
+        self._eager_parts = _EAGER_PARTS
         self._body_is_wanted = not is_chunked and all(int(length) == 0 for length in lengths)
         if origin := _ORIGIN.match(request.target):
             path = request.target[origin.end() :]

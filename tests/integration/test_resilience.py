@@ -518,7 +518,7 @@ async def test_what_is_no_http_request_does_not_get_into_an_answer(
     [
         (None, 1, 400, "invalid_request"),
         (None, 2, 400, "invalid_request"),
-        (Secret("k" * 16), 1, 401, "unauthorized"),  # whose body is not looked at
+        (Secret("k" * 16), 1, 400, "invalid_request"),
         (Secret("k" * 16), 2, 401, "unauthorized"),
     ],
 )
