@@ -11,7 +11,7 @@ from parley.web.request import MAX_BODY_BYTES
 
 # Each read of the socket and each chunk costs the same time, however small it is. A client may use this many, and one
 # more for each of these bytes: few enough to cost a fifth of a second, and enough for clients that flush every token.
-_FREE_READS: Final = 3_000
+_FREE_READS: Final = 2_500
 _BYTES_PER_READ: Final = 512
 _FREE_CHUNKS: Final = 2_000
 _BYTES_PER_CHUNK: Final = 64

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.support.process import Parley
     from tests.support.upstream import ScriptedUpstream
 
+pytestmark = pytest.mark.long
+
 REQUEST = {"message": "Hi"}
 OPEN_FILES = 300
 ROOM = OPEN_FILES - 20 - 64 - 16
