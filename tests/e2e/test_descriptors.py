@@ -105,10 +105,9 @@ async def test_where_none_is_idle_only_probes_get_in(upstream: ScriptedUpstream)
         await stream(client, REQUEST)
 
 
-@pytest.mark.parametrize("data", [b"", HALF_A_REQUEST])
-async def test_a_flood_of_connections_leaves_room_for_probes(upstream: ScriptedUpstream, data: bytes) -> None:
-    """Idle or not, and however many: nothing fails for want of a descriptor."""
-    async with limited(upstream) as served, served.client() as client, connected(served, 1000, data):
+async def test_a_flood_of_connections_leaves_room_for_probes(upstream: ScriptedUpstream) -> None:
+    """However many there are, nothing fails for want of a descriptor."""
+    async with limited(upstream) as served, served.client() as client, connected(served, 1000, HALF_A_REQUEST):
         for _ in range(5):
             with anyio.fail_after(60):
                 assert (await client.get("/health/live")).status_code == 200

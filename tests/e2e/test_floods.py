@@ -39,7 +39,7 @@ SETTINGS = {
     "PARLEY_DRAIN_TIMEOUT_S": "1",
 }
 OF_MODELS = [name for name in FLOODS if "models" in name]
-AT_ONCE = ("gzip of empty lines", "empty objects", "text", "chunks of a byte", "a line", "an error")
+AT_ONCE = ("gzip of empty lines", "empty objects", "text", "an error")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # What has no end ends here, to spare the machine.
 MOST_BYTES = 200 << 20
-MOST_PIECES = 2_000_000
 _BLOCK = 1 << 16
 LONG_TEXT = "x" * 900_000
 PLAIN = "plain"
@@ -76,13 +75,13 @@ def endless(start: bytes, unit: bytes, text: str | None = None) -> Flood:
     return Flood(pieces, text)
 
 
-def bytewise(start: bytes, body: bytes | None, frame: str = "%b", text: str | None = None) -> Flood:
-    """Send a body a byte at a time: each in a segment, which may be an HTTP chunk; endless if there is none."""
+def bytewise(start: bytes, body: bytes, text: str | None = None) -> Flood:
+    """Send a body a byte at a time, each in a segment of its own."""
 
     def pieces() -> Iterator[bytes]:
         yield start
-        for number in range(MOST_PIECES if body is None else len(body)):
-            yield frame.encode() % (b"x" if body is None else body[number : number + 1])
+        for number in range(len(body)):
+            yield body[number : number + 1]
 
     return Flood(pieces, text)
 
@@ -122,71 +121,49 @@ _IN_CHUNKS = CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE)
 
 FLOODS = {
     PLAIN: Flood(lambda: iter([HEAD, WHOLE, event("[DONE]")]), "whole"),
-    # It is compressed. Nothing here packs br and zstd, but nobody may get as far as to see that.
+    # It is compressed.
     "gzip of empty lines": packed(HEAD, "gzip", b"data:\n", 10_000_000),
     "deflate of empty lines": packed(HEAD, "deflate", b"data:\n", 10_000_000),
-    "br that is none": packed(HEAD, "br", b"data:\n", 10_000_000),
-    "zstd that is none": packed(HEAD, "zstd", b"data:\n", 10_000_000),
     "gzip of a line": packed(HEAD, "gzip", b"x", 200_000_000),
-    "gzip of empty events": packed(HEAD, "gzip", b"data: {}\n\n", 10_000_000),
     "gzip of an error": packed(ERROR, "gzip", b"x", 200_000_000),
-    "gzip of an error's lines": packed(ERROR, "gzip", b"x\n", 50_000_000),
     # It holds no text.
     "empty objects": endless(HEAD, b"data: {}\n\n"),
     "blank lines": endless(HEAD, b"\n"),
     "comments": endless(HEAD, b":\n"),
     "data lines without data": endless(HEAD, b"data:\n"),
-    "event lines": endless(HEAD, b"event: x\n"),
-    "empty choices": holding('{"choices":[]}'),
     "roles": endless(HEAD, delta(role="assistant")),
-    "empty text": endless(HEAD, delta(content="")),
     "reasoning": endless(HEAD, delta(reasoning_content="thinking")),
-    "usage": holding('{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'),
     "a line": endless(HEAD + b"data: ", b"x"),
-    "a line after the text": endless(HEAD + delta(content="text"), b"x"),
     "finish reasons": endless(HEAD, delta("stop"), ""),
     "a million choices": holding('{"choices":[' + "{}," * 340_000 + "{}]}"),
     "other choices": holding('{"choices":[{"index":1,"delta":{"content":"x"}}]}'),
-    "nested choices": holding(f'{{"choices":{_DEEP}}}'),
     "nested error": holding(f'{{"choices":[],"error":{_DEEP}}}'),
-    "nested usage": holding(f'{{"choices":[],"usage":{_DEEP}}}'),
     "nested in an unknown field": holding(f'{{"choices":[],"x":{_DEEP}}}'),
-    "digits in usage": holding(f'{{"choices":[],"usage":{{"prompt_tokens":{_DIGITS}}}}}'),
     "digits in an unknown field": holding(f'{{"choices":[],"x":{_DIGITS}}}'),
     "digits in an error": holding(f'{{"error":{{"code":{_DIGITS}}}}}'),
     # It is cut into bytes.
-    "a long event in segments of a byte": bytewise(HEAD, LONG_EVENT, text=LONG_TEXT),
+    "a long event in segments of a byte": bytewise(HEAD, LONG_EVENT, LONG_TEXT),
     "a long event in chunks of a byte": chunkwise(CHUNKED, LONG_EVENT, LONG_TEXT),
-    "a long event in chunks of a byte, each in a segment": bytewise(CHUNKED, LONG_EVENT, "1\r\n%b\r\n", LONG_TEXT),
     "chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
-    "chunks of a byte, each in a segment": bytewise(CHUNKED, None, "1\r\n%b\r\n"),
     "chunks of a line end": endless(CHUNKED, b"1\r\n\n\r\n"),
     # HTTP itself does not end.
     "a chunk's extension": endless(CHUNKED + b"5;x=", b"x"),
     "chunks with extensions": endless(CHUNKED, b"1;" + b"x" * 1000 + b"\r\n:\r\n"),
     "trailers": endless(_IN_CHUNKS + b"0\r\n", b"x-trailer: 1\r\n", "whole"),
     "100 Continue": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "103 Early Hints": endless(b"", b"HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\n\r\n"),
     "headers": endless(b"HTTP/1.1 200 OK\r\n", b"x-header: 1\r\n"),
-    "a header": endless(b"HTTP/1.1 200 OK\r\nx-header: ", b"x"),
-    "a status line": endless(b"HTTP/1.1 200 ", b"x"),
     "line ends before the answer": endless(b"", b"\r\n"),
     # It holds text.
     "text": endless(HEAD, delta(content="word ")),
     "a character at a time": endless(HEAD, delta(content="x")),
     "a MB of text at a time": endless(HEAD, delta(content="x" * 1_000_000)),
-    "escapes": endless(HEAD, delta(content="\x01" * 150_000)),
     # It goes on after the end.
     "bytes after DONE": endless(HEAD + WHOLE + event("[DONE]"), b"x", "whole"),
-    "events after DONE": endless(HEAD + WHOLE + event("[DONE]"), delta(content="more"), "whole"),
     "chunks after DONE": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
     "comments after the finish reason": endless(HEAD + WHOLE, b":\n\n", "whole"),
     # It is an error.
     "an error": endless(ERROR, b"x"),
-    "a refusal": endless(head("400 Bad Request"), b"x"),
     "an error in chunks of a byte": endless(head("500 Error", "transfer-encoding: chunked"), b"1\r\nx\r\n"),
-    "an error in segments of a byte": bytewise(ERROR, None),
-    "a redirect": endless(head("302 Found", "location: /"), b"x"),
     # It is the list of models.
     "models": endless(JSON + _MODELS, b'{"id":"x"},'),
     "models in chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),

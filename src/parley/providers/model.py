@@ -117,8 +117,8 @@ async def read(content: aiohttp.StreamReader, run: Run, most_tokens: int = 0) ->
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         # What follows the last event is there at once, or not waited for: then the connection can be used again.
         async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
-            while await content.readany():
-                pass
+            while await content.readany():  # noqa: ASYNC110  # it reads what it waits for
+                await asyncio.sleep(0)
 
 
 async def _take(answer: Answer, data: bytes) -> None:
