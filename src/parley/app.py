@@ -20,6 +20,7 @@ from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
+from parley.web.limits import refuse_when_full
 from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
@@ -62,7 +63,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController], guards=[KeyGuard(settings.keys())]),
+            Router("/", route_handlers=[ChatController], guards=[refuse_when_full, KeyGuard(settings.keys())]),
             Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
             HealthController,
         ],

@@ -16,35 +16,36 @@ from parley.refusal import Refusal
 from parley.telemetry import request_log
 from parley.telemetry.correlation import correlation_id_of, new_correlation_id
 from parley.telemetry.request_log import RequestLog
-from parley.transport import ClientTransport, Flow, Lingering, prepare, reset
+from parley.transport import ClientTransport, Flow, Lingering, prepare, reset, unread_bytes
+from parley.web.limits import FULL
 
 if TYPE_CHECKING:
     import asyncio
 
     from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
-    from parley.descriptors import Room
+    from parley.descriptors import ConnectionLimit
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 # What may wait to be parsed: the start of a body, or requests that are sent before this one has its response.
 _HELD_BYTES: Final = 65_536
 
-_NO_ROOM: Final = "Parley has as many connections as it may."
 _NOT_HTTP: Final = "It is no HTTP request, or its headers are too long."
 
 
 class Connection(H11Protocol):
-    """Serves one client; what it sends, or does not take, is no other's trouble."""
+    """The server side of one client's connection; it limits what the client can cost."""
 
-    def __init__(self, *, read_timeout_s: float, write_timeout_s: float, room: Room, **options: Any) -> None:
+    def __init__(
+        self, *, read_timeout_s: float, write_timeout_s: float, limit: ConnectionLimit, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.conn: ServerConnection = ServerConnection()
         self._reading = Deadline(self.loop, read_timeout_s, lambda: self._time_out("request"))
         self._write_timeout_s = write_timeout_s
-        self._room = room
-        self.is_extra = False
-        self._app = self.app
+        self._limit = limit
+        self.is_reserved = False
         self.app_state = {**self.app_state, "end_early": self._end_early}
         self._lingering: Lingering | None = None
 
@@ -52,14 +53,15 @@ class Connection(H11Protocol):
         """Await the first request, if there is room."""
         self._wire = transport
         self._writing = ProgressDeadline(
-            self.loop, self._write_timeout_s, lambda: self._time_out("client"), transport.get_write_buffer_size
+            self.loop, self._write_timeout_s, lambda: self._time_out("client"), lambda: unread_bytes(transport)
         )
-        super().connection_made(ClientTransport(transport, self))  # type: ignore[arg-type]
+        wrapped = ClientTransport(transport, self.is_closing, self.close)
+        super().connection_made(wrapped)  # type: ignore[arg-type]
         self.flow = Flow(transport, self._read_body)
         prepare(transport)
         self._reading.start()
-        self.is_extra = not self._room.enter(len(self.connections))
-        if self.is_extra and not self._room.enter_extra(len(self.connections)):
+        self.is_reserved = not self._limit.admit(len(self.connections))
+        if self.is_reserved and not self._limit.admit_reserved(len(self.connections)):
             transport.abort()
         self._note_idle()
 
@@ -77,7 +79,7 @@ class Connection(H11Protocol):
         is_full = self.conn.held_bytes > _HELD_BYTES
         if self.conn.is_request_whole:
             if is_full or self.conn.is_budget_spent:
-                # Not to read on would be not to notice that the client leaves.
+                # If Parley stopped reading, it would not notice that the client leaves.
                 _log.info("connection_cut", reason="sent_ahead", correlation_id=self.correlation_id())
                 self._cut()
         elif is_full:
@@ -85,12 +87,13 @@ class Connection(H11Protocol):
 
     def handle_events(self) -> None:
         """Take what is complete, also of a request that waited for the response to the one before it."""
-        if self.is_extra:
-            self.is_extra = self._room.is_full(len(self.connections))
-            self.app = self._answer_probes if self.is_extra else self._app
+        if self.is_reserved:
+            self.is_reserved = self._limit.is_reached(len(self.connections))
+            self.app_state[FULL] = self.is_reserved
+            self.conn.is_last_request = self.is_reserved
         super().handle_events()
         if self._cycle() is not None:
-            self._room.note_busy(self)
+            self._limit.note_busy(self)
         if self.conn.their_state is h11.SEND_BODY or (self.conn.their_state is h11.IDLE and self.conn.held_bytes):
             self._reading.start()
         elif self.conn.their_state is not h11.IDLE:
@@ -107,15 +110,6 @@ class Connection(H11Protocol):
         if self._cycle() is not None:
             self._wire.abort()  # what is not sent yet would keep the transport, and the model, waiting
 
-    async def _answer_probes(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer who must know how Parley is, and nobody else."""
-        if scope["path"].startswith(request_log.PROBES):
-            await self._app(scope, receive, send)
-        else:
-            self.refuse(ChatError(ErrorCode.OVERLOADED, detail=_NO_ROOM, retry_after_s=1))
-            counts = {"correlation_id": correlation_id_of(scope), "bytes_in": 0, "total_ms": 0}
-            request_log.write(request_log.request_log(scope, scope["state"]["answered"], **counts))
-
     # What it gets.
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's words
@@ -131,14 +125,14 @@ class Connection(H11Protocol):
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self._cut()
             return
+        cycle = self._cycle()
         correlation_id = self.correlation_id() or new_correlation_id()
-        refusal = Refusal(error, status, correlation_id)
+        refusal = Refusal(error, status, correlation_id, has_body=cycle is None or cycle.scope["method"] != "HEAD")
         for event in refusal.events:
             self._wire.write(self.conn.send(event) or b"")
-        if (cycle := self._cycle()) is not None:
-            cycle.scope["state"]["answered"] = (
-                refusal.logged
-            )  # for the request's line, which is logged when the app is done
+        if cycle is not None:
+            # For the request's line, which is logged when the app is done.
+            cycle.scope["state"]["answered"] = refusal.logged
             cycle.disconnected = cycle.response_started = cycle.response_complete = True
             cycle.message_event.set()
         else:
@@ -146,7 +140,7 @@ class Connection(H11Protocol):
         self.close()
 
     def _end_early(self, state: dict[str, Any]) -> None:
-        """Tell the client that its request is not served to the end; if there is no place for that, cut it off.
+        """Answer with `shutting_down` if no response has begun; otherwise reset the connection.
 
         `state` is that of the request, which may have its response.
         """
@@ -154,12 +148,12 @@ class Connection(H11Protocol):
             self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
 
     def pause_writing(self) -> None:
-        """Wait for the client to take something."""
+        """Start the write deadline."""
         super().pause_writing()
         self._writing.start()
 
     def resume_writing(self) -> None:
-        """Go on: it has."""
+        """Stop the write deadline: the client has taken all that was buffered."""
         super().resume_writing()
         self._writing.clear()
         self._note_idle()
@@ -194,7 +188,7 @@ class Connection(H11Protocol):
         if self._lingering is not None:
             self._lingering.stop()
         super().connection_lost(exc)
-        self._room.leave(self, len(self.connections))
+        self._limit.leave(self, len(self.connections))
 
     def is_closing(self) -> bool:
         """Tell whether no more responses can be sent."""
@@ -221,17 +215,19 @@ class Connection(H11Protocol):
 
     def _cut(self) -> None:
         """Break the connection, which cancels what is served over it."""
-        if (cycle := self._cycle()) is not None and cycle.response_started:
-            reset(self._wire)  # to a client of HTTP/1.0, a response that just ends would look whole
+        if (cycle := self._cycle()) is not None:
+            cycle.disconnected = True  # now, or uvicorn would log an error if it cancels the request
+            if cycle.response_started:
+                reset(self._wire)  # to a client of HTTP/1.0, a response that just ends would look whole
         self._wire.abort()
 
-    def give_way(self) -> None:
-        """Close, as others need the room and this connection has no request."""
+    def evict(self) -> None:
+        """Close the connection, which has no request, because others need its file descriptor."""
         self._wire.abort()
 
     def _note_idle(self) -> None:
         if self._cycle() is None and not self.flow.write_paused and not self._wire.is_closing():
-            self._room.note_idle(self)
+            self._limit.note_idle(self)
 
     def correlation_id(self) -> str | None:
         """Return the id of the request that is being answered, if one is."""

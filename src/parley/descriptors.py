@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import resource
+import sys
 from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+if sys.platform != "win32":
+    import resource
 
-    from parley.connection import Connection
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Protocol
+
+    class Connection(Protocol):
+        """A client's connection."""
+
+        is_reserved: bool
+
+        def evict(self) -> None:
+            """Close it."""
+
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -22,8 +34,11 @@ _MOST_CLIENTS: Final = 16_384
 # For what is neither a client nor an upstream: standard streams, the log, the model's process, name look-ups.
 _OTHERS: Final = 64
 
-# Connections above the most, for probes and for refusals.
-_EXTRA: Final = 16
+# Connections above the limit, for health, metrics and refusals.
+_RESERVED: Final = 16
+
+# The most that macOS allows, whatever its hard limit says.
+_MACOS_FILES: Final = 10_240
 
 _REMEDY: Final = "raise the limit of open files (LimitNOFILE, `ulimit -n`), or add replicas"
 
@@ -38,56 +53,74 @@ _CALM_S: Final = 3.0
 
 def raise_limit(upstream_connections: int) -> None:
     """Raise the limit of open files as far as the system allows, and as there is a use for it."""
+    if sys.platform == "win32":
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_CLIENTS + _EXTRA + _OTHERS + upstream_connections
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(hard, wanted)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # some systems have another limit, and do not tell it
+    most = _MOST_CLIENTS + _RESERVED + _OTHERS + upstream_connections
+    for wanted in (most, _MACOS_FILES):
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(hard, wanted)  # noqa: PLW2901  # as far as the system allows
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            return
+        with suppress(OSError, ValueError):  # macOS has another limit, too
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
 
 
-class Room:
-    """The room for clients' connections: if it is full, the one that has been idle for longest gives way."""
+def _open_files() -> int | None:
+    """Return how many files the process may have open; `None` says that there is no limit."""
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
-    def __init__(self, most: int, open_files: int) -> None:
+
+def _tell(log: Callable[..., Any], event: str, **fields: object) -> None:
+    """Log in a context of its own: it may be that of a request that has nothing to do with it."""
+    Context().run(log, event, **fields)
+
+
+class ConnectionLimit:
+    """The limit of clients' connections: if it is reached, the one that has been idle for longest is closed."""
+
+    def __init__(self, most: int, open_files: int | None) -> None:
         self._most = most
         self._open_files = open_files
         self._idle: dict[Connection, None] = {}
         self._was_full = False
 
     @classmethod
-    def beside(cls, upstream_connections: int) -> Room:
-        """Return the room that is left beside so many connections to upstreams."""
-        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if open_files == resource.RLIM_INFINITY:
+    def beside(cls, upstream_connections: int) -> ConnectionLimit:
+        """Return the limit that leaves enough files for so many connections to upstreams."""
+        open_files = _open_files()
+        if open_files is None:
             return cls(_MOST_CLIENTS, open_files)
-        most = max(open_files - _OTHERS - _EXTRA - upstream_connections, open_files // 2)
+        most = max(open_files - _OTHERS - _RESERVED - upstream_connections, open_files // 2)
         return cls(min(most, _MOST_CLIENTS), open_files)
 
-    def is_full(self, connections: int) -> bool:
-        """Tell whether there are more connections than may be."""
+    def is_reached(self, connections: int) -> bool:
+        """Return whether there are more connections than the limit allows."""
         return connections > self._most
 
-    def enter(self, connections: int) -> bool:
-        """Make room for one more, which is counted already; return whether there is any."""
-        if not self.is_full(connections):
+    def admit(self, connections: int) -> bool:
+        """Admit one more connection, which is counted already, if need be in the place of an idle one."""
+        if not self.is_reached(connections):
             return True
         if not self._was_full:
             self._was_full = True
-            _log.warning("connections_full", connections=self._most, open_files=self._open_files, remedy=_REMEDY)
-        return self._make_one_give_way(connection for connection in self._idle if not connection.is_extra)
+            _tell(_log.warning, "connections_full", connections=self._most, open_files=self._open_files, remedy=_REMEDY)
+        return self._evict_one(connection for connection in self._idle if not connection.is_reserved)
 
-    def enter_extra(self, connections: int) -> bool:
-        """Make room for one that may only probe; return whether there is any."""
-        return connections <= self._most + _EXTRA or self._make_one_give_way(iter(self._idle))
+    def admit_reserved(self, connections: int) -> bool:
+        """Admit a connection that gets health and metrics only."""
+        return connections <= self._most + _RESERVED or self._evict_one(iter(self._idle))
 
-    def _make_one_give_way(self, idle: Iterator[Connection]) -> bool:
+    def _evict_one(self, idle: Iterator[Connection]) -> bool:
         longest = next(idle, None)
         if longest is None:
             return False
         self.note_busy(longest)
-        longest.give_way()
+        longest.evict()
         return True
 
     def leave(self, connection: Connection, connections: int) -> None:
@@ -95,7 +128,7 @@ class Room:
         self.note_busy(connection)
         if self._was_full and connections < self._most * 0.9:  # not at each that comes and goes
             self._was_full = False
-            _log.info("connections_free", connections=connections, open_files=self._open_files)
+            _tell(_log.info, "connections_free", connections=connections, open_files=self._open_files)
 
     def note_idle(self, connection: Connection) -> None:
         """Note that a connection has no request from now on."""
@@ -103,7 +136,7 @@ class Room:
         self._idle[connection] = None
 
     def note_busy(self, connection: Connection) -> None:
-        """Note that it has one."""
+        """Note that a connection has a request."""
         self._idle.pop(connection, None)
 
 
@@ -122,13 +155,13 @@ class Loop(asyncio.SelectorEventLoop):
         return server
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Handle what nobody did."""
+        """Log a failed accept once; pass everything else on."""
         if context.get("message") != "socket.accept() out of system resource":
             super().call_exception_handler(context)
             return
         self._last_failure = self.time()
         if self._calm is None:
-            _log.warning("cannot_accept", open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0], remedy=_REMEDY)
+            _log.warning("cannot_accept", open_files=_open_files(), remedy=_REMEDY)
             self._calm = self.call_later(_CALM_S, self._look)
 
     def _look(self) -> None:
@@ -136,4 +169,4 @@ class Loop(asyncio.SelectorEventLoop):
             self._calm = self.call_later(_CALM_S, self._look)
         else:
             self._calm = None
-            _log.info("can_accept", open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            _log.info("can_accept", open_files=_open_files())

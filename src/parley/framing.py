@@ -62,6 +62,8 @@ class ServerConnection(h11.Connection):
         super().__init__(h11.SERVER)
         self._body_is_wanted = True
         self._eager_parts = 0
+        self.is_last_request = False
+        """Whether the connection closes after this response."""
         self._new_budgets()
 
     def _new_budgets(self) -> None:
@@ -113,7 +115,7 @@ class ServerConnection(h11.Connection):
                 return h11.NEED_DATA
             self._eager_parts -= 1
         if self.is_budget_spent:
-            self._refuse("It is sent in too many small pieces.")
+            self._refuse("It is too large, or sent in too many small chunks or packets.")
         if self.their_state is h11.IDLE and not self._skip_blank_lines():
             return h11.NEED_DATA
         event = super().next_event()
@@ -155,7 +157,7 @@ class ServerConnection(h11.Connection):
         raise RefusedRequestError(detail, error_status_hint=status)
 
     def _clean_up_response_headers_for_sending(self, response: h11.Response) -> h11.Response:
-        if not self.is_request_whole:
+        if self.is_last_request or not self.is_request_whole:
             # What is still to come will not be parsed, so it cannot be told from a next request.
             self._cstate.process_keep_alive_disabled()
         return super()._clean_up_response_headers_for_sending(response)

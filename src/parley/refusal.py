@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class Refusal:
     """The response, as any other error has it, and what the request's log line says of it."""
 
-    def __init__(self, error: ChatError, status: int | None, correlation_id: str) -> None:
-        """Take the error; `status` is not the usual one of its code, if it is given."""
+    def __init__(self, error: ChatError, status: int | None, correlation_id: str, *, has_body: bool) -> None:
+        """Take the error; `status` replaces the usual one of its code. A response to HEAD has no body."""
         status = status or STATUS[error.code]
         problem = ErrorResponse.of(error, correlation_id)
         body = msgspec.json.encode(problem)
@@ -30,12 +31,13 @@ class Refusal:
             (HEADER.decode(), correlation_id),
             ("connection", "close"),
         ]
-        response = h11.Response(status_code=status, headers=headers)
-        self.events: tuple[h11.Event, ...] = (response, h11.Data(data=body), h11.EndOfMessage())
+        response = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
+        data = (h11.Data(data=body),) if has_body else ()
+        self.events: tuple[h11.Event, ...] = (response, *data, h11.EndOfMessage())
         self.logged: dict[str, Any] = {
             "outcome": "failed",
             "status": int(status),
             "error_code": error.code,
             "reason": error.reason,
-            "bytes_out": len(body),
+            "bytes_out": len(body) if has_body else 0,
         }

@@ -7,6 +7,7 @@ import ipaddress
 import math
 import signal
 import socket
+import sys
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.resource_tracker import ensure_running
@@ -22,7 +23,7 @@ from parley import descriptors
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
-from parley.descriptors import LISTEN_QUEUE, Loop, Room
+from parley.descriptors import LISTEN_QUEUE, ConnectionLimit, Loop
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider
 from parley.providers.upstream import MAX_STREAMS
 from parley.settings import Settings
@@ -66,14 +67,15 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
 
 def options(settings: Settings) -> dict[str, Any]:
     """Return the options of `uvicorn.Config`."""
-    room = Room.beside(_upstream_connections(settings))
+    limit = ConnectionLimit.beside(_upstream_connections(settings))
     return {
         "access_log": False,
         "http": partial(
-            Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s, room=room
+            Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s, limit=limit
         ),
         "log_config": None,
-        "loop": f"{Loop.__module__}:{Loop.__qualname__}",
+        # Windows has processes, such as the embedded model's, in another kind of loop only.
+        "loop": "asyncio" if sys.platform == "win32" else f"{Loop.__module__}:{Loop.__qualname__}",
         "forwarded_allow_ips": settings.trusted_proxies,
         "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,

@@ -32,14 +32,14 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     servers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     parent = multiprocessing.parent_process() if servers else None
 
-    signals = 0
+    signals: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal signals
-        signals += 1
+        is_hurry = number == signal.SIGINT and signals and signal.SIGINT not in signals[1:]
+        signals.append(number)
         service.drain()
         tell_server = partial(servers[signal.Signals(number)], number, frame)
-        if number == signal.SIGINT and signals == 2:  # noqa: PLR2004  # a third is the server's alone
+        if is_hurry:  # the next is the server's alone
             loop.call_soon_threadsafe(service.stop)
             loop.call_soon_threadsafe(loop.call_later, _LAST_WORDS_S, tell_server)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +12,13 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 from parley.framing import ReadBudget
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-
-    from parley.connection import Connection
-
 
 # What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
 _SEND_BUFFER_BYTES: Final = 65_536
@@ -34,7 +36,7 @@ _LINGER_READ_BYTES: Final = 1 << 18
 def prepare(transport: asyncio.Transport) -> None:
     """Set what a client's connection needs."""
     transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
-    transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's, on which there is no other way
+    transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # asyncio has no public setting
     connection: socket.socket = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     # asyncio sets this only if it created the listening socket. Without it, a chunk can wait up to 40 ms for the
@@ -42,10 +44,21 @@ def prepare(transport: asyncio.Transport) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def unread_bytes(transport: asyncio.Transport) -> int:
+    """Return the bytes that the client has not taken, as far as the system tells: it buffers many itself."""
+    unread = transport.get_write_buffer_size()
+    if sys.platform == "linux":
+        with suppress(OSError):  # the connection is lost
+            answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            unread += int.from_bytes(answer, sys.byteorder)
+    return unread
+
+
 def reset(transport: asyncio.Transport) -> None:
     """Close the connection with an RST."""
     connection: socket.socket = transport.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with suppress(OSError):  # the connection is lost
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
@@ -61,7 +74,7 @@ class Lingering:
         self._discarded = ReadBudget(_LINGER_BYTES, _LINGER_BYTES_PER_READ)
         with suppress(OSError):  # the client has gone
             transport.write_eof()
-        transport.max_size = _LINGER_READ_BYTES  # type: ignore[attr-defined]  # as above
+        transport.max_size = _LINGER_READ_BYTES  # type: ignore[attr-defined]  # see `prepare`
         self._timer = loop.call_later(_LINGER_S, self._close)
 
     def discard(self, data: bytes) -> None:
@@ -84,13 +97,13 @@ class Lingering:
 class ClientTransport:
     """A transport whose end is the connection's decision; writing takes no detour."""
 
-    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+    def __init__(self, transport: asyncio.Transport, is_closing: Callable[[], bool], close: Callable[[], None]) -> None:
         self.get_extra_info = transport.get_extra_info
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
         self.write = transport.write
-        self.is_closing = connection.is_closing
-        self.close = connection.close
+        self.is_closing = is_closing
+        self.close = close
 
 
 class Flow(FlowControl):

@@ -79,6 +79,15 @@ def test_the_page_on_logs_explains_every_field_of_a_requests_line() -> None:
     assert line_rows() in (ROOT / "deploy" / "logs.md").read_text(), f"the table should read:\n{line_rows()}"
 
 
+def test_the_page_on_logs_explains_every_event() -> None:
+    """Each has a row."""
+    pattern = re.compile(r"_log\.(?:info|warning|error|critical|exception)[(,]\s*\"(\w+)\"")
+    logged = {name for path in (ROOT / "src").rglob("*.py") for name in pattern.findall(path.read_text())}
+    explained = set(re.findall(r"^\| `(\w+)` \| \w+", (ROOT / "deploy" / "logs.md").read_text(), re.MULTILINE))
+    assert "serving" in logged
+    assert logged <= explained, f"no row for {logged - explained}"
+
+
 def test_the_example_environment_names_every_setting() -> None:
     """Each commented out, with its default where it has one."""
     lines = re.findall(r"^# ?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)

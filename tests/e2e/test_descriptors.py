@@ -93,12 +93,14 @@ async def test_where_none_is_idle_only_probes_get_in(upstream: ScriptedUpstream)
             for reader, _ in connections:
                 assert (await reader.readline()).startswith(b"HTTP/1.1 100 ")  # it is being served
             for _ in range(40):  # more than there is room for probes
+                assert (await client.head("/chat")).status_code == 405
                 response = await client.post("/chat", json=REQUEST)
                 error = problem(response)
                 assert (response.status_code, error.code, error.retry_after_s) == (503, ErrorCode.OVERLOADED, 1)
                 assert response.headers["connection"] == "close"
                 for path in ("/health/live", "/metrics"):
                     assert (await client.get(path)).status_code == 200
+            assert 'parley_chats_total{ending="overloaded"} 40.0' in (await client.get("/metrics")).text
         await served.logs.line("connections_free")
         refused = [line["status"] for line in served.logs.lines("request") if line["error_code"] == "overloaded"]
         assert refused == [503] * 40

@@ -138,3 +138,4 @@ async def test_who_does_not_read_is_cut_off(upstream: ScriptedUpstream, minor: i
             await end(served, is_hurried=is_hurried)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
+    assert "ASGI callable" not in served.logs.getvalue()

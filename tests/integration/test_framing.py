@@ -96,6 +96,19 @@ async def test_a_refusal_before_the_end_of_a_request_ends_the_connection(
     assert upstream.exchanges == []
 
 
+async def test_a_head_request_that_stops_being_http_is_refused_without_a_body(
+    make_settings: MakeSettings, logs: Logs
+) -> None:
+    """A response to HEAD has none, whatever its length says."""
+    head = CHAT.replace(b"POST", b"HEAD") + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n"
+    async with running(make_settings(), logs) as client, sending(client, head) as (reader, _):
+        received = await read_to_the_end(reader)
+    assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert received.endswith(b"\r\n\r\n")
+    assert [line["status"] for line in logs.lines("request") if line["method"] == "HEAD"] == [400]
+    assert '"level":"error"' not in logs.getvalue()
+
+
 async def test_a_client_that_asks_first_need_not_send_what_is_refused(make_settings: MakeSettings) -> None:
     """Without a key it is not told to continue."""
     async with running(make_settings(api_keys=Secret("k" * 16))) as client:

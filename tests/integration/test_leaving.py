@@ -170,18 +170,19 @@ async def test_a_client_that_sends_too_much_ahead_is_cut_off(
 
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+@pytest.mark.parametrize("bytes_per_s", [2_000, 20_000])
 async def test_a_client_that_reads_slowly_but_steadily_gets_all(
-    make_settings: MakeSettings, upstream: ScriptedUpstream, path: str
+    make_settings: MakeSettings, upstream: ScriptedUpstream, path: str, bytes_per_s: int
 ) -> None:
     """It takes something within each of its deadlines, though it never takes all that is there."""
-    text = "x" * 900_000
+    text = "x" * 45 * bytes_per_s
     upstream.script = answer(text)
     async with running(make_settings(request_timeout_s=60)) as client, sending(client, chat(path)) as (reader, _):
         loop = asyncio.get_running_loop()
         begun = loop.time()
         received = b""
         while received.count(b"x") < len(text):
-            received += await reader.readexactly(20_000 if len(text) - received.count(b"x") > 20_000 else 1)
+            received += await reader.readexactly(bytes_per_s if len(text) - received.count(b"x") > bytes_per_s else 1)
             await asyncio.sleep(1 if len(received) < len(text) else 0)  # it is slow
         assert loop.time() - begun > 40
 
@@ -201,4 +202,5 @@ async def test_a_client_that_stops_reading_is_cut_off_after_the_time_since_it_to
         stopped = asyncio.get_running_loop().time()
         transport.pause_reading()
         assert (await logs.line("connection_timed_out"))["awaited"] == "client"
-        assert 7 < asyncio.get_running_loop().time() - stopped < 15
+        # Its system may still take something for a moment.
+        assert 7 < asyncio.get_running_loop().time() - stopped < 20

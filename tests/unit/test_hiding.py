@@ -56,6 +56,12 @@ def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str
     assert not any(KEY[start : start + 6] in shown for start in range(len(KEY) - 5))
 
 
+@pytest.mark.parametrize("key", ["p&ltq&gtr&amps&copyt", r"sk\u0041bcdef\x42", "sk%41bcdefgh%42xyz", "a%2Fb%2Fc%2Fd"])
+def test_a_key_that_looks_escaped_itself_is_hidden(key: str) -> None:
+    """Also after the escapes in the text are undone."""
+    assert hide(key, f"the key {key}.") == "the key ***."
+
+
 def test_a_short_key_is_hidden_as_a_whole() -> None:
     """It has no parts."""
     assert hide("abc", "abc, abd, abcabc") == "***, abd, ***"

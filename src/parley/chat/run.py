@@ -51,7 +51,7 @@ class Run:
         self._timeout: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: ChatError | None = None
-        self.is_last_word = False
+        self.is_final = False
         """Whether the finish reason stands even if silence or a lost connection follows."""
         self._texts: list[str] = []
         self._untaken = 0
@@ -118,7 +118,7 @@ class Run:
         self.deltas += deltas
         if is_first:
             self.first_text_s = self._loop.time() - self._begun
-        if not self.is_last_word:
+        if not self.is_final:
             self._next_text_end = self._loop.time() + self._idle_timeout_s
             if is_first:  # which may have been given far more time than the next
                 self._watch()
@@ -135,29 +135,29 @@ class Run:
         self._next_text_end = self._loop.time() + self._idle_timeout_s
         self._watch()
 
-    def finish(self, reason: FinishReason, *, is_last_word: bool) -> None:
+    def finish(self, reason: FinishReason, *, is_final: bool) -> None:
         """Note why the model says it has finished, until it says more.
 
         If this can be its last word, silence ends the answer soon. If not, because the reason came with text or before
         any, it counts only if the stream then ends in good order.
         """
         self.finish_reason = reason
-        self.is_last_word = is_last_word
-        if is_last_word:
+        self.is_final = is_final
+        if is_final:
             self._next_text_end = self._loop.time() + _LAST_WORD_TIMEOUT_S
             self._watch()
 
-    def unfinish(self) -> None:
+    def retract_finish(self) -> None:
         """Note that the model goes on after it said why it had finished."""
         self.finish_reason = None
-        self.is_last_word = False
+        self.is_final = False
 
     def close(self, failure: BaseException | None = None) -> None:
         """Note that no more text comes, and why, if that is a failure; the first reason stays."""
         if not self._is_closed:
             self._is_closed = True
             self.failure = failure
-            if failure is not None and not self.is_last_word:
+            if failure is not None and not self.is_final:
                 self.finish_reason = None
             self._tell()
 

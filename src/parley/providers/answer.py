@@ -104,10 +104,10 @@ class Answer:
             if text:
                 texts.append(text)
                 if self._run.finish_reason is not None:
-                    self._run.unfinish()
+                    self._run.retract_finish()
             if choice.finish_reason:
                 has_text = bool(texts) or bool(self._run.deltas)
-                self._run.finish(named_finish(choice.finish_reason), is_last_word=has_text and not text)
+                self._run.finish(named_finish(choice.finish_reason), is_final=has_text and not text)
 
 
 def _sane(count: int | None) -> int | None:

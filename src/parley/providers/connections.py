@@ -8,6 +8,7 @@ import socket
 import urllib.parse
 import urllib.request
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -87,7 +88,7 @@ class _Connection(ResponseHandler):
         self.transport.set_protocol(self)
         self.is_reused = True
         self._heads = 0
-        return not self.should_close and self._has_parsed_all() and self.is_silent()
+        return not self.should_close and not self.writing_paused and self._has_parsed_all() and self.is_silent()
 
     def is_silent(self) -> bool:
         """Return whether the upstream has sent nothing, nor closed the connection, before it is asked."""
@@ -128,7 +129,8 @@ class _Idle(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Close the connection: nobody has asked for this."""
-        _log.warning("upstream_out_of_turn", bytes=len(data))
+        # In a context of its own: this one is that of the request for which the connection was made.
+        Context().run(_log.warning, "upstream_out_of_turn", bytes=len(data))
         self._connection.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -183,7 +185,10 @@ class _Resolver(AbstractResolver):
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(tell, addresses, failure)
 
-        Thread(target=look_up, daemon=True, name="resolver").start()
+        try:
+            Thread(target=look_up, daemon=True, name="resolver").start()
+        except RuntimeError as error:
+            raise OSError("no thread can be started") from error
         return await found
 
     async def close(self) -> None:

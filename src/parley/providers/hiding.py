@@ -22,8 +22,10 @@ def hide(key: str, text: str) -> str:
     plain = _unescaped(text[:_MOST_CHARACTERS])
     if not key:
         return plain
-    size = min(_FRAGMENT, len(key))
-    parts = {key[start : start + size] for start in range(len(key) - size + 1)}
+    # A key can hold what looks like an escape; it has been undone in the text, so both forms are looked for.
+    forms = [form for form in (key, _unescaped(key)) if form]
+    size = min(_FRAGMENT, *map(len, forms))
+    parts = {form[start : start + size] for form in forms for start in range(len(form) - size + 1)}
     shown: list[str] = []
     hidden_to = -1
     for place, character in enumerate(plain):

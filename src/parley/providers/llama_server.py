@@ -41,7 +41,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def environment() -> dict[str, str]:
-    """Return what the process gets of its parent's environment: what it needs, and so no secret."""
+    """Return the variables that the process needs; no secret is among them."""
     return {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
 
 

@@ -83,7 +83,7 @@ class UpstreamModel(Model):
                     await read(content, run, settings.max_tokens or 0)
         except Exception as error:
             if not run.deltas:
-                run.unfinish()
+                run.retract_finish()
                 raise
             failure = error
         run.close(failure)

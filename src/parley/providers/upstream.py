@@ -99,7 +99,7 @@ class UpstreamProvider:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            # Unpacking could make much of little, on the loop; `ask` refuses what is packed.
+            # Decompression could make much of little, on the loop; `ask` refuses what is compressed.
             auto_decompress=False,
             connector=Connector(trusted(self._base_url)),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -173,8 +173,8 @@ class UpstreamProvider:
                 text = await _explanation(response)
                 self._log_refusal(response, text)
                 raise refusal(response.status, text, response.headers.get("Retry-After"))
-            if _is_packed(response):
-                detail = "The upstream compressed its answer, although Parley asked for none of that."
+            if _is_compressed(response):
+                detail = "The upstream compressed its answer, although Parley asked for `identity`."
                 raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
             try:
                 yield response.content
@@ -236,7 +236,7 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
 
 async def _explanation(response: aiohttp.ClientResponse) -> bytes:
     """Return the body of an HTTP error, if it can be read and comes soon; the status says enough."""
-    if _is_packed(response):
+    if _is_compressed(response):
         return b""
     try:
         async with asyncio.timeout(_EXPLANATION_TIMEOUT_S):
@@ -245,5 +245,5 @@ async def _explanation(response: aiohttp.ClientResponse) -> bytes:
         return b""
 
 
-def _is_packed(response: aiohttp.ClientResponse) -> bool:
+def _is_compressed(response: aiohttp.ClientResponse) -> bool:
     return response.headers.get("Content-Encoding", "").strip().lower() not in {"identity", ""}

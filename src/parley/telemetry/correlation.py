@@ -73,7 +73,7 @@ class CorrelationMiddleware:
             await self._app(scope, receive_counted, send_with_id)
             outcome = "completed"
         except asyncio.CancelledError:
-            # At the end of the server's patience. uvicorn would log an exception, and answer in plain text.
+            # uvicorn cancels requests when its time to stop is over; it would log an error, and answer in plain text.
             if "end_early" not in scope["state"]:
                 raise
             scope["state"]["end_early"](scope["state"])

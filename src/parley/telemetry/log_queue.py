@@ -34,8 +34,7 @@ class LogQueue:
     ) -> None:
         """Start the thread.
 
-        `count` hears of each drop, and `tell` of their number, before a line gets through again: what
-        it writes comes before that line.
+        `count` is called for each dropped line, and `tell` with their number before the next line is taken.
         """
         self._descriptor = descriptor
         self._encoding = encoding
@@ -47,7 +46,7 @@ class LogQueue:
 
     def start(self) -> None:
         """Begin with an empty queue; again in a forked process, which has the queue but not the thread."""
-        # Each of these numbers only grows, by one thread's hand: the writers share a lock, and the thread has its own.
+        # Each of these numbers only grows, and is written by one thread only: the writers share a lock.
         self._lines_in = self._bytes_in = self._dropped = self._told = 0
         self._lines_out = self._bytes_out = self._failed = 0
         self._is_dropping = self._is_failing = False

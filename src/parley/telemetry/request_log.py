@@ -51,8 +51,8 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="Which of several: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
-            "`connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, `streams_per_caller`, "
-            "`tokens_per_minute`."
+            "`connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
+            "`streams_per_caller`, `tokens_per_minute`."
         ),
     ] = None
     caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None

@@ -129,7 +129,7 @@ class Traces:
         try:
             yield headers
         except Exception as error:
-            if not run.is_last_word:  # else what fails takes nothing from the answer
+            if not run.is_final:  # else what fails takes nothing from the answer
                 span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
                 span.set_status(StatusCode.ERROR)
             raise
