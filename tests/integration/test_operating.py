@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from contextlib import asynccontextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ErrorChunk, TextChunk
-from tests.support.canaries import CANARY
+from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.faults import after, ping, sse
 from tests.support.running import problem, read_chunks, running, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, in_turn, respond
@@ -301,6 +302,27 @@ async def test_an_upstreams_words_are_logged_where_that_is_wanted(
     assert (await logs.line("upstream_refused"))["upstream_text"] == (
         '{"error": {"message": "Incorrect API key provided: ***. Bad luck."}}'
     )
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        CANARY_KEY,
+        CANARY_KEY[:12],
+        urllib.parse.quote("".join(f"&#{ord(character)};" for character in CANARY_KEY)),
+        "".join(f"\\u{ord(character):04x}" for character in CANARY_KEY),
+    ],
+)
+async def test_no_key_is_in_an_upstreams_words_however_it_quotes_it(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs, quoted: str
+) -> None:
+    """Escaped or cut, neither the key nor any six characters of it are logged."""
+    upstream.script = respond(400, {"error": {"message": f"Wrong: {quoted}!", "code": "a_name_of_its_own"}})
+    async with running(make_settings(log_upstream_text=True), logs) as client:
+        await client.post("/chat", json=REQUEST)
+    line = await logs.line("upstream_refused")
+    assert "Wrong: ***!" in line["upstream_text"]
+    assert line["upstream_error_type"] == "other"
 
 
 async def test_the_contract_is_served(client: httpx.AsyncClient) -> None:
