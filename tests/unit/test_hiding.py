@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
+import re
 import urllib.parse
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,7 @@ def _code_points(text: str) -> str:
         lambda key: json.dumps(_code_points(key)),
         lambda key: json.dumps(json.dumps({"key": key})),
         lambda key: urllib.parse.quote(key, safe=""),
-        lambda key: urllib.parse.quote(key, safe="").lower(),
+        lambda key: re.sub("%..", lambda escape: escape[0].lower(), urllib.parse.quote(key, safe="")),
         lambda key: urllib.parse.quote(urllib.parse.quote(key, safe=""), safe=""),
         html.escape,
         _entities,
@@ -60,6 +62,26 @@ def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str
 def test_a_key_that_looks_escaped_itself_is_hidden(key: str) -> None:
     """Also after the escapes in the text are undone."""
     assert hide(key, f"the key {key}.") == "the key ***."
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        str.upper,
+        str.swapcase,
+        " ".join,
+        lambda key: "-".join(key[start : start + 5] for start in range(0, len(key), 5)),
+        lambda key: key.encode().hex(),
+        lambda key: base64.b64encode(key.encode()).decode(),
+        lambda key: base64.urlsafe_b64encode(f"Bearer {key}".encode()).decode(),
+        lambda key: "".join(chr(ord(character) + 0xFEE0) for character in key),
+    ],
+)
+def test_a_text_that_quotes_the_key_in_other_letters_is_hidden_as_a_whole(write: Callable[[str], str]) -> None:
+    """Nobody can tell where the key begins in it."""
+    key = "sk-proj-aB3dE6fG9hI2jK5lM8nO1"
+    assert hide(key, f"Incorrect key: {write(key)} was sent.") == "***"
+    assert hide(key, "Incorrect key: none was sent.") == "Incorrect key: none was sent."
 
 
 def test_a_short_key_is_hidden_as_a_whole() -> None:

@@ -37,6 +37,7 @@ class Answer:
         self.decoder = EventDecoder()
         self._is_completion = False
         self._choices = 0
+        self._has_other_text = False
         self._characters = 0
         self._most_lines = _SPARE_LINES + most_tokens * _LINES_PER_TOKEN
         self._most_bytes = _SPARE_BYTES + most_tokens * _BYTES_PER_TOKEN
@@ -83,6 +84,9 @@ class Answer:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")
         if self._run.finish_reason is None:
             raise ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+        if self._has_other_text and not self._run.deltas:
+            detail = "The upstream gave text to other choices than the one that was asked for."
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
 
     def _note(self, chunk: Chunk, texts: list[str]) -> None:
         """Take a chunk's text, and note its finish reason and usage."""
@@ -98,9 +102,12 @@ class Answer:
             return
         self._choices += len(chunk.choices)
         for choice in chunk.choices:
+            # A message is the whole answer; where the text has come already, it says the same again.
+            delta = choice.delta or (None if texts or self._run.deltas else choice.message)
+            text = (delta.content or "") + (delta.refusal or "") if delta else ""
             if choice.index:  # another answer, which was not asked for
+                self._has_other_text |= bool(text)
                 continue
-            text = (choice.delta.content or choice.delta.refusal) if choice.delta else None
             if text:
                 texts.append(text)
                 if self._run.finish_reason is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
+import unicodedata
 import urllib.parse
 from typing import Final
 
 _HIDDEN: Final = "***"
 # Shorter parts of a key are worth nothing.
 _FRAGMENT: Final = 6
+_LONG_FRAGMENT: Final = 10
 _MOST_CHARACTERS: Final = 8192
 # Texts are not escaped more often than this.
 _MOST_LAYERS: Final = 5
@@ -18,7 +21,10 @@ _ESCAPE: Final = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([/\"'\\]
 
 
 def hide(key: str, text: str) -> str:
-    """Return the start of a text, unescaped, with asterisks instead of the key and of each part of it."""
+    """Return the start of a text, unescaped, with asterisks instead of the key and of each part of it.
+
+    If it quotes the key in a way that only a comparison of letters and digits finds, all of it is hidden.
+    """
     plain = _unescaped(text[:_MOST_CHARACTERS])
     if not key:
         return plain
@@ -35,7 +41,25 @@ def hide(key: str, text: str) -> str:
             hidden_to = place + size
         elif place >= hidden_to:
             shown.append(character)
-    return "".join(shown)
+    result = "".join(shown)
+    return _HIDDEN if _is_quoted(key, result) else result
+
+
+def _is_quoted(key: str, text: str) -> bool:
+    """Return whether a text holds a part of the key in other letters, with others between, or encoded."""
+    folded = _folded(text)
+    written = [_folded(key), key.encode().hex()]
+    # Without the first and the last letters, which depend on what is beside the key.
+    written += [_folded(base64.b64encode(b"." * shift + key.encode()).decode())[4:-4] for shift in range(3)]
+    return any(
+        form[start : start + _LONG_FRAGMENT] in folded
+        for form in written
+        for start in range(len(form) - _LONG_FRAGMENT + 1)
+    )
+
+
+def _folded(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
 
 
 def _unescaped(text: str) -> str:

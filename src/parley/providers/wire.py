@@ -22,6 +22,7 @@ class Choice(msgspec.Struct, gc=False):
     """One answer; Parley asks for one, whose index is 0 or missing."""
 
     delta: Delta | None = None
+    message: Delta | None = None
     finish_reason: str | None = None
     index: int | None = None
 

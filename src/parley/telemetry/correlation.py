@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEADER: Final = b"x-correlation-id"
 
+_PIECE_BYTES: Final = 32_768
+
 _ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -65,7 +67,10 @@ class CorrelationMiddleware:
                 status = message["status"]
                 message["headers"] = [*message["headers"], (HEADER, correlation_id.encode())]
             else:
-                bytes_out += len(message.get("body", b""))
+                body = message.get("body", b"")
+                bytes_out += len(body)
+                if len(body) > _PIECE_BYTES:
+                    message["body"] = await _send_all_but_the_end(send, body)
             await send(message)
 
         outcome = "cancelled"
@@ -85,6 +90,18 @@ class CorrelationMiddleware:
             measured = {"outcome": outcome, "status": status, "bytes_in": bytes_in, "bytes_out": bytes_out}
             total_ms = round((now() - started) * 1000)
             self._done(request_log(scope, get_contextvars(), **measured, total_ms=total_ms))
+
+
+async def _send_all_but_the_end(send: Send, body: bytes) -> bytes:
+    """Send a large body in pieces, each when the client has taken the one before it; return the last one.
+
+    A client that does not read would otherwise keep a copy of the whole body in memory.
+    """
+    end = (len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES
+    for start in range(0, end, _PIECE_BYTES):
+        piece = body[start : start + _PIECE_BYTES]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    return body[end:]
 
 
 def correlation_id_of(scope: Any) -> str:

@@ -52,7 +52,7 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             description="Which of several: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
             "`connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
-            "`streams_per_caller`, `tokens_per_minute`."
+            "`streams_per_caller`, `tokens_per_minute`, `unfinished_requests`."
         ),
     ] = None
     caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import yaml
-from litestar import Response, Router
+from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin, YamlRenderPlugin
-from litestar.static_files import create_static_files_router
+from litestar.params import FromPath  # Litestar resolves it when it runs
 
 if TYPE_CHECKING:
     from litestar import Request
-    from litestar.openapi.plugins import OpenAPIRenderPlugin
+    from litestar.params import FromPath  # Litestar resolves it when it runs
+from litestar.openapi.plugins import OpenAPIRenderPlugin
 
 _PATH: Final = "/schema"
 _FILES: Final = "/swagger-ui"
@@ -24,8 +26,18 @@ _FILES: Final = "/swagger-ui"
 
 def router() -> Router:
     """Return the router of all that is below /schema."""
-    files = [create_static_files_router(_FILES, [folder]) for folder in _folders()]
-    return Router(_PATH, route_handlers=files, after_request=_refuse_unknown, include_in_schema=False)
+    # In memory, once: a file that is read for each client would cost a descriptor and a thread for each.
+    files = {path.name: path.read_bytes() for folder in _folders() for path in folder.glob("*/*") if path.is_file()}
+
+    @get(f"{_FILES}/{{folder:str}}/{{name:str}}", sync_to_thread=False)
+    def file(name: FromPath[str]) -> Response[bytes]:
+        """Return one of the page's files."""
+        if name not in files:
+            raise NotFoundException
+        return Response(files[name], media_type=mimetypes.guess_type(name)[0] or "application/octet-stream")
+
+    handlers = [file] if files else []
+    return Router(_PATH, route_handlers=handlers, after_request=_refuse_unknown, include_in_schema=False)
 
 
 def plugins() -> list[OpenAPIRenderPlugin]:
@@ -38,7 +50,22 @@ def plugins() -> list[OpenAPIRenderPlugin]:
         css_url=f"{files}/css/swagger-ui.css",
         favicon=f'<link rel="icon" href="{files}/images/swagger.svg">',
     )
-    return [*([page] if _folders() else []), JsonRenderPlugin(path="/openapi.json"), _Yaml(path="/openapi.yaml")]
+    document: list[OpenAPIRenderPlugin] = [JsonRenderPlugin(path="/openapi.json"), _Yaml(path="/openapi.yaml")]
+    return [_once(plugin) for plugin in ([page] if _folders() else []) + document]
+
+
+def _once(plugin: OpenAPIRenderPlugin) -> OpenAPIRenderPlugin:
+    """Have a plugin render once: the document does not change, and to render it as YAML takes 60 ms."""
+    render = plugin.render
+    rendered: list[bytes] = []
+
+    def render_once(request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        if not rendered:
+            rendered.append(render(request, openapi_schema))
+        return rendered[0]
+
+    plugin.render = render_once  # type: ignore[method-assign]  # for three kinds of plugin
+    return plugin
 
 
 def as_yaml(document: dict[str, Any]) -> str:

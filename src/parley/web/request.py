@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import msgspec
 from litestar import Request
@@ -13,7 +13,14 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import NOT_BLANK_NO_NUL
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
 MAX_BODY_BYTES: Final = 1 << 20
+
+# What all requests together may hold of bodies that are not complete.
+_MAX_UNFINISHED_BYTES: Final = 32 << 20
+_TOO_MANY: Final = "Parley is receiving too many large requests."
 
 T = TypeVar("T")
 
@@ -24,6 +31,27 @@ class ChatAPIRequest(Request[Any, Any, Any]):
     Litestar's own way decodes twice, takes "5" for 5, never looks at the Content-Type, and answers 500 to invalid UTF-8
     and to deep nesting.
     """
+
+    unfinished_bytes: ClassVar[int] = 0
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it comes.
+
+        Raises:
+            ChatError: if all requests that are being received hold too many bytes.
+        """
+        held = 0
+        try:
+            async for piece in super().stream():
+                held += len(piece)
+                ChatAPIRequest.unfinished_bytes += len(piece)
+                if ChatAPIRequest.unfinished_bytes > _MAX_UNFINISHED_BYTES:
+                    raise ChatError(
+                        ErrorCode.OVERLOADED, detail=_TOO_MANY, reason="unfinished_requests", retry_after_s=1
+                    )
+                yield piece
+        finally:
+            ChatAPIRequest.unfinished_bytes -= held
 
     async def body(self) -> bytes:
         """Return the body's bytes.
