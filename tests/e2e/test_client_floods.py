@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import urllib.parse
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,18 @@ async def served() -> AsyncIterator[Parley]:
         await stream(client, {"message": "Hi"}, headers=KEY)
         upstream.script = hang
         yield served
+
+
+async def test_clients_that_do_not_read_a_large_response_fill_no_memory(served: Parley) -> None:
+    """The files of the contract's page are the largest; nobody needs a key for them."""
+    address = urllib.parse.urlsplit(served.url)
+    request = b"GET /schema/swagger-ui/js/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack, measuring(served) as cost:
+        for _ in range(100):
+            connection = stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=60))
+            connection.sendall(request)
+            assert connection.recv(12) == b"HTTP/1.1 200"
+    assert cost.growth_kb < MOST_GROWTH_KB
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())

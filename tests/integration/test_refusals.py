@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,11 +12,14 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.web.request import MAX_BODY_BYTES
 from tests.support.canaries import CANARY
-from tests.support.running import problem
+from tests.support.running import problem, running, sending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import httpx
 
+    from parley.settings import Settings
     from tests.support.logs import Logs
     from tests.support.upstream import ScriptedUpstream
 
@@ -213,3 +218,21 @@ async def test_all_that_is_allowed_may_be_asked_for(client: httpx.AsyncClient, p
     """Values equal to the maximum are accepted."""
     request = {"message": "x" * 32_000, "max_output_tokens": 2000, "timeout_s": 30}
     assert (await client.post(path, json=request)).status_code == 200
+
+
+async def test_unfinished_requests_hold_little_memory_together(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream
+) -> None:
+    """One that comes on top is refused as in any overload; when they have gone, all is as before."""
+    head = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+    async with running(make_settings(read_timeout_s=3600)) as client:
+        async with AsyncExitStack() as stack:
+            begun = [await stack.enter_async_context(sending(client, head + b" " * 999_000)) for _ in range(36)]
+            lines = [asyncio.create_task(reader.readline()) for reader, _ in begun]
+            answered, waiting = await asyncio.wait(lines, return_when=asyncio.FIRST_COMPLETED)
+            assert {task.result() for task in answered} == {b"HTTP/1.1 503 Service Unavailable\r\n"}
+            assert len(waiting) >= 30
+            for task in waiting:
+                task.cancel()
+        assert (await client.post("/chat", json={"message": "Hi"})).status_code == 200
+    assert len(upstream.exchanges) == 1

@@ -199,6 +199,9 @@ CHOICES = {
     "1 ends last": [[choice(0, "abc", "stop"), choice(1, "x")], [choice(1, "y")], [choice(1, None, "length")]],
     "1 ends in a way that is none": [[choice(1, None, "tool_calls")], [choice(0, "abc", "stop")]],
     "both by turns": [[choice(index, text)] for text in "abc" for index in (0, 2, 1)] + [[choice(0, "", "stop")]],
+    "text and refusal": [[{"index": 0, "delta": {"content": "ab", "refusal": "c"}}], [choice(0, None, "stop")]],
+    "a message": [[{"index": 0, "message": {"content": "abc"}, "finish_reason": "stop"}]],
+    "a message that repeats": [[choice(0, "abc")], [{"message": {"content": "abc"}, "finish_reason": "stop"}]],
     "no index": [[choice(None, "abc")], [choice(None, None, "stop")]],
 }
 
@@ -215,11 +218,12 @@ async def test_only_the_choice_that_was_asked_for_counts(
     assert response.json()["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("index", [0, 1])
 async def test_an_answer_of_other_choices_only_is_no_answer(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, index: int
 ) -> None:
-    """Whatever they say."""
-    upstream.script = say(sse({"choices": [choice(1, "x")]}, {"choices": [choice(1, None, "stop")]}, "[DONE]"))
+    """Whatever they say, and whoever says that it is over."""
+    upstream.script = say(sse({"choices": [choice(1, "x")]}, {"choices": [choice(index, None, "stop")]}, "[DONE]"))
     text, code = await ask(client, "/chat")
     assert text == ""
     assert code in {ErrorCode.UPSTREAM_TRUNCATED, ErrorCode.UPSTREAM_ERROR}
