@@ -90,11 +90,9 @@ async def ended(
     ("command", "workers", "number", "is_embedded"),
     [
         (PARLEY, "1", signal.SIGTERM, False),
-        (SCRIPT, "2", signal.SIGTERM, False),
-        (PARLEY, "2", signal.SIGINT, True),
-        (SCRIPT, "1", signal.SIGINT, True),
+        (SCRIPT, "2", signal.SIGINT, True),
     ],
-    ids=["module", "workers", "workers that share a model", "embedded model"],
+    ids=["module", "workers that share a model"],
 )
 async def test_a_signal_at_any_moment_of_the_start_ends_it_without_a_trace(
     upstream: ScriptedUpstream,

@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import urllib.parse
-import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from subprocess import PIPE, Popen
@@ -98,12 +97,12 @@ def chunkwise(start: bytes, body: bytes, text: str | None = None) -> Flood:
     return Flood(pieces, text)
 
 
-def packed(start: bytes, encoding: str, unit: bytes, number: int) -> Flood:
+def packed(start: bytes, unit: bytes, number: int) -> Flood:
     """Send a compressed body, in spite of `Accept-Encoding: identity`."""
 
     def pieces() -> Iterator[bytes]:
-        data = (zlib if encoding == "deflate" else gzip).compress(unit * number, 9)
-        headers = f"\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(data)}\r\n\r\n"
+        data = gzip.compress(unit * number, 9)
+        headers = f"\r\ncontent-encoding: gzip\r\ncontent-length: {len(data)}\r\n\r\n"
         yield start.removesuffix(b"\r\n\r\n") + headers.encode() + data
 
     return Flood(pieces)
@@ -122,43 +121,33 @@ _IN_CHUNKS = CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE)
 FLOODS = {
     PLAIN: Flood(lambda: iter([HEAD, WHOLE, event("[DONE]")]), "whole"),
     # It is compressed.
-    "gzip of empty lines": packed(HEAD, "gzip", b"data:\n", 10_000_000),
-    "deflate of empty lines": packed(HEAD, "deflate", b"data:\n", 10_000_000),
-    "gzip of a line": packed(HEAD, "gzip", b"x", 200_000_000),
-    "gzip of an error": packed(ERROR, "gzip", b"x", 200_000_000),
+    "gzip of empty lines": packed(HEAD, b"data:\n", 10_000_000),
+    "gzip of an error": packed(ERROR, b"x", 80_000_000),
     # It holds no text.
     "empty objects": endless(HEAD, b"data: {}\n\n"),
     "blank lines": endless(HEAD, b"\n"),
-    "comments": endless(HEAD, b":\n"),
     "data lines without data": endless(HEAD, b"data:\n"),
-    "roles": endless(HEAD, delta(role="assistant")),
     "reasoning": endless(HEAD, delta(reasoning_content="thinking")),
     "a line": endless(HEAD + b"data: ", b"x"),
     "finish reasons": endless(HEAD, delta("stop"), ""),
     "a million choices": holding('{"choices":[' + "{}," * 340_000 + "{}]}"),
-    "other choices": holding('{"choices":[{"index":1,"delta":{"content":"x"}}]}'),
     "nested error": holding(f'{{"choices":[],"error":{_DEEP}}}'),
     "nested in an unknown field": holding(f'{{"choices":[],"x":{_DEEP}}}'),
-    "digits in an unknown field": holding(f'{{"choices":[],"x":{_DIGITS}}}'),
     "digits in an error": holding(f'{{"error":{{"code":{_DIGITS}}}}}'),
     # It is cut into bytes.
     "a long event in segments of a byte": bytewise(HEAD, LONG_EVENT, LONG_TEXT),
     "a long event in chunks of a byte": chunkwise(CHUNKED, LONG_EVENT, LONG_TEXT),
     "chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
-    "chunks of a line end": endless(CHUNKED, b"1\r\n\n\r\n"),
     # HTTP itself does not end.
     "a chunk's extension": endless(CHUNKED + b"5;x=", b"x"),
     "chunks with extensions": endless(CHUNKED, b"1;" + b"x" * 1000 + b"\r\n:\r\n"),
     "trailers": endless(_IN_CHUNKS + b"0\r\n", b"x-trailer: 1\r\n", "whole"),
     "100 Continue": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "headers": endless(b"HTTP/1.1 200 OK\r\n", b"x-header: 1\r\n"),
     "line ends before the answer": endless(b"", b"\r\n"),
     # It holds text.
     "text": endless(HEAD, delta(content="word ")),
-    "a character at a time": endless(HEAD, delta(content="x")),
     "a MB of text at a time": endless(HEAD, delta(content="x" * 1_000_000)),
     # It goes on after the end.
-    "bytes after DONE": endless(HEAD + WHOLE + event("[DONE]"), b"x", "whole"),
     "chunks after DONE": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
     "comments after the finish reason": endless(HEAD + WHOLE, b":\n\n", "whole"),
     # It is an error.
@@ -167,7 +156,7 @@ FLOODS = {
     # It is the list of models.
     "models": endless(JSON + _MODELS, b'{"id":"x"},'),
     "models in chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
-    "gzip of models": packed(JSON, "gzip", b'{"id":"x"},', 20_000_000),
+    "gzip of models": packed(JSON, b'{"id":"x"},', 8_000_000),
     "100 Continue before models": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
 }
 
