@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ class ProgressDeadline(Deadline):
         super().__init__(loop, timeout_s, cut)
         self._left = left
         self._last_left = 0
-        self._looks_in_vain = 0
+        self._looks_without_progress = 0
 
     def start(self) -> None:
         """Let the time run, if it doesn't already."""
         if self._timer is None:
-            self._last_left = self._left()
-            self._looks_in_vain = 0
+            self._last_left = sys.maxsize  # the first look finds out, as most waits are over before it
+            self._looks_without_progress = 0
             self._wait()
 
     def _wait(self) -> None:
@@ -63,9 +64,9 @@ class ProgressDeadline(Deadline):
 
     def _look(self) -> None:
         left = self._left()
-        self._looks_in_vain = 0 if left < self._last_left else self._looks_in_vain + 1
+        self._looks_without_progress = 0 if left < self._last_left else self._looks_without_progress + 1
         self._last_left = left
-        if self._looks_in_vain == _LOOKS:
+        if self._looks_without_progress == _LOOKS:
             self._cut()
         else:
             self._wait()

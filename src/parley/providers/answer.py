@@ -31,7 +31,8 @@ class Answer:
 
     def __init__(self, run: Run, most_tokens: int) -> None:
         self.is_done = False
-        self._bytes = 0
+        self.bytes = 0
+        """The bytes taken so far."""
         self._run = run
         self.decoder = EventDecoder()
         self._is_completion = False
@@ -48,7 +49,7 @@ class Answer:
         Raises:
             ChatError: if they are no completion's, report a failure, or are too many.
         """
-        self._bytes += len(data)
+        self.bytes += len(data)
         texts: list[str] = []
         try:
             for payload in self.decoder.feed(data):
@@ -67,7 +68,7 @@ class Answer:
                 self._run.add(text, len(texts))
         if (
             self.decoder.lines + self._choices > self._most_lines
-            or self._bytes > self._most_bytes
+            or self.bytes > self._most_bytes
             or self._characters > self._most_characters
         ):
             detail = "The upstream sent far more than the tokens that were asked for."

@@ -39,7 +39,7 @@ _LAST_BYTES_TIMEOUT_S: Final = 0.1
 # What is decoded before the loop gets its turn. Most of the work is done per line, so lines that are shorter than those
 # of any honest upstream come in smaller slices.
 _SLICE_BYTES: Final = 16_384
-# aiohttp returns more than this at once if it has more; after a smaller read, the next one waits.
+# After a smaller read, aiohttp has nothing more: it stops parsing at 1,024 chunks, and goes on at half of them.
 _SMALL_READ_BYTES: Final = 500
 _SHORT_LINES_SLICE_BYTES: Final = 4096
 _SHORT_LINE_BYTES: Final = 32
@@ -100,10 +100,12 @@ async def read(content: aiohttp.StreamReader, run: Run, most_tokens: int = 0) ->
     answer = Answer(run, most_tokens)
     try:
         while not answer.is_done and (data := await content.readany()):
-            if len(data) <= _SMALL_READ_BYTES:
+            if len(data) <= _SLICE_BYTES:
                 answer.take(data)
             else:
                 await _take(answer, data)
+            if len(data) > _SMALL_READ_BYTES and content.total_bytes > answer.bytes:  # the next read would not wait
+                await asyncio.sleep(0)
             if run.is_full:
                 await run.room()
     except (aiohttp.ClientError, OSError) as error:
@@ -120,18 +122,17 @@ async def read(content: aiohttp.StreamReader, run: Run, most_tokens: int = 0) ->
 
 
 async def _take(answer: Answer, data: bytes) -> None:
-    """Decode many bytes, and let the loop run from time to time, and at the end: the next read may not wait."""
+    """Decode many bytes, and let the loop run from time to time."""
     has_short_lines = data.count(b"\n") > len(data) // _SHORT_LINE_BYTES
     size = _SHORT_LINES_SLICE_BYTES if has_short_lines else _SLICE_BYTES
     lines = answer.decoder.lines
     for start in range(0, len(data), size):
         answer.take(data[start : start + size])
         if answer.is_done:
-            return
+            break
         if answer.decoder.lines - lines > _LINES_PER_TURN:
             await asyncio.sleep(0)
             lines = answer.decoder.lines
-    await asyncio.sleep(0)
 
 
 @cache

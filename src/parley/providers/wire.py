@@ -80,12 +80,12 @@ class EventDecoder:
             lines[0] = bytes(self._rest + lines[0])
             self._rest.clear()
         self._rest += last
+        if lines and not self.lines:
+            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
+        self.lines += len(lines)
         complete: list[bytes] = []
         for line in lines:
             text = line.removesuffix(b"\r")
-            if not self.lines:
-                text = text.removeprefix(_BYTE_ORDER_MARK)
-            self.lines += 1
             if not text and self._data:
                 complete.append(b"\n".join(self._data))
                 self._data.clear()
