@@ -36,8 +36,8 @@ def run(arguments: Sequence[str] | None) -> int:
     chat = commands.add_parser("chat", help="talk to a Parley that serves")
     chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
     chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
-    health = commands.add_parser("health", help="exit with 0 where a Parley serves at PARLEY_HOST and PARLEY_PORT")
-    health.add_argument("--ready", action="store_true", help="only where it would answer a chat")
+    health = commands.add_parser("health", help="exit with 0 if a Parley serves at PARLEY_HOST and PARLEY_PORT")
+    health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
     options = parser.parse_args(arguments)
     environment = dict(os.environ)
     if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key

@@ -102,7 +102,7 @@ class ServerConnection(h11.Connection):
         self._new_budgets()
 
     def next_event(self) -> Any:
-        """Return the next event, or `h11.NEED_DATA`, also if what is there must wait.
+        """Return the next event, or `h11.NEED_DATA` if there is none yet, or if it must wait.
 
         Raises:
             RefusedRequestError: if Parley does not accept the request.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,12 +16,10 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.web.schema import ErrorChunk, ErrorResponse
 from tests.support.process import leading_to, parley
-from tests.support.running import decode_chunk, problem
+from tests.support.running import decode_chunk, problem, sending
 from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import httpx
 
     from tests.support.process import Parley
@@ -47,17 +45,6 @@ class Slow:
             except TimeoutError:
                 self.is_blocked.set()
         await exchange.gone.wait()
-
-
-@asynccontextmanager
-async def sending(client: httpx.AsyncClient, data: bytes) -> AsyncIterator[asyncio.StreamReader]:
-    """Open a connection and send this; yield what reads the response, a little at a time."""
-    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1024)
-    try:
-        writer.write(data)
-        yield reader
-    finally:
-        writer.transport.abort()
 
 
 def chat(path: str, message: str, minor: int = 1) -> bytes:
@@ -97,7 +84,7 @@ async def test_who_waits_is_told_that_parley_ends(upstream: ScriptedUpstream, *,
             responses.append(await client.post(path, json={"message": "wait"}))
 
         async with (
-            sending(client, chat("/chat", "half")[:-3]) as half,
+            sending(client, chat("/chat", "half")[:-3]) as (half, _),
             httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "begin"}) as begun,
         ):
             events = begun.aiter_sse()
@@ -132,7 +119,7 @@ async def test_who_does_not_read_is_cut_off(upstream: ScriptedUpstream, minor: i
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(parley(**variables))
         client = await stack.enter_async_context(served.client())
-        reader = await stack.enter_async_context(sending(client, chat("/chat", "flood", minor)))
+        reader, _ = await stack.enter_async_context(sending(client, chat("/chat", "flood", minor)))
         with anyio.fail_after(60):
             await script.is_blocked.wait()
             await end(served, is_hurried=is_hurried)

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from tests.support.logs import Logs
-from tests.support.process import PARLEY, environment, leading_to, read
+from tests.support.process import PARLEY, cpu_s, environment, leading_to, read
 
 if TYPE_CHECKING:
     from tests.support.upstream import ScriptedUpstream
@@ -39,11 +39,6 @@ class End(NamedTuple):
     exit_code: int
     errors: str
     left: list[str]
-
-
-def cpu_ms(pid: int) -> float:
-    """Return the CPU time that the first thread of a process has used."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e6
 
 
 def has_handlers(pid: int) -> bool:
@@ -72,7 +67,7 @@ async def ended(
         async with asyncio.TaskGroup() as group, asyncio.timeout(100):
             group.create_task(read(process.stdout, logs))
             group.create_task(read(process.stderr, errors))
-            while cpu_ms(process.pid) < moment and '"event":"serving"' not in logs.getvalue():  # noqa: ASYNC110
+            while cpu_s(process.pid) * 1000 < moment and '"event":"serving"' not in logs.getvalue():  # noqa: ASYNC110
                 await anyio.sleep(0.001)  # the kernel tells nobody when
             had_imported = has_imported(process.pid)  # looked at first, as the handlers may come meanwhile
             had_handlers = has_handlers(process.pid)

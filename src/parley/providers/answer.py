@@ -78,7 +78,7 @@ class Answer:
         """Check that what was taken was a whole answer.
 
         Raises:
-            ChatError: where it was none.
+            ChatError: if it was not.
         """
         if not self._is_completion:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream.")

@@ -212,12 +212,12 @@ def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[Resol
 
 
 def trusted(base_url: str) -> ssl.SSLContext | Literal[True]:
-    """Return the certificates that httpx, and so openai, trust; they are loaded only where one will be shown."""
+    """Return the certificates that httpx trusts, as openai does; without TLS, they are not loaded."""
     return httpx.create_ssl_context() if base_url.startswith("https:") else True
 
 
 def proxy(base_url: str) -> str | None:
-    """Return the proxy that the environment wants for this address."""
+    """Return the proxy that the environment names for this address, if any."""
     address = urllib.parse.urlsplit(base_url)
     if urllib.request.proxy_bypass(address.netloc):
         return None

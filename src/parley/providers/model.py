@@ -39,11 +39,11 @@ _LAST_BYTES_TIMEOUT_S: Final = 0.1
 # What is decoded before the loop gets its turn. Most of the work is done per line, so lines that are shorter than those
 # of any honest upstream come in smaller slices.
 _SLICE_BYTES: Final = 16_384
-# After a smaller read, aiohttp has nothing more: it stops parsing at 1,024 chunks, and goes on at half of them.
-_SMALL_READ_BYTES: Final = 500
 _SHORT_LINES_SLICE_BYTES: Final = 4096
 _SHORT_LINE_BYTES: Final = 32
 _LINES_PER_TURN: Final = 400
+# After a smaller read, aiohttp has nothing more: it stops parsing at 1,024 chunks, and goes on at half of them.
+_SMALL_READ_BYTES: Final = 500
 
 
 class UpstreamModel(Model):
@@ -69,7 +69,7 @@ class UpstreamModel(Model):
         """Ask, and yield one completed event with the first text; the answer is read on without openai-agents.
 
         Raises:
-            ChatError: where it fails before the first text; a later failure closes the run.
+            ChatError: if it fails before the first text; a later failure closes the run.
         """
         self._run.begin()
         await self._run.read(self._answer(system_instructions, input, model_settings))
