@@ -11,9 +11,11 @@ from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 
+from parley.agent.plain import PlainAgent
 from parley.chat.service import ChatService
-from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider, reach
-from parley.providers.upstream import OPENAI_BASE_URL, UpstreamProvider
+from parley.providers.calls import Upstreams
+from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream, reach
+from parley.providers.upstream import OPENAI_BASE_URL, Upstream
 from parley.signals import draining
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
@@ -25,9 +27,9 @@ from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
 
-    from parley.chat.provider import Provider
+    from parley.chat.agent import Agent
     from parley.chat.watch import Tracer, Watch
     from parley.settings import Secret, Settings
 
@@ -35,21 +37,22 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
-    """Assemble the ASGI application; its lifespan opens the providers, and drains the service at a signal to stop.
+    """Assemble the ASGI application; its lifespan opens the upstreams, and drains the service at a signal to stop.
 
     `embedded` is where the embedded model runs already, if it does.
     """
     watch, telemetry = metrics(), TelemetryPlugin(settings)
-    providers = list(_providers(settings, watch, telemetry.tracer, embedded))
-    service = ChatService(settings, providers, watch)
+    sources = list(_sources(settings, watch, telemetry.tracer, embedded))
+    agent = PlainAgent(Upstreams(sources), settings)
+    service = ChatService(settings, agent, watch)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        described = _described(settings, providers)
+        described = _described(settings, agent)
         try:
             async with AsyncExitStack() as stack:
-                for provider in providers:
-                    await stack.enter_async_context(provider)
+                for source in sources:
+                    await stack.enter_async_context(source)
                 stack.enter_context(draining(service, settings.drain_timeout_s))
                 _log.info("serving", **described)
                 yield
@@ -81,15 +84,15 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     )
 
 
-def _described(settings: Settings, providers: Sequence[Provider]) -> dict[str, object]:
+def _described(settings: Settings, agent: Agent) -> dict[str, object]:
     """Tell an operator what serves, where, and within which limits."""
     return {
         "url": settings.url,
         "version": version("parley"),
-        "models": [provider.model_name for provider in providers],
+        "models": agent.model_names,
         "is_embedded": settings.embedded,
         "keys": len(settings.keys()),
-        "max_streams": settings.max_streams or providers[0].max_streams,
+        "max_streams": settings.max_streams or agent.max_streams,
         "max_queue": settings.max_queue,
         "max_output_tokens": settings.max_output_tokens,
         "request_timeout_s": settings.request_timeout_s,
@@ -110,13 +113,13 @@ def _cors(settings: Settings) -> CORSConfig | None:
     )
 
 
-def _providers(
+def _sources(
     settings: Settings, watch: Watch, tracer: Tracer, embedded: Address | None
-) -> Iterator[EmbeddedProvider | UpstreamProvider]:
-    """Make the provider, and its fallback where there is one."""
+) -> Iterator[EmbeddedUpstream | Upstream]:
+    """Make the upstream, and its fallback if there is one."""
 
-    def upstream(base_url: str | None, key: Secret | None, model: str | None) -> UpstreamProvider:
-        return UpstreamProvider(
+    def upstream(base_url: str | None, key: Secret | None, model: str | None) -> Upstream:
+        return Upstream(
             watch=watch,
             tracer=tracer,
             base_url=base_url or OPENAI_BASE_URL,
@@ -130,7 +133,7 @@ def _providers(
 
     if settings.embedded:
         yield (
-            EmbeddedProvider(settings, watch, tracer) if embedded is None else reach(embedded, settings, watch, tracer)
+            EmbeddedUpstream(settings, watch, tracer) if embedded is None else reach(embedded, settings, watch, tracer)
         )
     else:
         yield upstream(settings.openai_base_url, settings.openai_api_key, settings.model)

@@ -24,7 +24,7 @@ from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
 from parley.descriptors import LISTEN_QUEUE, ConnectionLimit, Loop
-from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedProvider
+from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream
 from parley.providers.upstream import MAX_STREAMS
 from parley.settings import Settings
 from parley.telemetry import logs
@@ -189,8 +189,8 @@ def _model_of_all(settings: Settings) -> Iterator[Address | None]:
         return
     with start_blocking_portal() as portal:
         try:
-            provider = portal.wrap_async_context_manager(EmbeddedProvider(settings, metrics(), Untraced()))
-            with provider as opened:
+            model = portal.wrap_async_context_manager(EmbeddedUpstream(settings, metrics(), Untraced()))
+            with model as opened:
                 yield opened.address
         except EmbeddedModelError as error:
             _log.critical("start_failed", reason=str(error))

@@ -14,7 +14,7 @@ import httpx_sse
 import msgspec
 
 from parley.chat.watch import Untraced
-from parley.providers.embedded import DEFAULT_INSTRUCTIONS, EmbeddedProvider
+from parley.providers.embedded import DEFAULT_INSTRUCTIONS, EmbeddedUpstream
 from parley.providers.llama_server import Order, Report
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
@@ -36,7 +36,7 @@ async def bare() -> AsyncIterator[httpx.AsyncClient]:
     child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
     assert child.stdin is not None
     assert child.stdout is not None
-    order = Order(model_path=str(EmbeddedProvider(Settings(), metrics(), Untraced()).find_model()), api_key="bench")
+    order = Order(model_path=str(EmbeddedUpstream(Settings(), metrics(), Untraced()).find_model()), api_key="bench")
     child.stdin.write(msgspec.json.encode(order) + b"\n")
     report = msgspec.json.decode(await child.stdout.readline(), type=Report)
     assert report.url is not None

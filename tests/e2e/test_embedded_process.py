@@ -15,7 +15,7 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.watch import Untraced
-from parley.providers.embedded import EmbeddedModelError, EmbeddedProvider
+from parley.providers.embedded import EmbeddedModelError, EmbeddedUpstream
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
 from parley.web.schema import ErrorChunk, StartChunk
@@ -103,7 +103,7 @@ async def test_the_model_gets_no_secret_and_nothing_else_that_is_its_parents(tmp
 async def refused(model_path: str | None = None) -> str:
     """Return what an embedded model that cannot be started says."""
     with pytest.raises(EmbeddedModelError) as told:
-        async with EmbeddedProvider(Settings(model_path=model_path), metrics(), Untraced()):
+        async with EmbeddedUpstream(Settings(model_path=model_path), metrics(), Untraced()):
             pass
     return str(told.value)
 

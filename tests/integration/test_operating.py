@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import urllib.parse
-from contextlib import asynccontextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, ClassVar
 
 import anyio
 import pytest
@@ -12,10 +12,12 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.testing import AsyncTestClient
 
+from parley.agent.plain import PlainAgent
 from parley.chat.errors import ErrorCode
 from parley.chat.service import ChatService
 from parley.chat.watch import Untraced
-from parley.providers.model import UpstreamModel
+from parley.providers.calls import Upstreams
+from parley.providers.upstream import Upstream
 from parley.settings import Secret
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
@@ -25,17 +27,17 @@ from parley.web.keys import KeyGuard
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ErrorChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.faults import after, ping, sse
+from tests.support.faults import after, ping
 from tests.support.running import problem, read_chunks, running, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, delta, in_turn, respond
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     import httpx
-    from agents import Model
 
-    from parley.chat.run import Run
+    from parley.chat.agent import Agent
+    from parley.chat.watch import Asked, Span
     from parley.settings import Settings
     from tests.support.logs import Logs
     from tests.support.upstream import Script
@@ -160,54 +162,44 @@ async def test_what_an_upstream_says_is_logged_only_where_it_is_asked_for_and_ne
             assert key[:8] not in said
 
 
-class BrokenProvider:
-    """A provider with an error in its own code."""
+class BrokenAgent:
+    """An agent with an error in its own code."""
 
-    model_name = "broken"
-    instructions = None
-    temperature = None
+    model_names: ClassVar = ["broken"]
     max_streams = 1
 
-    def model(self, _: Run, /) -> Model:
+    async def answer(self, *_: object) -> AsyncGenerator[str, None]:
         """Fail in a way that nobody thought of, with words that must stay inside."""
+        for text in self.texts:
+            yield text
         raise RuntimeError(CANARY)
 
     async def check(self) -> None:
         """Be ready."""
 
+    texts: tuple[str, ...] = ()
 
-class LateBrokenProvider(BrokenProvider):
+
+class LateBrokenAgent(BrokenAgent):
     """The same, but once it has given a text."""
 
-    def model(self, run: Run, /) -> Model:
-        """Make the model."""
-        return UpstreamModel(self._ask, Untraced().asking, run)
+    texts = ("Hello",)
 
-    @asynccontextmanager
-    async def _ask(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
-        self.asked += 1
-        yield self
 
-    async def readany(self) -> bytes:
-        """Give a text, then fail."""
-        if not self._has_begun:
-            self._has_begun = True
-            return sse(delta("Hello"))
-        raise RuntimeError(CANARY)
+class BrokenTracer(Untraced):
+    """What fails between Parley and its upstream."""
 
     asked = 0
-    _has_begun = False
+
+    def begin(self, _: Asked, /) -> Span:
+        """Fail."""
+        self.asked += 1
+        raise RuntimeError(CANARY)
 
 
-class EarlyBrokenProvider(LateBrokenProvider):
-    """The same, but before the first text."""
-
-    _has_begun = True
-
-
-def broken(settings: Settings, provider: BrokenProvider, logs: Logs) -> Litestar:
-    """Make a Parley that has such a provider."""
-    service = ChatService(settings, [provider], metrics())
+def broken(settings: Settings, agent: Agent, logs: Logs) -> Litestar:
+    """Make a Parley that has such an agent."""
+    service = ChatService(settings, agent, metrics())
     with redirect_stdout(logs):
         return Litestar(
             [ChatController],
@@ -227,14 +219,14 @@ async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
     make_settings: Callable[..., Settings], logs: Logs, path: str
 ) -> None:
     """The line has the correlation id, what it was and where, and none of its words."""
-    async with AsyncTestClient(broken(make_settings(), BrokenProvider(), logs)) as client:
+    async with AsyncTestClient(broken(make_settings(), BrokenAgent(), logs)) as client:
         response = await client.post(path, json=REQUEST)
     assert response.status_code == 500
     assert problem(response).code is ErrorCode.INTERNAL
     line = await logs.line("unexpected_error")
     assert line["correlation_id"] == response.headers["x-correlation-id"]
     assert line["exception"][0]["type"] == "builtins.RuntimeError"
-    assert line["exception"][0]["places"][-1].endswith(" model")
+    assert line["exception"][0]["places"][-1].endswith(" answer")
     assert (await logs.line())["error_code"] == "internal"
 
 
@@ -242,7 +234,7 @@ async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_t
     make_settings: Callable[..., Settings], logs: Logs
 ) -> None:
     """The text that had come is kept; the error is logged once."""
-    async with AsyncTestClient(broken(make_settings(), LateBrokenProvider(), logs)) as client:
+    async with AsyncTestClient(broken(make_settings(), LateBrokenAgent(), logs)) as client:
         response = await client.post("/chat", json=REQUEST)
     _, text, error = read_chunks(response.content)
     assert text == TextChunk(seq=1, text="Hello")
@@ -250,16 +242,27 @@ async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_t
     assert error.error.code is ErrorCode.INTERNAL
     line = await logs.line("unexpected_error")
     assert line["correlation_id"] == response.headers["x-correlation-id"]
-    assert line["exception"][0]["places"][-1].endswith(" readany")
+    assert line["exception"][0]["places"][-1].endswith(" answer")
 
 
 async def test_an_unexpected_error_is_not_tried_again(make_settings: Callable[..., Settings], logs: Logs) -> None:
     """A retry does not mend our own code."""
-    provider = EarlyBrokenProvider()
-    async with AsyncTestClient(broken(make_settings(retries=2), provider, logs)) as client:
+    settings, tracer = make_settings(retries=2), BrokenTracer()
+    upstream = Upstream(
+        base_url="http://127.0.0.1:9/v1",
+        api_key=None,
+        model_name="broken",
+        instructions=None,
+        temperature=None,
+        connect_timeout_s=5,
+        watch=metrics(),
+        tracer=tracer,
+    )
+    agent = PlainAgent(Upstreams([upstream]), settings)
+    async with AsyncTestClient(broken(settings, agent, logs)) as client:
         response = await client.post("/chat", json=REQUEST)
     assert problem(response).code is ErrorCode.INTERNAL
-    assert provider.asked == 1
+    assert tracer.asked == 1
 
 
 TOLD = {"error": {"message": f"{CANARY}: no", "type": "insufficient_quota", "code": CANARY}}

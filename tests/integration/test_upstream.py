@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 import trustme
-from agents import ModelSettings
 
+from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.run import Run
+from parley.chat.run import Deadlines, Run
 from parley.chat.watch import Untraced
-from parley.providers.model import read
-from parley.providers.upstream import UpstreamProvider
+from parley.providers.exchange import Exchange
+from parley.providers.request import CompletionRequest
+from parley.providers.upstream import Upstream
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
 from tests.support.canaries import CANARY
@@ -36,7 +37,7 @@ REQUEST = {"message": CANARY}
 async def test_what_came_before_the_connection_broke_is_not_lost(upstream: ScriptedUpstream, then: Script) -> None:
     """However late it is read: a client that is slow may have held up the reading."""
     upstream.script = after(("a", "b", "c"), then)
-    provider = UpstreamProvider(
+    provider = Upstream(
         base_url=upstream.url,
         api_key=None,
         model_name="scripted-1",
@@ -46,16 +47,22 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
         watch=metrics(),
         tracer=Untraced(),
     )
-    run = Run(Settings(), asyncio.get_running_loop().time() + 60)
-    async with provider, provider.ask(None, [], ModelSettings(), {}) as content:
+    run = Run(Settings(), asyncio.get_running_loop().time() + 60, 100)
+    attempt, request = Attempt("scripted-1"), CompletionRequest(messages=[], max_tokens=100)
+    async with provider:
+        asked = provider.asked(request, is_fallback=False)
+        exchange = Exchange(provider, request, asked, attempt, Deadlines(run))
+        await exchange.open()
+        assert exchange.content is not None
         with anyio.fail_after(10):
-            while content.exception() is None:  # noqa: ASYNC110  # aiohttp tells nobody
+            while exchange.content.exception() is None:  # noqa: ASYNC110  # aiohttp tells nobody
                 await asyncio.sleep(0)
+        assert await exchange.next() == "abc"
         with pytest.raises(ChatError) as caught:
-            await read(content, run)
+            await exchange.next()
+        exchange.close(caught.value)
     assert caught.value.code is ErrorCode.UPSTREAM_TRUNCATED
-    assert await run.take() == "abc"
-    assert run.deltas == 3
+    assert attempt.deltas == 3
 
 
 async def test_an_upstream_behind_tls_must_show_a_certificate_that_is_trusted(

@@ -1,4 +1,4 @@
-"""The run: its deadlines against each other."""
+"""The run: its deadlines against each other, and what its model calls add up to."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import asyncio
 
 import pytest
 
+from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.run import Run
+from parley.chat.events import NO_USAGE, Usage, UsageSource
+from parley.chat.run import Deadlines, Run
 from parley.settings import Settings
+
+
+def new_run(end: float, settings: Settings | None = None) -> Run:
+    """Begin a run."""
+    return Run(settings or Settings(), end, 100)
 
 
 @pytest.mark.parametrize("is_stop_first", [True, False])
@@ -18,12 +25,12 @@ async def test_a_run_that_is_stopped_just_when_its_time_is_over_ends_once(*, is_
     unexpected: list[object] = []
     loop.set_exception_handler(lambda _, context: unexpected.append(context))
     end = loop.time() + 0.05
-    run = Run(Settings(), end)
+    run = new_run(end)
     if is_stop_first:
         loop.call_at(end, run.stop, ChatError(ErrorCode.SHUTTING_DOWN))
 
     async def wait_for_ever() -> None:
-        async with run.deadlines():
+        async with Deadlines(run).limit():
             await loop.create_future()
 
     wait = asyncio.ensure_future(wait_for_ever())
@@ -39,60 +46,91 @@ async def test_a_run_that_is_stopped_just_when_its_time_is_over_ends_once(*, is_
 async def test_a_run_that_was_stopped_does_not_begin_to_wait() -> None:
     """It ends by the name that it was stopped with."""
     loop = asyncio.get_running_loop()
-    run = Run(Settings(), loop.time() + 60)
+    run = new_run(loop.time() + 60)
     run.stop(ChatError(ErrorCode.SHUTTING_DOWN))
     with pytest.raises(ChatError) as caught:
-        async with run.deadlines():
+        async with Deadlines(run).limit():
             await loop.create_future()
     assert caught.value.code is ErrorCode.SHUTTING_DOWN
 
 
-async def test_text_that_waits_is_taken_all_at_once() -> None:
-    """Also after the model has ended."""
-    run = Run(Settings(), asyncio.get_running_loop().time() + 60)
-    run.add("a", 1)
-    assert await run.take() == "a"
-    run.add("b", 1)
-    run.add("cd", 2)
-    run.close()
-    assert await run.take() == "bcd"
-    assert await run.take() is None
-    assert run.deltas == 4
-
-
-async def test_a_model_that_is_far_ahead_waits_until_the_client_has_taken_the_text() -> None:
-    """16 KiB ahead; what waits is taken all at once."""
-    run = Run(Settings(), asyncio.get_running_loop().time() + 60)
-    is_full = []
-    for text in ("x" * 16_384, "y"):
-        run.add(text, 1)
-        is_full.append(run.is_full)
-    assert is_full == [False, True]
-    room = asyncio.ensure_future(run.room())
-    await asyncio.sleep(1)
-    assert not room.done()
-    assert await run.take() == "x" * 16_384 + "y"
-    await room
-    assert not run.is_full
+async def test_a_deadline_that_passes_just_when_a_wait_ends_interrupts_the_next_wait() -> None:
+    """It is not forgotten, although the first wait had its result in time."""
+    loop = asyncio.get_running_loop()
+    run = new_run(loop.time() + 60)
+    deadlines = Deadlines(run)
+    async with deadlines.limit():
+        run.stop(ChatError(ErrorCode.SHUTTING_DOWN))
+    interrupted: list[ErrorCode] = []
+    deadlines.start(lambda error: interrupted.append(error.code))
+    deadlines.stop()
+    assert interrupted == [ErrorCode.SHUTTING_DOWN]
 
 
 @pytest.mark.parametrize(("silent_s", "is_in_time"), [(9, True), (11, False)])
-async def test_a_model_that_waits_for_the_client_is_not_silent(*, silent_s: float, is_in_time: bool) -> None:
-    """The idle timeout restarts when the client has taken the waiting text."""
-    run = Run(Settings(idle_timeout_s=10), asyncio.get_running_loop().time() + 1000)
-
-    async def answer() -> None:
-        async with run.deadlines():
-            run.add("x" * 20_000, 1)
-            await run.room()
-            await asyncio.sleep(silent_s)
-
-    answering = asyncio.ensure_future(answer())
+async def test_a_client_that_does_not_read_does_not_make_the_upstream_late(
+    *, silent_s: float, is_in_time: bool
+) -> None:
+    """The idle timeout begins when the client wants the next text."""
+    loop = asyncio.get_running_loop()
+    run = new_run(loop.time() + 1000, Settings(idle_timeout_s=10))
+    deadlines = Deadlines(run)
+    interrupted: list[ErrorCode] = []
+    deadlines.start(lambda error: interrupted.append(error.code))
+    deadlines.is_waiting = False
+    deadlines.renew()
     await asyncio.sleep(100)
-    await run.take()
-    if is_in_time:
-        await answering
-    else:
-        with pytest.raises(ChatError) as caught:
-            await answering
-        assert caught.value.code is ErrorCode.UPSTREAM_IDLE_TIMEOUT
+    deadlines.renew()
+    deadlines.is_waiting = True
+    await asyncio.sleep(silent_s)
+    deadlines.stop()
+    assert interrupted == ([] if is_in_time else [ErrorCode.UPSTREAM_IDLE_TIMEOUT])
+
+
+async def test_a_request_ends_in_time_even_if_its_client_does_not_read() -> None:
+    """The upstream need not be waited for."""
+    loop = asyncio.get_running_loop()
+    deadlines = Deadlines(new_run(loop.time() + 50))
+    interrupted: list[ErrorCode] = []
+    deadlines.start(lambda error: interrupted.append(error.code))
+    deadlines.is_waiting = False
+    await asyncio.sleep(60)
+    deadlines.stop()
+    assert interrupted == [ErrorCode.REQUEST_TIMEOUT]
+
+
+def counted(read: int, written: int) -> Usage:
+    """Return what an upstream counted."""
+    return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written, source=UsageSource.UPSTREAM)
+
+
+@pytest.mark.parametrize(
+    ("usages", "total"),
+    [
+        ([], NO_USAGE),
+        ([Usage.estimate(3)], Usage.estimate(3)),
+        ([counted(1, 2), counted(10, 20)], counted(11, 22)),
+        ([counted(1, 2), Usage.estimate(3)], Usage.estimate(5)),
+        ([counted(1, 2), NO_USAGE], Usage.estimate(2)),
+        ([NO_USAGE, NO_USAGE], NO_USAGE),
+    ],
+)
+async def test_the_usage_of_a_reply_is_that_of_all_its_model_calls(usages: list[Usage], total: Usage) -> None:
+    """What is unknown of one call is unknown of the reply; what earlier attempts of a call used is not published."""
+    run = new_run(0)
+    for number, usage in enumerate(usages):
+        failed, attempt = Attempt("m-1", call=number), Attempt("m-1", call=number)
+        failed.usage, attempt.usage = counted(100, 100), None if usage is NO_USAGE else usage
+        run.attempts += [failed, attempt]
+    assert run.usage() == total
+
+
+async def test_a_model_call_may_answer_with_the_tokens_that_the_calls_before_it_have_left() -> None:
+    """At least with one, so that the upstream says that the answer is cut short."""
+    run = new_run(0)
+    left = [run.output_tokens_left]
+    for number, written in enumerate((30, 100)):
+        run.attempts.append(Attempt("m-1", call=number))
+        run.attempts[-1].usage = counted(1, written)
+        left.append(run.output_tokens_left)
+    assert left == [100, 70, 1]

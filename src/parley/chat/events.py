@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 import msgspec
 from msgspec import Meta
 
 from parley.chat.errors import ChatError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _Count = Annotated[int, Meta(ge=0)]
 
@@ -41,6 +44,23 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     def estimate(cls, output_tokens: int) -> Self:
         """Count an answer's tokens where the upstream did not."""
         return cls(input_tokens=None, output_tokens=output_tokens, total_tokens=None, source=UsageSource.ESTIMATE)
+
+    @classmethod
+    def sum(cls, usages: Sequence[Usage]) -> Usage:
+        """Add the usages of several model calls; what is unknown of one call is unknown of all."""
+        if len(usages) == 1:
+            return usages[0]
+        sources = {usage.source for usage in usages}
+        if sources <= {UsageSource.NONE}:
+            return NO_USAGE
+        inputs = [usage.input_tokens for usage in usages]
+        totals = [usage.total_tokens for usage in usages]
+        return cls(
+            input_tokens=None if None in inputs else sum(filter(None, inputs)),
+            output_tokens=sum(usage.output_tokens or 0 for usage in usages),
+            total_tokens=None if None in totals else sum(filter(None, totals)),
+            source=sources.pop() if len(sources) == 1 else UsageSource.ESTIMATE,
+        )
 
 
 NO_USAGE: Final = Usage(input_tokens=None, output_tokens=None, total_tokens=None, source=UsageSource.NONE)

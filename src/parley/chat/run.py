@@ -1,233 +1,174 @@
-"""Owns a run, what service and model share about one reply: its text on the way, its deadlines, how it ends."""
+"""Owns the run of a reply: the attempts that were made for it, its deadlines, and a way to stop it."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import NO_USAGE, FinishReason, Usage
+from parley.chat.events import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable
 
+    from parley.chat.attempt import Attempt
+    from parley.chat.events import FinishReason
     from parley.settings import Settings
-
-# Characters that the model may be ahead of the client.
-_ROOM: Final = 16_384
-
-# After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
-_LAST_WORD_TIMEOUT_S: Final = 5.0
 
 
 class Run:
-    """One reply, or one attempt at it, between the model that gives it and the service that wants it.
+    """What all model calls for one reply share."""
 
-    Text goes this way and not through openai-agents, whose queue costs more than all else that a text meets, has no
-    bound, has no place for a finish reason, and is dropped when a model raises. What is there is taken all at once:
-    a client that is slow gets fewer, longer texts.
-    """
-
-    def __init__(self, settings: Settings, end: float) -> None:
-        """Begin; `end` is the loop's time by which all must be over."""
-        self.finish_reason: FinishReason | None = None
-        self.usage: Usage | None = None
-        self.failure: BaseException | None = None
-        self.deltas = 0
-        self.attempts = 0
-        self.is_answered = False
-        self.reading: asyncio.Task[None] | None = None
-        self.first_text_s: float | None = None
-        """From the start of the attempt to its first text."""
-        self._unsent = 0
-        self._costs: list[Usage] = []
-        self._loop = asyncio.get_running_loop()
-        self._begun = 0.0
-        self._end = end
-        self._next_text_end = end
-        self._first_token_timeout_s = settings.first_token_timeout_s
-        self._idle_timeout_s = settings.idle_timeout_s
-        self._timeout: asyncio.Timeout | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._stopped: ChatError | None = None
-        self.is_final = False
-        """Whether the finish reason stands even if silence or a lost connection follows."""
-        self._texts: list[str] = []
-        self._untaken = 0
-        self._is_closed = False
-        self._first_text = self._loop.create_future()
-        self._taker: asyncio.Future[None] | None = None
-        self._has_room = asyncio.Event()
-        self._has_room.set()
-
-    # The model's side.
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the model is so far ahead of the client that it has to wait for `room`."""
-        return self._untaken > _ROOM
-
-    def begin(self) -> None:
-        """Note that the model is about to be asked, for the first time or again; its text is awaited from the first."""
-        self._begun = self._loop.time()
-        if not self.attempts:
-            self._next_text_end = self._begun + self._first_token_timeout_s
-        self._costs = self.costs()
-        self.attempts += 1
-        self.is_answered = False
-        self.usage = None
-
-    async def read(self, answer: Coroutine[Any, Any, None]) -> None:
-        """Read an answer in a task of its own, and wait only for its first text, or its end where it has none.
-
-        With the first text, openai-agents' work is done, as nothing is asked again after it. What it keeps for a run is
-        half of what a stream occupies; so it goes then, and not at the end.
-        """
-        self.reading = asyncio.create_task(answer)
-        await asyncio.wait({self.reading, self._first_text}, return_when=asyncio.FIRST_COMPLETED)
-        if not self._first_text.done():
-            await self.reading
-
-    @asynccontextmanager
-    async def deadlines(self) -> AsyncIterator[None]:
-        """Keep the deadlines of all that is awaited in the block, wherever the client is.
-
-        Raises:
-            ChatError: by the name of the deadline that passed, or that the run was stopped with.
-        """
-        try:
-            async with asyncio.timeout(None) as self._timeout:
-                self._watch()
-                yield
-        except TimeoutError:
-            if self._timeout is None or not self._timeout.expired():
-                raise
-            raise self._expiry() from None
-        except ChatError as error:
-            self._unsent += not error.was_sent
-            raise
-        finally:
-            self._timeout = None
-            if self._timer is not None:
-                self._timer.cancel()
-
-    def add(self, text: str, deltas: int) -> None:
-        """Give text that has come, of so many deltas; it moves the deadline for the next."""
-        is_first = not self.deltas
-        self.deltas += deltas
-        if is_first:
-            self.first_text_s = self._loop.time() - self._begun
-        if not self.is_final:
-            self._next_text_end = self._loop.time() + self._idle_timeout_s
-            if is_first:  # which may have been given far more time than the next
-                self._watch()
-        self._texts.append(text)
-        self._untaken += len(text)
-        self._tell()
-        if is_first:
-            self._first_text.set_result(None)
-
-    async def room(self) -> None:
-        """Wait until the client has taken the text; the upstream is not silent meanwhile, just not read."""
-        self._has_room.clear()
-        await self._has_room.wait()
-        self._next_text_end = self._loop.time() + self._idle_timeout_s
-        self._watch()
-
-    def finish(self, reason: FinishReason, *, is_final: bool) -> None:
-        """Note why the model says it has finished, until it says more.
-
-        If this can be its last word, silence ends the answer soon. If not, because the reason came with text or before
-        any, it counts only if the stream then ends in good order.
-        """
-        self.finish_reason = reason
-        self.is_final = is_final
-        if is_final:
-            self._next_text_end = self._loop.time() + _LAST_WORD_TIMEOUT_S
-            self._watch()
-
-    def retract_finish(self) -> None:
-        """Note that the model goes on after it said why it had finished."""
-        self.finish_reason = None
-        self.is_final = False
-
-    def close(self, failure: BaseException | None = None) -> None:
-        """Note that no more text comes, and why, if that is a failure; the first reason stays."""
-        if not self._is_closed:
-            self._is_closed = True
-            self.failure = failure
-            if failure is not None and not self.is_final:
-                self.finish_reason = None
-            self._tell()
-
-    # The service's side.
-
-    async def take(self) -> str | None:
-        """Wait for text, and take all that is there; `None` says that no more comes."""
-        while not self._texts:
-            if self._is_closed:
-                return None
-            self._taker = self._loop.create_future()
-            await self._taker
-        text = self._texts[0] if len(self._texts) == 1 else "".join(self._texts)
-        self._texts.clear()
-        self._untaken = 0
-        self._has_room.set()
-        return text
+    def __init__(self, settings: Settings, end: float, max_output_tokens: int) -> None:
+        """Begin; `end` is the loop's time by which the whole reply must be over."""
+        self.settings = settings
+        self.end = end
+        self.attempts: list[Attempt] = []
+        self._max_output_tokens = max_output_tokens
+        self.stopped: ChatError | None = None
+        self._waits: set[Deadlines] = set()
 
     def stop(self, error: ChatError) -> None:
-        """End the run as soon as may be, with this error; text that is there already still goes out."""
-        self._stopped = error
-        self._watch()
+        """End the run with this error; text that has come already still goes out."""
+        self.stopped = error
+        for wait in tuple(self._waits):
+            wait.look()
 
-    def has_time(self, wait_s: float) -> bool:
-        """Tell whether text may still come in time after such a wait."""
-        return self._stopped is None and self._loop.time() + wait_s < min(self._end, self._next_text_end)
+    def watch(self, wait: Deadlines) -> None:
+        """Tell this wait if the run is stopped."""
+        self._waits.add(wait)
 
-    def best_usage(self) -> Usage:
-        """Return the upstream's usage; failing that, the deltas seen as an estimate; failing that, nothing known."""
-        if self.usage is not None:
-            return self.usage
-        if self.deltas:
-            return Usage.estimate(self.deltas)
-        return NO_USAGE
+    def unwatch(self, wait: Deadlines) -> None:
+        """Do so no more."""
+        self._waits.discard(wait)
+
+    def calls(self) -> list[Attempt]:
+        """Return the last attempt of each model call, in order."""
+        return list({attempt.call: attempt for attempt in self.attempts}.values())
 
     @property
-    def was_sent(self) -> bool:
-        """Whether any attempt has reached the upstream, or may have."""
-        return self.attempts > self._unsent
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last model call finished."""
+        return self.attempts[-1].finish_reason if self.attempts else None
 
-    def costs(self) -> list[Usage]:
-        """Return what is known of the cost of each attempt that the model had begun to answer."""
-        return [*self._costs, self.best_usage()] if self.is_answered else self._costs
+    @property
+    def model(self) -> str:
+        """The model that was asked last."""
+        return self.attempts[-1].model if self.attempts else ""
 
-    def _tell(self) -> None:
-        """Wake who waits for text; an `asyncio.Event` would cost twice as much for each."""
-        if self._taker is not None and not self._taker.done():
-            self._taker.set_result(None)
+    def usage(self) -> Usage:
+        """Return the usage of all model calls together."""
+        return Usage.sum([attempt.best_usage() for attempt in self.calls()])
 
-    def _watch(self) -> None:
-        """Let the block of `deadlines` time out if it must; else look again when it may have to.
+    @property
+    def output_tokens_left(self) -> int:
+        """The number of tokens that the next model call may answer with."""
+        spent = sum(attempt.best_usage().output_tokens or 0 for attempt in self.calls())
+        return max(1, self._max_output_tokens - spent)
 
-        One timer that looks late is cheaper than one that each text moves.
+    def costs(self) -> list[Usage] | None:
+        """Return the usage of each attempt that was answered; `None` if no request has reached an upstream."""
+        if not any(attempt.was_sent for attempt in self.attempts):
+            return None
+        return [attempt.best_usage() for attempt in self.attempts if attempt.is_answered]
+
+
+class Deadlines:
+    """The deadlines of one model call: the request's, the first token's, then each next token's.
+
+    They interrupt whoever waits for the upstream. The timer looks late, because one that each token moves costs more.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Begin to wait for the first token."""
+        self._run = run
+        self._loop = asyncio.get_running_loop()
+        self._has_begun = False
+        self._next = self._loop.time() + run.settings.first_token_timeout_s
+        self._interrupt: Callable[[ChatError], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_waiting = True
+        """Whether the upstream is awaited; it is not while the client takes its time to read."""
+        self.expired: ChatError | None = None
+        """What the wait was interrupted with."""
+
+    @asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """Keep the deadlines in the block.
+
+        Raises:
+            ChatError: if one has passed, or the run is stopped.
         """
+        try:
+            async with asyncio.timeout(None) as timeout:
+
+                def interrupt(_: ChatError) -> None:
+                    with suppress(RuntimeError):  # it is timing out already
+                        timeout.reschedule(self._loop.time())
+
+                self.start(interrupt)
+                yield
+        except TimeoutError:
+            if self.expired is None:
+                raise
+            raise self.expired from None
+        finally:
+            self.stop()
+
+    def start(self, interrupt: Callable[[ChatError], None]) -> None:
+        """Call `interrupt` once when a deadline passes, or the run is stopped."""
+        self._interrupt = interrupt
+        self._run.watch(self)
+        if self.expired is not None:  # in the same turn of the loop in which the wait before this one ended
+            interrupt(self.expired)
+        else:
+            self.look()
+
+    def stop(self) -> None:
+        """Interrupt nobody any more."""
+        self._interrupt = None
+        self._run.unwatch(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self._timeout is None:
-            return
-        deadline = min(self._end, self._next_text_end) if self._has_room.is_set() else self._end
-        if self._stopped is None and self._loop.time() < deadline:
-            self._timer = self._loop.call_at(deadline, self._watch)
-        else:
-            with suppress(RuntimeError):  # it is timing out already
-                self._timeout.reschedule(self._loop.time())
 
-    def _expiry(self) -> ChatError:
-        if self._stopped is not None:
-            return self._stopped
-        if self._loop.time() >= self._end:
+    def has_time(self, wait_s: float) -> bool:
+        """Return whether a token can still come in time after such a wait."""
+        return self._run.stopped is None and self._loop.time() + wait_s < min(self._run.end, self._next)
+
+    def renew(self) -> None:
+        """Wait for the next token from now on."""
+        self._next = self._loop.time() + self._run.settings.idle_timeout_s
+        if not self._has_begun:  # the first token may have been given far more time
+            self._has_begun = True
+            self.look()
+
+    def shorten(self, timeout_s: float) -> None:
+        """Wait no longer than this from now on."""
+        self._next = self._loop.time() + timeout_s
+        self.look()
+
+    def look(self) -> None:
+        """Interrupt the wait if its time is over; if not, look again when it may be."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._interrupt is None or self.expired is not None:
+            return
+        now = self._loop.time()
+        self.expired = self._expiry(now)
+        if self.expired is not None:
+            self._interrupt(self.expired)
+            return
+        # If the client is slow to read, the wait begins later, and has the whole time then.
+        following = self._next if self._next > now else now + self._run.settings.idle_timeout_s
+        self._timer = self._loop.call_at(min(self._run.end, following), self.look)
+
+    def _expiry(self, now: float) -> ChatError | None:
+        if self._run.stopped is not None:
+            return self._run.stopped
+        if now >= self._run.end:
             return ChatError(ErrorCode.REQUEST_TIMEOUT)
-        if not self.deltas:
-            return ChatError(ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT)
-        return ChatError(ErrorCode.UPSTREAM_IDLE_TIMEOUT)
+        if not self.is_waiting or now < self._next:
+            return None
+        is_idle = self._has_begun
+        return ChatError(ErrorCode.UPSTREAM_IDLE_TIMEOUT if is_idle else ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT)

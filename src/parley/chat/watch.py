@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
 
-    from agents import ModelSettings
-
-    from parley.chat.run import Run
+    from parley.chat.attempt import Attempt
 
 
 class Watch(Protocol):
@@ -34,29 +31,41 @@ class Watch(Protocol):
 
 
 class Asked(NamedTuple):
-    """Who is asked for a reply."""
+    """What is asked of whom."""
 
     model: str
     host: str
     port: int
+    max_tokens: int
+    temperature: float | None
+
+
+class Span(Protocol):
+    """One attempt, as whoever follows requests sees it."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers by which the upstream can take up the trace."""
+
+    def end(self, attempt: Attempt, error: BaseException | None) -> None:
+        """Note what came of it; `error` is what ended it, if anything did."""
 
 
 class Tracer(Protocol):
     """Whoever follows a request on its way to the model; none of it may fail, or take long."""
 
-    def asking(self, asked: Asked, settings: ModelSettings, run: Run) -> AbstractContextManager[Mapping[str, str]]:
-        """Follow one attempt, which is made in the block; yield the headers to ask with.
-
-        What came of it is known at the block's end by the run, and by the error that leaves the block.
-        """
+    def begin(self, asked: Asked) -> Span:
+        """Follow one attempt."""
 
 
 class Untraced:
     """Follows nothing."""
 
-    def asking(self, *_: object) -> AbstractContextManager[Mapping[str, str]]:
+    headers: Final[Mapping[str, str]] = MappingProxyType({})
+
+    def begin(self, _: Asked, /) -> Span:
         """Do nothing."""
-        return _NO_HEADERS
+        return self
 
-
-_NO_HEADERS: Final[AbstractContextManager[Mapping[str, str]]] = nullcontext({})
+    def end(self, *_: object) -> None:
+        """Do nothing."""

@@ -16,15 +16,12 @@ import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.providers.llama_server import SLOTS, Order, Report, environment
-from parley.providers.upstream import UpstreamProvider
+from parley.providers.upstream import Upstream
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from agents import Model
-
-    from parley.chat.run import Run
     from parley.chat.watch import Tracer, Watch
     from parley.settings import Settings
 
@@ -65,10 +62,10 @@ class Address(msgspec.Struct, frozen=True):
     api_key: str
 
 
-def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) -> UpstreamProvider:
+def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) -> Upstream:
     """Return the way to an embedded model that runs; another process may have started it."""
     default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
-    return UpstreamProvider(
+    return Upstream(
         base_url=f"{address.url}/v1",
         api_key=address.api_key,
         model_name=settings.model or default_name,
@@ -84,7 +81,7 @@ def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) ->
     )
 
 
-class EmbeddedProvider:
+class EmbeddedUpstream:
     """Replies from the model embedded in Parley; open it as an async context manager."""
 
     def __init__(self, settings: Settings, watch: Watch, tracer: Tracer) -> None:
@@ -95,10 +92,8 @@ class EmbeddedProvider:
         """Where it is served; the same for as long as this provider is open, though the child may be another."""
         described = reach(self.address, settings, watch, tracer)
         self.model_name = described.model_name
-        self.instructions = described.instructions
-        self.temperature = described.temperature
         self.max_streams = described.max_streams
-        self._upstream: UpstreamProvider | None = None
+        self._upstream: Upstream | None = None
         self._upstreams = AsyncExitStack()
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -120,16 +115,16 @@ class EmbeddedProvider:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
 
-    def model(self, run: Run) -> Model:
-        """Make the model for one run.
+    def upstream(self) -> Upstream:
+        """Return the way to the child.
 
         Raises:
-            ChatError: while the child is being restarted.
+            ChatError: while it is being restarted.
         """
         if self._upstream is None:
             detail = "The embedded model is being restarted."
             raise ChatError(ErrorCode.UPSTREAM_UNREACHABLE, detail=detail, retry_after_s=1)
-        return self._upstream.model(run)
+        return self._upstream
 
     async def check(self) -> ErrorCode | None:
         """Tell whether the model is loaded."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import urllib.parse
-import urllib.request
-from contextlib import asynccontextmanager
-from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,19 +15,16 @@ import structlog
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.watch import Asked
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
-from parley.providers.failures import ReportedError, error_type, refusal, unsent
+from parley.providers.failures import error_type, refusal, unsent
 from parley.providers.hiding import hide
-from parley.providers.model import UpstreamModel, completed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Self
 
-    from agents import Model, ModelSettings
-
-    from parley.chat.run import Run
     from parley.chat.watch import Tracer, Watch
+    from parley.providers.request import CompletionRequest
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -49,8 +43,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SUCCESS: Final = range(200, 300)
 
 
-class UpstreamProvider:
-    """Replies from an OpenAI-compatible chat completions API; open it as an async context manager."""
+class Upstream:
+    """An OpenAI-compatible chat completions API; open it as an async context manager."""
 
     def __init__(  # noqa: PLR0913  # each is named where it is given
         self,
@@ -88,7 +82,7 @@ class UpstreamProvider:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
         self._watch = watch
-        self._asking = partial(tracer.asking, _asked(model_name, base_url))
+        self.tracer = tracer
         self._log_text = log_text
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
@@ -112,7 +106,6 @@ class UpstreamProvider:
                 total=None, connect=self._connect_timeout_s, sock_connect=self._connect_timeout_s
             ),
         )
-        completed()  # so that no request waits for it
         return self
 
     async def __aexit__(
@@ -120,9 +113,20 @@ class UpstreamProvider:
     ) -> None:
         await self._session.close()
 
-    def model(self, run: Run) -> Model:
-        """Make the model for one run."""
-        return UpstreamModel(self.ask, self._asking, run)
+    def upstream(self) -> Upstream:
+        """Return itself."""
+        return self
+
+    def asked(self, request: CompletionRequest, *, is_fallback: bool) -> Asked:
+        """Return what is asked of it, its own defaults filled in."""
+        address = urllib.parse.urlsplit(self._base_url)
+        return Asked(
+            model=self.model_name if is_fallback else request.model or self.model_name,
+            host=address.hostname or "",
+            port=address.port or (443 if address.scheme == "https" else 80),
+            max_tokens=request.max_tokens,
+            temperature=self.temperature if request.temperature is None else request.temperature,
+        )
 
     async def check(self) -> ErrorCode | None:
         """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
@@ -146,43 +150,55 @@ class UpstreamProvider:
         is_unusable = code is ErrorCode.UPSTREAM_AUTH or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         return code if is_unusable else None
 
-    @asynccontextmanager
-    async def ask(
-        self, instructions: str | None, turns: Any, settings: ModelSettings, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.StreamReader]:
-        """Ask for a completion; yield what it is read from.
+    async def post(
+        self, request: CompletionRequest, asked: Asked, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """Ask for a completion; return the response, which the caller closes.
 
         Raises:
-            ChatError: where there is no answer, or a refusal.
+            ChatError: if there is no response, or it is an error.
         """
-        messages = [{"role": turn["role"], "content": self._neutralise(turn["content"])} for turn in turns]
-        if instructions:
-            messages.insert(0, {"role": "system", "content": instructions})
-        body: dict[str, Any] = {
-            "model": self.model_name,
+        instructions = self.instructions if request.instructions is None else request.instructions
+        messages = [{"role": "system", "content": instructions}] if instructions else []
+        messages += [self._neutral(message) for message in request.messages]
+        body = {
+            **request.options,
+            "model": asked.model,
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
-            self._max_tokens: settings.max_tokens,
+            self._max_tokens: asked.max_tokens,
         }
-        if settings.temperature is not None:
-            body["temperature"] = settings.temperature
-        async with await self._post(msgspec.json.encode(body), {**headers, **_correlation()}) as response:
-            self._watch.upstream_answered(response.status)
-            if response.status not in _SUCCESS:
-                text = await _explanation(response)
-                self._log_refusal(response, text)
-                raise refusal(response.status, text, response.headers.get("Retry-After"))
-            if _is_compressed(response):
-                detail = "The upstream compressed its answer, although Parley asked for `identity`."
-                raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
-            try:
-                yield response.content
-            except ReportedError as error:
-                self._log_refusal(response, error.body)
-                raise
+        if asked.temperature is not None:
+            body["temperature"] = asked.temperature
+        response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
+        try:
+            await self._check_head(response)
+        except BaseException:
+            response.close()
+            raise
+        return response
 
-    async def _post(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    def _neutral(self, message: dict[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        return {**message, "content": self._neutralise(content)} if isinstance(content, str) else message
+
+    async def _check_head(self, response: aiohttp.ClientResponse) -> None:
+        """Check that a response is not an error.
+
+        Raises:
+            ChatError: if it is.
+        """
+        self._watch.upstream_answered(response.status)
+        if response.status not in _SUCCESS:
+            text = await _explanation(response)
+            self.log_refusal(response, text)
+            raise refusal(response.status, text, response.headers.get("Retry-After"))
+        if _is_compressed(response):
+            detail = "The upstream compressed its answer, although Parley asked for `identity`."
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
+
+    async def _send(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.
 
         Raises:
@@ -199,7 +215,7 @@ class UpstreamProvider:
                 self._watch.upstream_answered(None)
                 raise unsent(error) from error
 
-    def _log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
+    def log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
         """Log what can be told of an upstream's error without its words, which may quote a message."""
         request_id = response.headers.get("X-Request-ID", "")
         text: dict[str, str] = {}
@@ -218,11 +234,6 @@ def _correlation() -> dict[str, str]:
     """Return the header by which the request is found in the upstream's logs as in ours."""
     correlation_id = structlog.contextvars.get_contextvars().get("correlation_id")
     return {} if correlation_id is None else {"X-Correlation-ID": correlation_id}
-
-
-def _asked(model: str, base_url: str) -> Asked:
-    address = urllib.parse.urlsplit(base_url)
-    return Asked(model, address.hostname or "", address.port or (443 if address.scheme == "https" else 80))
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:

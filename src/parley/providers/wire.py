@@ -11,11 +11,27 @@ MAX_EVENT_BYTES: Final = 1 << 20
 
 # None of these can be part of a reference cycle. Without `gc=False`, a chunk of many choices would trigger the garbage
 # collector, which holds up the loop.
+class FunctionDelta(msgspec.Struct, gc=False):
+    """A piece of a function's name and arguments."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, gc=False):
+    """A piece of a tool call; calls are told apart by their index, or failing that, by their id."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
+
+
 class Delta(msgspec.Struct, gc=False):
     """What a chunk adds to the answer; a refusal is the model's answer too."""
 
     content: str | None = None
     refusal: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw()  # decoded only if the request had tools
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -44,6 +60,7 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
+decode_tool_calls: Final = msgspec.json.Decoder(list[ToolCallDelta] | None).decode
 
 
 class EventTooLargeError(Exception):

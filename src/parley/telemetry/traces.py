@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -22,16 +22,16 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.telemetry.request_log import PROBES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from agents import ModelSettings
     from litestar import Litestar
     from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
-    from parley.chat.run import Run
+    from parley.chat.attempt import Attempt
     from parley.chat.watch import Asked
     from parley.telemetry.request_log import RequestLog
 
@@ -105,46 +105,52 @@ class Traces:
         if line.is_failure:
             span.set_status(StatusCode.ERROR)
 
-    @contextmanager
-    def asking(self, asked: Asked, settings: ModelSettings, run: Run) -> Iterator[Mapping[str, str]]:
+    def begin(self, asked: Asked) -> _AttemptSpan:
         """Give an attempt its span, by OpenTelemetry's conventions for generative AI."""
-        span = self._tracer.start_span(
-            f"chat {asked.model}",
-            kind=SpanKind.CLIENT,
-            attributes=_known(
-                {
-                    "gen_ai.operation.name": "chat",
-                    "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
-                    "gen_ai.request.model": asked.model,
-                    "gen_ai.request.stream": True,
-                    "gen_ai.request.max_tokens": settings.max_tokens,
-                    "gen_ai.request.temperature": settings.temperature,
-                    "server.address": asked.host,
-                    "server.port": asked.port,
-                }
-            ),
-        )
-        headers: dict[str, str] = {}
-        _PROPAGATOR.inject(headers, set_span_in_context(span))
-        try:
-            yield headers
-        except Exception as error:
-            if not run.is_final:  # else what fails takes nothing from the answer
-                span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
-                span.set_status(StatusCode.ERROR)
-            raise
-        finally:
-            span.set_attributes(
-                _known(
+        return _AttemptSpan(
+            self._tracer.start_span(
+                f"chat {asked.model}",
+                kind=SpanKind.CLIENT,
+                attributes=_known(
                     {
-                        "gen_ai.response.finish_reasons": [run.finish_reason] if run.finish_reason else None,
-                        "gen_ai.response.time_to_first_chunk": run.first_text_s,
-                        "gen_ai.usage.input_tokens": run.usage.input_tokens if run.usage else None,
-                        "gen_ai.usage.output_tokens": run.usage.output_tokens if run.usage else None,
+                        "gen_ai.operation.name": "chat",
+                        "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
+                        "gen_ai.request.model": asked.model,
+                        "gen_ai.request.stream": True,
+                        "gen_ai.request.max_tokens": asked.max_tokens,
+                        "gen_ai.request.temperature": asked.temperature,
+                        "server.address": asked.host,
+                        "server.port": asked.port,
                     }
-                )
+                ),
             )
-            span.end()
+        )
+
+
+class _AttemptSpan:
+    """The span of one attempt."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self.headers: dict[str, str] = {}
+        _PROPAGATOR.inject(self.headers, set_span_in_context(span))
+
+    def end(self, attempt: Attempt, error: BaseException | None) -> None:
+        """Say what came of it, and end."""
+        if isinstance(error, Exception):
+            self._span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
+            self._span.set_status(StatusCode.ERROR)
+        self._span.set_attributes(
+            _known(
+                {
+                    "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
+                    "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
+                    "gen_ai.usage.input_tokens": attempt.usage.input_tokens if attempt.usage else None,
+                    "gen_ai.usage.output_tokens": attempt.usage.output_tokens if attempt.usage else None,
+                }
+            )
+        )
+        self._span.end()
 
 
 class _Exporter(OTLPSpanExporter):

@@ -1,0 +1,46 @@
+"""Owns the plain agent, which is a model with a system prompt; no loop of tool calls is needed to run it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from agents import ModelTracing
+from openai.types.responses import ResponseTextDeltaEvent
+
+from parley.agent.conversion import PLAIN, warm_up
+from parley.agent.model import UpstreamModel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from parley.chat.messages import Prompt
+    from parley.chat.run import Run
+    from parley.providers.calls import Upstreams
+    from parley.settings import Settings
+
+
+class PlainAgent:
+    """Answers with the model's own words."""
+
+    def __init__(self, upstreams: Upstreams, settings: Settings) -> None:
+        self._upstreams = upstreams
+        self._settings = settings
+        self.model_names = upstreams.model_names
+        self.max_streams = upstreams.max_streams
+        self.check = upstreams.check
+        warm_up()
+
+    async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
+        """Yield the model's text as it comes.
+
+        Raises:
+            ChatError: if the answer fails.
+        """
+        model = UpstreamModel(self._upstreams, self._settings, run=run)
+        turns: list[Any] = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        events: Any = model.stream_response(None, turns, PLAIN, [], None, [], ModelTracing.DISABLED)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, ResponseTextDeltaEvent):
+                    yield event.delta

@@ -1,0 +1,138 @@
+"""Owns the way to an answer: the upstreams in order, and the retries before the first token."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+
+from parley.chat.attempt import Attempt
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.run import Deadlines
+from parley.providers.exchange import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from parley.chat.run import Run
+    from parley.providers.request import CompletionRequest
+    from parley.providers.upstream import Upstream
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+# Failures that may pass within a second or two; an HTTP error of the upstream may, too.
+_TRANSIENT: Final = {ErrorCode.UPSTREAM_RATE_LIMITED, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_TRUNCATED}
+# Failures before the first token that another upstream may not have.
+_ANOTHER_MAY_ANSWER: Final = _TRANSIENT | {
+    ErrorCode.UPSTREAM_AUTH,
+    ErrorCode.UPSTREAM_ERROR,
+    ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT,
+}
+_LONGEST_RETRY_AFTER_S: Final = 5
+_FIRST_BACKOFF_S: Final = 0.25
+_LONGEST_BACKOFF_S: Final = 2.0
+
+
+class Source(Protocol):
+    """An upstream, or what runs one."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that replies are published under."""
+
+    @property
+    def max_streams(self) -> int:
+        """The number of replies that it can write at once."""
+
+    def upstream(self) -> Upstream:
+        """Return the upstream.
+
+        Raises:
+            ChatError: if it is being restarted.
+        """
+
+    async def check(self) -> ErrorCode | None:
+        """Return `None` if it can be reached, or the error that a request would meet."""
+
+
+class Upstreams:
+    """The upstreams, in the order in which they are asked: a later one only if those before it have failed."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self.model_names = [source.model_name for source in sources]
+        self.max_streams = sources[0].max_streams
+
+    async def check(self) -> ErrorCode | None:
+        """Return `None` if one of them can be reached, or the last one's problem."""
+        problem = None
+        for source in self._sources:
+            problem = await source.check()
+            if problem is None:
+                break
+        return problem
+
+    async def begin(self, request: CompletionRequest, run: Run) -> tuple[Exchange, str | None]:
+        """Ask until one of them answers; return the exchange, which the caller closes, and its first text.
+
+        Raises:
+            ChatError: if none of them answers.
+        """
+        call = len(run.attempts)
+        for number, source in enumerate(self._sources):
+            try:
+                return await _ask(source, request, run, call, is_fallback=number > 0)
+            except ChatError as error:
+                if source is self._sources[-1] or error.code not in _ANOTHER_MAY_ANSWER:
+                    raise
+                _log.warning("provider_failed", model=source.model_name, error_code=error.code)
+        raise AssertionError("there is no upstream")
+
+
+async def _ask(
+    source: Source, request: CompletionRequest, run: Run, call: int, *, is_fallback: bool
+) -> tuple[Exchange, str | None]:
+    """Ask one upstream, up to the first token; again if it fails by what may pass.
+
+    Raises:
+        ChatError: if it does not answer.
+    """
+    deadlines = Deadlines(run)
+    upstream = source.upstream()
+    retries = run.settings.retries
+    while True:
+        asked = upstream.asked(request, is_fallback=is_fallback)
+        attempt = Attempt(asked.model, is_fallback=is_fallback, call=call)
+        run.attempts.append(attempt)
+        exchange = Exchange(upstream, request, asked, attempt, deadlines)
+        try:
+            await exchange.open()
+            return exchange, await exchange.next()
+        except BaseException as error:
+            exchange.close(error)
+            if not isinstance(error, ChatError):
+                raise
+            attempt.was_sent = error.was_sent
+            delay_s = _delay_s(error, run.settings.retries - retries)
+            if attempt.deltas or not retries or not _is_transient(error) or not deadlines.has_time(delay_s):
+                raise
+        retries -= 1
+        async with deadlines.limit():
+            await asyncio.sleep(delay_s)
+
+
+def _is_transient(error: ChatError) -> bool:
+    is_http_error = error.code is ErrorCode.UPSTREAM_ERROR and error.upstream_status is not None
+    return (error.code in _TRANSIENT or (is_http_error and error.explanation.retryable)) and (
+        error.retry_after_s or 0
+    ) <= _LONGEST_RETRY_AFTER_S
+
+
+def _delay_s(error: ChatError, retry: int) -> float:
+    """Return the wait that the upstream asks for, or a longer one with each retry, spread at random."""
+    if error.retry_after_s is not None:
+        return error.retry_after_s
+    backoff_s: float = min(_FIRST_BACKOFF_S * 2**retry, _LONGEST_BACKOFF_S)
+    return backoff_s * random.uniform(0.875, 1.125)  # noqa: S311  # no secret

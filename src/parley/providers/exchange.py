@@ -1,0 +1,166 @@
+"""Owns an exchange with an upstream: one request, and its response, which is read as text."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.providers.answer import Answer
+from parley.providers.failures import ReportedError
+
+if TYPE_CHECKING:
+    from parley.chat.attempt import Attempt
+    from parley.chat.run import Deadlines
+    from parley.chat.watch import Asked
+    from parley.providers.request import CompletionRequest
+    from parley.providers.upstream import Upstream
+
+# After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
+_LAST_WORD_TIMEOUT_S: Final = 5.0
+_LAST_BYTES_TIMEOUT_S: Final = 0.1
+# What is decoded before the loop gets its turn. Most of the work is done per line, so lines that are shorter than those
+# of any honest upstream come in smaller slices.
+_SLICE_BYTES: Final = 16_384
+_SHORT_LINES_SLICE_BYTES: Final = 4096
+_SHORT_LINE_BYTES: Final = 32
+# After a smaller read, aiohttp has nothing more: it stops parsing at 1,024 chunks, and goes on at half of them.
+_SMALL_READ_BYTES: Final = 500
+# What has come by now is returned as one text, up to this.
+_MOST_CHARACTERS: Final = 16_384
+
+
+class Exchange:
+    """One request to an upstream and its response; what is known of it is noted in the attempt.
+
+    The caller reads the response with `next` in its own task, so an upstream is not read for a client that does not
+    read. `close` must be called at the end, however it comes.
+    """
+
+    def __init__(
+        self, upstream: Upstream, request: CompletionRequest, asked: Asked, attempt: Attempt, deadlines: Deadlines
+    ) -> None:
+        self.attempt = attempt
+        self._upstream = upstream
+        self._asked = asked
+        self._request = request
+        self._deadlines = deadlines
+        self._span = upstream.tracer.begin(asked)
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.time()
+        self.answer = Answer(attempt, request.max_tokens, has_tools=bool(request.options.get("tools")))
+        self._response: aiohttp.ClientResponse | None = None
+        self._unread = b""
+        self._broken: ChatError | None = None
+        self._has_more = False
+
+    async def open(self) -> None:
+        """Send the request, and wait for the response's head.
+
+        Raises:
+            ChatError: if there is no response, or it is an error.
+        """
+        async with self._deadlines.limit():
+            self._response = await self._upstream.post(self._request, self._asked, self._span.headers)
+        self.attempt.is_answered = True
+        self.content = self._response.content
+        self._deadlines.start(self._interrupt)
+
+    async def next(self) -> str | None:
+        """Return the next text; the empty string if there is a piece of a tool call; `None` at the answer's end.
+
+        Raises:
+            ChatError: if the answer fails; all text that had come by then has been returned.
+        """
+        answer, attempt, deadlines = self.answer, self.attempt, self._deadlines
+        deltas = attempt.deltas
+        if attempt.is_final:
+            deadlines.shorten(_LAST_WORD_TIMEOUT_S)
+        elif deltas:
+            deadlines.renew()
+        text = ""
+        while answer.failure is None and not answer.is_done and (self._unread or self._broken is None):
+            if not self._unread:
+                deadlines.is_waiting = True
+                try:
+                    self._unread = await self.content.readany()
+                except (aiohttp.ClientError, OSError, ChatError) as error:
+                    self._break(error)
+                deadlines.is_waiting = False
+                if not self._unread:
+                    break
+            text += self._take()
+            if self._has_more and len(text) < _MOST_CHARACTERS:
+                await asyncio.sleep(0)  # the next read would not wait
+            elif attempt.deltas > deltas:
+                return text
+        if attempt.deltas > deltas:
+            return text
+        await self._end()
+        return None
+
+    def close(self, error: BaseException | None) -> None:
+        """Close the connection, unless its response has been read to its end; `error` is what ended the exchange."""
+        self._deadlines.stop()
+        if self._response is not None:
+            self._response.close()
+        self._span.end(self.attempt, error)
+
+    def _take(self) -> str:
+        """Decode some of the bytes that have been read; return their text."""
+        data, attempt, answer = self._unread, self.attempt, self.answer
+        if len(data) <= _SHORT_LINES_SLICE_BYTES:
+            size = len(data)
+        elif data.count(b"\n", 0, _SLICE_BYTES) > _SLICE_BYTES // _SHORT_LINE_BYTES:
+            size = _SHORT_LINES_SLICE_BYTES
+        else:
+            size = _SLICE_BYTES
+        self._unread = data[size:]
+        had_text, was_final = attempt.deltas > 0, attempt.is_final
+        text = answer.take(data[:size])
+        if attempt.deltas and not had_text:
+            attempt.first_text_s = self._loop.time() - self._begun
+        if attempt.is_final and not was_final:
+            self._deadlines.shorten(_LAST_WORD_TIMEOUT_S)
+        self._has_more = len(data) > _SMALL_READ_BYTES and self.content.total_bytes > answer.bytes
+        return text
+
+    def _break(self, error: Exception) -> None:
+        """Note why no more comes, and read what had come: aiohttp gives it to nobody once the connection is broken."""
+        self._broken = self._deadlines.expired
+        if self._broken is None:
+            self._broken = ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
+            self._broken.__cause__ = error
+        self._unread = self.content._read_nowait(-1)  # noqa: SLF001  # there is no public way
+
+    def _interrupt(self, error: ChatError) -> None:
+        """Wake the reader, now or at its next read; the upstream stops, also if nobody reads."""
+        self.content.set_exception(error)
+        if self._response is not None:
+            self._response.close()
+
+    async def _end(self) -> None:
+        """Check the answer, and read what follows it.
+
+        Raises:
+            ChatError: if the answer is not whole.
+        """
+        answer = self.answer
+        failure = answer.failure or (None if answer.is_done else self._broken)
+        if failure is None:
+            failure = answer.check()
+        elif self.attempt.is_final:  # what failed later takes nothing from the answer
+            return
+        if failure is not None:
+            self.attempt.finish_reason = None
+            if isinstance(failure, ReportedError) and self._response is not None:
+                self._upstream.log_refusal(self._response, failure.body)
+            raise failure
+        with suppress(TimeoutError, aiohttp.ClientError, OSError, ChatError):
+            # What follows the last event is there at once, or not waited for: then the connection can be used again.
+            async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
+                while await self.content.readany():  # noqa: ASYNC110  # it reads what it waits for
+                    await asyncio.sleep(0)
