@@ -10,7 +10,7 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Usage, UsageSource
 from parley.providers.failures import ReportedError, named_finish
 from parley.providers.tool_calls import ToolCalls
-from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk
+from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk, decode_tool_calls
 
 if TYPE_CHECKING:
     from parley.chat.attempt import Attempt
