@@ -11,6 +11,7 @@ from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 
+from parley.agent.custom import CustomAgent
 from parley.agent.plain import PlainAgent
 from parley.chat.service import ChatService
 from parley.providers.calls import Upstreams
@@ -43,7 +44,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     """
     watch, telemetry = metrics(), TelemetryPlugin(settings)
     sources = list(_sources(settings, watch, telemetry.tracer, embedded))
-    agent = PlainAgent(Upstreams(sources), settings)
+    agent = _agent(settings, Upstreams(sources))
     service = ChatService(settings, agent, watch)
 
     @asynccontextmanager
@@ -82,6 +83,12 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
+
+
+def _agent(settings: Settings, upstreams: Upstreams) -> Agent:
+    if settings.agent is None:
+        return PlainAgent(upstreams, settings)
+    return CustomAgent(settings.agent, upstreams, settings)
 
 
 def _described(settings: Settings, agent: Agent) -> dict[str, object]:

@@ -20,6 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from uvicorn.supervisors import Multiprocess
 
 from parley import descriptors
+from parley.agent.loading import AgentError
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
@@ -115,7 +116,16 @@ def _listening(settings: Settings) -> socket.socket:
 
 
 def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
-    app = create_app(settings, embedded)
+    """Make the app.
+
+    Raises:
+        SystemExit: with code 3, if the operator's agent cannot be run.
+    """
+    try:
+        app = create_app(settings, embedded)
+    except AgentError as error:
+        _log.critical("start_failed", reason=str(error))
+        raise SystemExit(_START_FAILED) from None
     # The libraries make 400,000 objects that live as long as the process. Each look through them, in search of
     # garbage, would hold up all streams for a tenth of a second.
     gc.collect()

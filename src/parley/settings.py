@@ -83,7 +83,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="Instructions that precede each conversation. Unset: none for an upstream; for the embedded "
-            "model `You are a helpful assistant. Answer in English.`"
+            "model `You are a helpful assistant. Answer in English.` An agent's own instructions take precedence."
+        ),
+    ] = None
+    agent: Annotated[
+        Annotated[
+            str,
+            Meta(pattern=r"^[\w.]+:[\w.]+\Z", extra={"allowed": "a module and a name in it, like package.module:name"}),
+        ]
+        | None,
+        Meta(
+            description="An agent of your own that answers, as `package.module:name`: an `agents.Agent` of the OpenAI "
+            "Agents SDK, or a callable that returns one. Unset: the model alone."
         ),
     ] = None
     temperature: Annotated[

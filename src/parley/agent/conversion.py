@@ -51,6 +51,7 @@ def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
     *,
     model: str | None,
     max_tokens: int,
+    is_reply: bool,
 ) -> CompletionRequest:
     """Return the request that asks a model for its next turn."""
     return CompletionRequest(
@@ -59,6 +60,7 @@ def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
         max_tokens=min(max_tokens, settings.max_tokens or max_tokens),
         temperature=settings.temperature,
         model=model,
+        is_reply=is_reply,
         options={} if settings is PLAIN else _options(settings, tools, output_schema, handoffs, model),
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from agents import Model, ModelProvider, ModelResponse, Usage
 from openai.types.responses import ResponseCompletedEvent
@@ -13,43 +14,37 @@ from parley.agent.conversion import completed, text_delta, to_request
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from agents import AgentOutputSchemaBase, Handoff, ModelSettings, Tool, TResponseInputItem, TResponseStreamEvent
 
     from parley.providers.calls import Upstreams
     from parley.settings import Settings
 
-# Characters that a model may be ahead of the reader of its text.
-_MOST_UNREAD: Final = 16_384
 
+class Backpressure:
+    """Holds a model back while the text before is on its way to the client.
 
-class Window:
-    """Holds a model back that is far ahead of the reader: openai-agents' queue between the two has no bound."""
+    The queue of openai-agents between the two has no bound, and an error that is raised early would overtake the text
+    in it. It is empty whenever its reader waits for the next event.
+    """
 
     def __init__(self) -> None:
-        self._unread = 0
-        self._is_read = asyncio.Event()
+        self._reader_waits = asyncio.Event()
 
-    async def wait(self, added: int) -> None:
-        """Count characters that have been handed over; wait if there are too many."""
-        self._unread += added
-        while self._unread > _MOST_UNREAD:
-            await self._next_read()
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Wait, in the block, for the next event."""
+        self._reader_waits.set()
+        try:
+            yield
+        finally:
+            self._reader_waits.clear()
 
-    async def wait_for_all(self) -> None:
-        """Wait until all has been read: an error that is raised before would overtake the text."""
-        while self._unread:
-            await self._next_read()
-
-    def read(self, size: int) -> None:
-        """Count characters that have been read."""
-        self._unread -= size
-        self._is_read.set()
-
-    async def _next_read(self) -> None:
-        self._is_read.clear()
-        await self._is_read.wait()
+    async def wait(self) -> None:
+        """Wait until all events have been read."""
+        await asyncio.sleep(0)  # the reader, if it waits, has its turn first
+        await self._reader_waits.wait()
 
 
 class UpstreamModel(Model):
@@ -65,22 +60,25 @@ class UpstreamModel(Model):
         *,
         name: str | None = None,
         run: Run | None = None,
-        window: Window | None = None,
+        backpressure: Backpressure | None = None,
     ) -> None:
         """Take the upstreams; `name` is another model of the first one's. Without a run, each call is its own."""
         self._upstreams = upstreams
         self._settings = settings
         self._name = name
         self._run = run
-        self._window = window
+        self._backpressure = backpressure
+        self._is_reply = True
 
     async def get_response(self, *args: Any, **options: Any) -> ModelResponse:
-        """Return the whole answer.
+        """Return the whole answer, which is no part of the run's reply: only streams are.
 
         Raises:
             ChatError: if it fails.
         """
-        async for event in self.stream_response(*args, **options):
+        model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run)
+        model._is_reply = False
+        async for event in model.stream_response(*args, **options):
             if isinstance(event, ResponseCompletedEvent):
                 counts = event.response.usage
                 usage = (
@@ -122,6 +120,7 @@ class UpstreamModel(Model):
             handoffs,
             model=self._name,
             max_tokens=run.output_tokens_left,
+            is_reply=self._is_reply,
         )
         exchange, piece = await self._upstreams.begin(request, run)
         error: BaseException | None = None
@@ -132,15 +131,15 @@ class UpstreamModel(Model):
                     text.write(piece)
                     yield text_delta(delta=piece, sequence_number=number)
                     number += 1
-                    if self._window is not None:
-                        await self._window.wait(len(piece))
+                    if self._backpressure is not None:
+                        await self._backpressure.wait()
                 piece = await exchange.next()
             calls = exchange.answer.tool_calls
             yield completed(text.getvalue(), calls.joined() if calls else (), exchange.attempt, number)
         except BaseException as failure:
             error = failure
-            if self._window is not None and isinstance(failure, Exception):
-                await self._window.wait_for_all()
+            if self._backpressure is not None and isinstance(failure, Exception):
+                await self._backpressure.wait()
             raise
         finally:
             exchange.close(error)
@@ -154,13 +153,21 @@ class UpstreamModels(ModelProvider):
     """Gives openai-agents' `Runner` the upstreams' models, by name."""
 
     def __init__(
-        self, upstreams: Upstreams, settings: Settings, *, run: Run | None = None, window: Window | None = None
+        self,
+        upstreams: Upstreams,
+        settings: Settings,
+        *,
+        run: Run | None = None,
+        backpressure: Backpressure | None = None,
     ) -> None:
+        """Take what the models have in common."""
         self._upstreams = upstreams
         self._settings = settings
         self._run = run
-        self._window = window
+        self._backpressure = backpressure
 
     def get_model(self, model_name: str | None) -> UpstreamModel:
         """Return a model; without a name, the one of the settings."""
-        return UpstreamModel(self._upstreams, self._settings, name=model_name, run=self._run, window=self._window)
+        return UpstreamModel(
+            self._upstreams, self._settings, name=model_name, run=self._run, backpressure=self._backpressure
+        )

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 class Attempt:
     """What one request to an upstream came to; whoever reads the response fills it in."""
 
-    def __init__(self, model: str, *, is_fallback: bool = False, call: int = 0) -> None:
+    def __init__(self, model: str, *, is_fallback: bool = False, call: int = 0, is_reply: bool = True) -> None:
         self.model = model
         self.is_fallback = is_fallback
+        self.is_reply = is_reply
+        """Whether its answer is part of the reply; what a tool or a guardrail asks is not."""
         self.call = call
         """The number of the model call that it belongs to; an agent makes several calls, each with retries."""
         self.was_sent = True

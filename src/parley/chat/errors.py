@@ -30,6 +30,8 @@ class ErrorCode(StrEnum):
     UPSTREAM_IDLE_TIMEOUT = "upstream_idle_timeout"
     REQUEST_TIMEOUT = "request_timeout"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    GUARDRAIL_TRIPPED = "guardrail_tripped"
+    TOO_MANY_TURNS = "too_many_turns"
     INTERNAL = "internal"
 
 
@@ -182,6 +184,18 @@ EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
         "The model cannot take the request.",
         "The message and its history are longer than the model's context.",
         "Shorten the message or send fewer turns of history.",
+        retryable=False,
+    ),
+    ErrorCode.GUARDRAIL_TRIPPED: Explanation(
+        "The request was refused.",
+        "A guardrail of the operator's agent does not allow this message, or the answer to it.",
+        "Change the message; the operator decides what the guardrails allow.",
+        retryable=False,
+    ),
+    ErrorCode.TOO_MANY_TURNS: Explanation(
+        "The agent did not come to an answer.",
+        "It called tools or other agents more often than it may for one request.",
+        "Ask for less at once; if it goes on, the operator should look at the agent.",
         retryable=False,
     ),
     ErrorCode.INTERNAL: Explanation(

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from parley.chat.attempt import Attempt
-    from parley.chat.events import FinishReason
     from parley.settings import Settings
 
 
@@ -48,14 +47,9 @@ class Run:
         return list({attempt.call: attempt for attempt in self.attempts}.values())
 
     @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the last model call finished."""
-        return self.attempts[-1].finish_reason if self.attempts else None
-
-    @property
-    def model(self) -> str:
-        """The model that was asked last."""
-        return self.attempts[-1].model if self.attempts else ""
+    def last(self) -> Attempt | None:
+        """The attempt that the reply ended with, so far."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.is_reply), None)
 
     def usage(self) -> Usage:
         """Return the usage of all model calls together."""

@@ -95,7 +95,7 @@ class ChatService:
                     async with aclosing(self._agent.answer(prompt, run)) as texts:
                         async for text in texts:
                             if (gap_s := stopwatch.text()) is None:
-                                yield ReplyStarted(run.model)
+                                yield ReplyStarted(self._model(run))
                             else:
                                 self._watch.gap(gap_s)
                             yield ReplyText(text)
@@ -105,20 +105,21 @@ class ChatService:
                 _log.exception("unexpected_error")
                 failure = ChatError(ErrorCode.INTERNAL)
             timing = stopwatch.timing()
-            if failure is None and run.finish_reason is not None:
+            reason = run.last.finish_reason if run.last else None
+            if failure is None and reason is not None:
                 if stopwatch.first_token is None:  # an empty answer
-                    yield ReplyStarted(run.model)
-                yield ReplyFinished(finish_reason=run.finish_reason, usage=run.usage(), timing=timing)
+                    yield ReplyStarted(self._model(run))
+                yield ReplyFinished(finish_reason=reason, usage=run.usage(), timing=timing)
             else:
                 failure = failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
                 yield ReplyFailed(error=failure, usage=run.usage(), timing=timing)
         finally:
-            usage, attempts = run.usage(), run.attempts
+            usage, last = run.usage(), run.last
             structlog.contextvars.bind_contextvars(
-                model=attempts[-1].model if attempts else None,
-                attempts=len(attempts),
-                is_fallback=attempts[-1].is_fallback if attempts else None,
-                finish_reason=run.finish_reason,
+                model=last.model if last else None,
+                attempts=len(run.attempts),
+                is_fallback=last.is_fallback if last else None,
+                finish_reason=last.finish_reason if last else None,
                 queue_ms=stopwatch.queue_ms,
                 first_token_ms=stopwatch.timing().first_token_ms,
                 input_tokens=usage.input_tokens,
@@ -152,6 +153,9 @@ class ChatService:
                             timing=event.timing,
                         )
         raise AssertionError("a reply has a last event")
+
+    def _model(self, run: Run) -> str:
+        return run.last.model if run.last else self._agent.model_names[0]
 
     def _refuse_while_draining(self) -> None:
         if self._is_draining:

@@ -104,7 +104,7 @@ async def _ask(
     retries = run.settings.retries
     while True:
         asked = upstream.asked(request, is_fallback=is_fallback)
-        attempt = Attempt(asked.model, is_fallback=is_fallback, call=call)
+        attempt = Attempt(asked.model, is_fallback=is_fallback, call=call, is_reply=request.is_reply)
         run.attempts.append(attempt)
         exchange = Exchange(upstream, request, asked, attempt, deadlines)
         try:

@@ -19,5 +19,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`None` stands for the upstream's default."""
     model: str | None = None
     """`None` stands for the upstream's default; a fallback always uses its own."""
+    is_reply: bool = True
+    """Whether the answer is part of a reply, and not what a tool or a guardrail wants to know."""
     options: dict[str, Any] = {}
     """Other fields of the API, such as `tools`."""

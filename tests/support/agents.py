@@ -1,0 +1,99 @@
+"""Owns the agents of the tests, which stand for an operator's own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from agents import (
+    Agent,
+    GuardrailFunctionOutput,
+    OpenAIChatCompletionsModel,
+    RunConfig,
+    RunContextWrapper,
+    Runner,
+    WebSearchTool,
+    function_tool,
+    input_guardrail,
+    output_guardrail,
+)
+from openai import AsyncOpenAI
+
+from parley.agent.custom import Context
+from tests.support.canaries import CANARY
+
+
+@function_tool
+def weather(city: str) -> str:
+    """Tell the weather in a city."""
+    return f"It rains in {city}."
+
+
+@function_tool
+async def hanging_tool() -> str:
+    """Never come to an end."""
+    await asyncio.get_running_loop().create_future()
+    return ""
+
+
+@function_tool
+def blocking_tool() -> str:
+    """Hold a thread for long."""
+    time.sleep(20)
+    return ""
+
+
+@function_tool(failure_error_function=None)
+def broken_tool() -> str:
+    """Fail with words that must stay inside."""
+    raise RuntimeError(CANARY)
+
+
+@input_guardrail(run_in_parallel=False)
+async def no_secrets(_: RunContextWrapper[Context], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+    """Trip over a word."""
+    return GuardrailFunctionOutput(CANARY, "forbidden" in str(message))
+
+
+@input_guardrail
+async def asking(wrapper: RunContextWrapper[Context], _: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+    """Ask a model whether the message is allowed."""
+    config = RunConfig(model_provider=wrapper.context.models, tracing_disabled=True)
+    result = await Runner.run(Agent("Judge", instructions="Say yes or no."), message, run_config=config)
+    return GuardrailFunctionOutput(None, result.final_output == "no")
+
+
+@output_guardrail
+async def short_answers(_: RunContextWrapper[Context], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
+    """Trip over a long answer."""
+    return GuardrailFunctionOutput(CANARY, len(answer) > 20)
+
+
+helper = Agent[Context]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
+plain = Agent[Context]("Plain", instructions="You are terse.")
+tooled = Agent[Context](
+    "Tooled",
+    instructions="You tell the weather.",
+    tools=[weather, hanging_tool, blocking_tool, broken_tool, helper.as_tool("ask_helper", "Ask the helper.")],
+    handoffs=[helper],
+    input_guardrails=[no_secrets],
+    output_guardrails=[short_answers],
+)
+judged = Agent[Context]("Judged", instructions="You answer.", input_guardrails=[asking])
+last_word = Agent[Context]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
+
+with_a_model = Agent("Bad", model=OpenAIChatCompletionsModel("m-1", AsyncOpenAI(api_key="none")))
+with_web_search = Agent("Bad", tools=[WebSearchTool()])
+with_a_bad_handoff = Agent("Outer", handoffs=[with_web_search])
+no_agent = 5
+
+
+def make() -> Agent[Context]:
+    """Make an agent."""
+    return plain
+
+
+def make_in_vain() -> Agent[Context]:
+    """Fail."""
+    raise RuntimeError(CANARY)
