@@ -95,7 +95,7 @@ HARMLESS: dict[str, Change] = {
     "a header that may be sent": lambda it: chat(it)["parameters"].append(
         {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "required": False}
     ),
-    "a higher version": lambda it: it["info"].update(version="0.1.10"),
+    "a higher version": lambda it: it["info"].update(version="0.2.10"),
     "no key needed": lambda it: it["paths"]["/health/live"]["get"].update(security=[{}]),
 }
 
