@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.chat.agent import Agent
-    from parley.chat.watch import Asked, Span
+    from parley.chat.attempt import Attempt
+    from parley.chat.watch import Span
     from parley.settings import Settings
     from tests.support.logs import Logs
     from tests.support.upstream import Script
@@ -191,7 +192,7 @@ class BrokenTracer(Untraced):
 
     asked = 0
 
-    def begin(self, _: Asked, /) -> Span:
+    def begin(self, _: Attempt, /) -> Span:
         """Fail."""
         self.asked += 1
         raise RuntimeError(CANARY)

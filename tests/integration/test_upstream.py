@@ -10,7 +10,6 @@ import anyio
 import pytest
 import trustme
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Deadlines, Run
 from parley.chat.watch import Untraced
@@ -48,10 +47,10 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
         tracer=Untraced(),
     )
     run = Run(Settings(), asyncio.get_running_loop().time() + 60, 100)
-    attempt, request = Attempt("scripted-1"), CompletionRequest(messages=[], max_tokens=100)
+    request = CompletionRequest(messages=[], max_tokens=100)
+    attempt = provider.attempt(request, call=0, is_fallback=False)
     async with provider:
-        asked = provider.asked(request, is_fallback=False)
-        exchange = Exchange(provider, request, asked, attempt, Deadlines(run))
+        exchange = Exchange(provider, request, attempt, Deadlines(run))
         await exchange.open()
         assert exchange.content is not None
         with anyio.fail_after(10):

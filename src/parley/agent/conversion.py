@@ -24,7 +24,6 @@ from openai.types.responses import (
 from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from parley.chat.attempt import Attempt
 from parley.chat.events import FinishReason, Usage
 from parley.providers.request import CompletionRequest
 
@@ -118,26 +117,33 @@ text_delta: Final = partial(
 )
 
 
-def completed(text: str, calls: Sequence[ToolCall], attempt: Attempt, number: int) -> ResponseCompletedEvent:
+def completed(  # noqa: PLR0913, PLR0917  # what there is to say
+    text: str,
+    calls: Sequence[ToolCall],
+    model: str,
+    finish_reason: FinishReason | None,
+    usage: Usage | None,
+    number: int,
+) -> ResponseCompletedEvent:
     """Return the event of an answer's end: all of the answer, whether it is complete, and what it cost."""
-    reason = _INCOMPLETE.get(attempt.finish_reason) if attempt.finish_reason else None
+    reason = _INCOMPLETE.get(finish_reason) if finish_reason else None
     response = Response(
         id=FAKE_RESPONSES_ID,
         created_at=time.time(),
-        model=attempt.model,
+        model=model,
         object="response",
-        output=output(text, calls),
+        output=_output(text, calls),
         parallel_tool_calls=False,
         tool_choice="auto",
         tools=[],
         status="completed" if reason is None else "incomplete",
         incomplete_details=None if reason is None else IncompleteDetails.model_validate({"reason": reason}),
-        usage=_usage(attempt.usage) if attempt.usage else None,
+        usage=_usage(usage) if usage else None,
     )
     return ResponseCompletedEvent(response=response, sequence_number=number, type="response.completed")
 
 
-def output(text: str, calls: Sequence[ToolCall]) -> list[ResponseOutputItem]:
+def _output(text: str, calls: Sequence[ToolCall]) -> list[ResponseOutputItem]:
     """Return what an answer consists of."""
     items: list[ResponseOutputItem] = []
     if text:
@@ -171,4 +177,4 @@ def _usage(usage: Usage) -> ResponseUsage:
 def warm_up() -> None:
     """Make one event of each kind: the first ones take 60 ms, which no request should wait for."""
     text_delta(delta="", sequence_number=0)
-    completed("text", (), Attempt("model"), 0)
+    completed("text", (), "model", None, None, 0)

@@ -134,8 +134,15 @@ class UpstreamModel(Model):
                     if self._backpressure is not None:
                         await self._backpressure.wait()
                 piece = await exchange.next()
-            calls = exchange.answer.tool_calls
-            yield completed(text.getvalue(), calls.joined() if calls else (), exchange.attempt, number)
+            calls, attempt = exchange.answer.tool_calls, exchange.attempt
+            yield completed(
+                text.getvalue(),
+                calls.joined() if calls else (),
+                attempt.model,
+                attempt.finish_reason,
+                attempt.usage,
+                number,
+            )
         except BaseException as failure:
             error = failure
             if self._backpressure is not None and isinstance(failure, Exception):

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import msgspec
 
-from parley.chat.events import NO_USAGE, Usage
-
-if TYPE_CHECKING:
-    from parley.chat.events import FinishReason
+from parley.chat.events import NO_USAGE, FinishReason, Usage
 
 
-class Attempt:
-    """What one request to an upstream came to; whoever reads the response fills it in."""
+class Attempt(msgspec.Struct, kw_only=True):
+    """Who is asked for what, and what comes of it; whoever reads the response fills that in."""
 
-    def __init__(self, model: str, *, is_fallback: bool = False, call: int = 0, is_reply: bool = True) -> None:
-        self.model = model
-        self.is_fallback = is_fallback
-        self.is_reply = is_reply
-        """Whether its answer is part of the reply; what a tool or a guardrail asks is not."""
-        self.call = call
-        """The number of the model call that it belongs to; an agent makes several calls, each with retries."""
-        self.was_sent = True
-        """False if the request certainly did not reach the upstream."""
-        self.is_answered = False
-        """Whether the upstream has begun a response that is not an error."""
-        self.deltas = 0
-        """Pieces of the answer so far, each about a token."""
-        self.first_text_s: float | None = None
-        """From the start of the attempt to its first piece."""
-        self.finish_reason: FinishReason | None = None
-        self.is_final = False
-        """Whether the finish reason stands even if silence or a lost connection follows."""
-        self.usage: Usage | None = None
+    model: str
+    host: str
+    port: int
+    max_tokens: int
+    temperature: float | None
+    is_fallback: bool
+    call: int
+    """The number of the model call that it belongs to; an agent makes several calls, each with retries."""
+    is_reply: bool
+    """Whether its answer is part of the reply; what a tool or a guardrail asks is not."""
+
+    was_sent: bool = True
+    """False if the request certainly did not reach the upstream."""
+    is_answered: bool = False
+    """Whether the upstream has begun a response that is not an error."""
+    deltas: int = 0
+    """Pieces of the answer so far, each about a token."""
+    first_text_s: float | None = None
+    """From the start of the attempt to its first piece."""
+    finish_reason: FinishReason | None = None
+    is_final: bool = False
+    """Whether the finish reason stands even if silence or a lost connection follows."""
+    usage: Usage | None = None
 
     def best_usage(self) -> Usage:
         """Return the upstream's usage; failing that, the deltas as an estimate; failing that, nothing known."""

@@ -26,21 +26,14 @@ class Run:
         self.attempts: list[Attempt] = []
         self._max_output_tokens = max_output_tokens
         self.stopped: ChatError | None = None
-        self._waits: set[Deadlines] = set()
+        self.waits: set[Deadlines] = set()
+        """Who must be told when the run is stopped."""
 
     def stop(self, error: ChatError) -> None:
         """End the run with this error; text that has come already still goes out."""
         self.stopped = error
-        for wait in tuple(self._waits):
+        for wait in tuple(self.waits):
             wait.look()
-
-    def watch(self, wait: Deadlines) -> None:
-        """Tell this wait if the run is stopped."""
-        self._waits.add(wait)
-
-    def unwatch(self, wait: Deadlines) -> None:
-        """Do so no more."""
-        self._waits.discard(wait)
 
     def calls(self) -> list[Attempt]:
         """Return the last attempt of each model call, in order."""
@@ -113,7 +106,7 @@ class Deadlines:
     def start(self, interrupt: Callable[[ChatError], None]) -> None:
         """Call `interrupt` once when a deadline passes, or the run is stopped."""
         self._interrupt = interrupt
-        self._run.watch(self)
+        self._run.waits.add(self)
         if self.expired is not None:  # in the same turn of the loop in which the wait before this one ended
             interrupt(self.expired)
         else:
@@ -122,7 +115,7 @@ class Deadlines:
     def stop(self) -> None:
         """Interrupt nobody any more."""
         self._interrupt = None
-        self._run.unwatch(self)
+        self._run.waits.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 

@@ -90,15 +90,14 @@ class ChatService:
         failure: ChatError | None = None
         try:
             try:
-                async with self._place(prompt, run, stopwatch):
+                async with self._answering(prompt, run, stopwatch) as texts:
                     yield ReplyAdmitted()
-                    async with aclosing(self._agent.answer(prompt, run)) as texts:
-                        async for text in texts:
-                            if (gap_s := stopwatch.text()) is None:
-                                yield ReplyStarted(self._model(run))
-                            else:
-                                self._watch.gap(gap_s)
-                            yield ReplyText(text)
+                    async for text in texts:
+                        if (gap_s := stopwatch.text()) is None:
+                            yield ReplyStarted(self._model(run))
+                        else:
+                            self._watch.gap(gap_s)
+                        yield ReplyText(text)
             except ChatError as error:
                 failure = error
             except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
@@ -162,17 +161,18 @@ class ChatService:
             raise ChatError(ErrorCode.SHUTTING_DOWN, reason="draining")
 
     @asynccontextmanager
-    async def _place(self, prompt: Prompt, run: Run, stopwatch: Stopwatch) -> AsyncIterator[None]:
-        """Hold what the reply takes of the quotas and of the places.
+    async def _answering(self, prompt: Prompt, run: Run, stopwatch: Stopwatch) -> AsyncIterator[AsyncIterator[str]]:
+        """Have the agent answer, as soon as there is a place and if the quotas allow it; yield its texts.
 
         Raises:
-            ChatError: if there is not enough left, or Parley is shutting down.
+            ChatError: if there is no place or not enough left of a quota, or Parley is shutting down.
         """
         self._refuse_while_draining()
         async with self._quotas.held(prompt, run.costs), self._admission.place(run.end, stopwatch.turn):
             self._refuse_while_draining()
             self._runs.add(run)
             try:
-                yield
+                async with aclosing(self._agent.answer(prompt, run)) as texts:
+                    yield texts
             finally:
                 self._runs.discard(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,16 +30,6 @@ class Watch(Protocol):
         """The embedded model is about to be started again."""
 
 
-class Asked(NamedTuple):
-    """What is asked of whom."""
-
-    model: str
-    host: str
-    port: int
-    max_tokens: int
-    temperature: float | None
-
-
 class Span(Protocol):
     """One attempt, as whoever follows requests sees it."""
 
@@ -47,14 +37,14 @@ class Span(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The headers by which the upstream can take up the trace."""
 
-    def end(self, attempt: Attempt, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Note what came of it; `error` is what ended it, if anything did."""
 
 
 class Tracer(Protocol):
     """Whoever follows a request on its way to the model; none of it may fail, or take long."""
 
-    def begin(self, asked: Asked) -> Span:
+    def begin(self, attempt: Attempt) -> Span:
         """Follow one attempt."""
 
 
@@ -63,7 +53,7 @@ class Untraced:
 
     headers: Final[Mapping[str, str]] = MappingProxyType({})
 
-    def begin(self, _: Asked, /) -> Span:
+    def begin(self, _: Attempt, /) -> Span:
         """Do nothing."""
         return self
 

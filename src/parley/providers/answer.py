@@ -127,7 +127,7 @@ class Answer:
         return named_finish(reason)
 
     def _note_usage(self, *counts: int | None) -> None:
-        read, written, total = (_sane(count) for count in counts)
+        read, written, total = (_count(count) for count in counts)
         if (read, written, total) != (None, None, None):
             self._attempt.usage = Usage(
                 input_tokens=read, output_tokens=written, total_tokens=total, source=UsageSource.UPSTREAM
@@ -137,5 +137,5 @@ class Answer:
 _TOOL_REASONS: Final = ("tool_calls", "function_call")
 
 
-def _sane(count: int | None) -> int | None:
+def _count(count: int | None) -> int | None:
     return count if count is not None and 0 <= count <= _LARGEST_COUNT else None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Deadlines
 from parley.providers.exchange import Exchange
@@ -103,10 +102,9 @@ async def _ask(
     upstream = source.upstream()
     retries = run.settings.retries
     while True:
-        asked = upstream.asked(request, is_fallback=is_fallback)
-        attempt = Attempt(asked.model, is_fallback=is_fallback, call=call, is_reply=request.is_reply)
+        attempt = upstream.attempt(request, call=call, is_fallback=is_fallback)
         run.attempts.append(attempt)
-        exchange = Exchange(upstream, request, asked, attempt, deadlines)
+        exchange = Exchange(upstream, request, attempt, deadlines)
         try:
             await exchange.open()
             return exchange, await exchange.next()

@@ -15,7 +15,6 @@ from parley.providers.failures import ReportedError
 if TYPE_CHECKING:
     from parley.chat.attempt import Attempt
     from parley.chat.run import Deadlines
-    from parley.chat.watch import Asked
     from parley.providers.request import CompletionRequest
     from parley.providers.upstream import Upstream
 
@@ -40,15 +39,12 @@ class Exchange:
     read. `close` must be called at the end, however it comes.
     """
 
-    def __init__(
-        self, upstream: Upstream, request: CompletionRequest, asked: Asked, attempt: Attempt, deadlines: Deadlines
-    ) -> None:
+    def __init__(self, upstream: Upstream, request: CompletionRequest, attempt: Attempt, deadlines: Deadlines) -> None:
         self.attempt = attempt
         self._upstream = upstream
-        self._asked = asked
         self._request = request
         self._deadlines = deadlines
-        self._span = upstream.tracer.begin(asked)
+        self._span = upstream.tracer.begin(attempt)
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
         self.answer = Answer(attempt, request.max_tokens, has_tools=bool(request.options.get("tools")))
@@ -64,7 +60,7 @@ class Exchange:
             ChatError: if there is no response, or it is an error.
         """
         async with self._deadlines.limit():
-            self._response = await self._upstream.post(self._request, self._asked, self._span.headers)
+            self._response = await self._upstream.post(self._request, self.attempt, self._span.headers)
         self.attempt.is_answered = True
         self.content = self._response.content
         self._deadlines.start(self._interrupt)
@@ -107,7 +103,7 @@ class Exchange:
         self._deadlines.stop()
         if self._response is not None:
             self._response.close()
-        self._span.end(self.attempt, error)
+        self._span.end(error)
 
     def _take(self) -> str:
         """Decode some of the bytes that have been read; return their text."""

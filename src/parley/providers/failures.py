@@ -65,7 +65,7 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
 
 def refusal(status: int, body: bytes, retry_after: str | None) -> ChatError:
     """Name an HTTP error of the upstream; its text is read here and goes no further."""
-    retry_after_s = _sane(retry_after)
+    retry_after_s = _wait_s(retry_after)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -106,7 +106,7 @@ def _is_context_length(body: bytes) -> bool:
     )
 
 
-def _sane(retry_after: str | None) -> int | None:
+def _wait_s(retry_after: str | None) -> int | None:
     """Return the seconds that the upstream asks to wait, where they are a sane number."""
     match = _SECONDS.fullmatch(retry_after or "")
     return int(match[0]) if match and 0 < int(match[0]) <= _MAX_RETRY_AFTER_S else None

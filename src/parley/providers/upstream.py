@@ -12,8 +12,8 @@ import aiohttp
 import msgspec
 import structlog
 
+from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.watch import Asked
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import error_type, refusal, unsent
 from parley.providers.hiding import hide
@@ -117,15 +117,18 @@ class Upstream:
         """Return itself."""
         return self
 
-    def asked(self, request: CompletionRequest, *, is_fallback: bool) -> Asked:
+    def attempt(self, request: CompletionRequest, *, call: int, is_fallback: bool) -> Attempt:
         """Return what is asked of it, its own defaults filled in."""
         address = urllib.parse.urlsplit(self._base_url)
-        return Asked(
+        return Attempt(
             model=self.model_name if is_fallback else request.model or self.model_name,
             host=address.hostname or "",
             port=address.port or (443 if address.scheme == "https" else 80),
             max_tokens=request.max_tokens,
             temperature=self.temperature if request.temperature is None else request.temperature,
+            is_fallback=is_fallback,
+            call=call,
+            is_reply=request.is_reply,
         )
 
     async def check(self) -> ErrorCode | None:
@@ -151,7 +154,7 @@ class Upstream:
         return code if is_unusable else None
 
     async def post(
-        self, request: CompletionRequest, asked: Asked, headers: Mapping[str, str]
+        self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
         """Ask for a completion; return the response, which the caller closes.
 
@@ -163,14 +166,14 @@ class Upstream:
         messages += [self._neutral(message) for message in request.messages]
         body = {
             **request.options,
-            "model": asked.model,
+            "model": attempt.model,
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
-            self._max_tokens: asked.max_tokens,
+            self._max_tokens: attempt.max_tokens,
         }
-        if asked.temperature is not None:
-            body["temperature"] = asked.temperature
+        if attempt.temperature is not None:
+            body["temperature"] = attempt.temperature
         response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
         try:
             await self._check_head(response)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from parley.chat.attempt import Attempt
-    from parley.chat.watch import Asked
     from parley.telemetry.request_log import RequestLog
 
 # A collector that does not answer must not hold up the exit.
@@ -105,38 +104,41 @@ class Traces:
         if line.is_failure:
             span.set_status(StatusCode.ERROR)
 
-    def begin(self, asked: Asked) -> _AttemptSpan:
+    def begin(self, attempt: Attempt) -> _AttemptSpan:
         """Give an attempt its span, by OpenTelemetry's conventions for generative AI."""
         return _AttemptSpan(
             self._tracer.start_span(
-                f"chat {asked.model}",
+                f"chat {attempt.model}",
                 kind=SpanKind.CLIENT,
                 attributes=_known(
                     {
                         "gen_ai.operation.name": "chat",
                         "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
-                        "gen_ai.request.model": asked.model,
+                        "gen_ai.request.model": attempt.model,
                         "gen_ai.request.stream": True,
-                        "gen_ai.request.max_tokens": asked.max_tokens,
-                        "gen_ai.request.temperature": asked.temperature,
-                        "server.address": asked.host,
-                        "server.port": asked.port,
+                        "gen_ai.request.max_tokens": attempt.max_tokens,
+                        "gen_ai.request.temperature": attempt.temperature,
+                        "server.address": attempt.host,
+                        "server.port": attempt.port,
                     }
                 ),
-            )
+            ),
+            attempt,
         )
 
 
 class _AttemptSpan:
     """The span of one attempt."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, attempt: Attempt) -> None:
         self._span = span
+        self._attempt = attempt
         self.headers: dict[str, str] = {}
         _PROPAGATOR.inject(self.headers, set_span_in_context(span))
 
-    def end(self, attempt: Attempt, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Say what came of it, and end."""
+        attempt = self._attempt
         if isinstance(error, Exception):
             self._span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
             self._span.set_status(StatusCode.ERROR)
