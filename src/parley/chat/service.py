@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from parley.chat.messages import Prompt
     from parley.chat.provider import Provider
+    from parley.chat.record import Record
     from parley.chat.watch import Watch
     from parley.settings import Settings
 
@@ -100,11 +101,11 @@ class ChatService:
                 break
         return problem
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+    async def stream(self, prompt: Prompt, record: Record) -> AsyncGenerator[Event, None]:
         """Yield the events of one reply; the last is `ReplyFinished` or `ReplyFailed`, and nothing is raised.
 
         Closing the generator, or cancelling the task that waits on it, stops the model and closes its connection.
-        What the reply cost is bound to the request's log line, however it ended.
+        What the reply cost is noted on the request's record, however it ended.
         """
         stopwatch = Stopwatch()
         end = stopwatch.started + prompt.timeout_s
@@ -149,20 +150,10 @@ class ChatService:
                     yield ReplyStarted(provider.model_name)
                 yield ReplyFinished(finish_reason=run.finish_reason, usage=run.best_usage(), timing=timing)
         finally:
-            usage, attempts = run.best_usage(), sum(run.attempts for run in runs)
-            structlog.contextvars.bind_contextvars(
-                model=provider.model_name if attempts else None,
-                attempts=attempts,
-                is_fallback=provider is not self._providers[0] if attempts else None,
-                finish_reason=run.finish_reason,
-                queue_ms=stopwatch.queue_ms,
-                first_token_ms=stopwatch.timing().first_token_ms,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                usage_source=usage.source,
-            )
+            record.queue_ms, record.first_token_ms = stopwatch.queue_ms, stopwatch.timing().first_token_ms
+            self._note(record, provider, run, sum(run.attempts for run in runs))
 
-    async def complete(self, prompt: Prompt) -> Reply:
+    async def complete(self, prompt: Prompt, record: Record) -> Reply:
         """Collect the events of one reply.
 
         Raises:
@@ -170,7 +161,7 @@ class ChatService:
         """
         model = ""
         texts: list[str] = []
-        async with aclosing(self.stream(prompt)) as events:
+        async with aclosing(self.stream(prompt, record)) as events:
             async for event in events:
                 match event:
                     case ReplyStarted():
@@ -188,6 +179,17 @@ class ChatService:
                             timing=event.timing,
                         )
         raise AssertionError("a reply has a last event")
+
+    def _note(self, record: Record, provider: Provider, run: Run, attempts: int) -> None:
+        """Note who replied, and what it cost."""
+        usage = run.best_usage()
+        record.model = provider.model_name if attempts else None
+        record.attempts = attempts
+        record.is_fallback = provider is not self._providers[0] if attempts else None
+        record.finish_reason = run.finish_reason
+        record.input_tokens = usage.input_tokens
+        record.output_tokens = usage.output_tokens
+        record.usage_source = usage.source
 
     def _refuse_while_draining(self) -> None:
         if self._is_draining:
