@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from typing import Any, Literal
 
 import anyio
 import msgspec
 
 from parley.chat.record import Record
+
+COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 class RequestLine(Record, kw_only=True, forbid_unknown_fields=True):
