@@ -10,12 +10,12 @@ import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.record import Record
 from parley.deadlines import Deadline, ProgressDeadline
 from parley.framing import RefusedRequestError, ServerConnection
 from parley.refusal import Refusal
 from parley.telemetry import request_log
-from parley.telemetry.correlation import correlation_id_of, new_correlation_id
-from parley.telemetry.request_log import RequestLog
+from parley.telemetry.correlation import new_correlation_id, record_of
 from parley.transport import ClientTransport, Flow, Lingering, prepare, reset, unread_bytes
 from parley.web.limits import FULL
 
@@ -131,12 +131,14 @@ class Connection(H11Protocol):
         for event in refusal.events:
             self._wire.write(self.conn.send(event) or b"")
         if cycle is not None:
-            # For the request's line, which is logged when the app is done.
-            cycle.scope["state"]["answered"] = refusal.logged
+            # For the request's record, when the app is done.
+            cycle.scope["state"]["answered"] = refusal.note
             cycle.disconnected = cycle.response_started = cycle.response_complete = True
             cycle.message_event.set()
         else:
-            request_log.write(RequestLog(correlation_id=correlation_id, bytes_in=0, total_ms=0, **refusal.logged))
+            record = Record(correlation_id=correlation_id)
+            refusal.note(record)
+            request_log.write(record)
         self.close()
 
     def _end_early(self, state: dict[str, Any]) -> None:
@@ -232,7 +234,7 @@ class Connection(H11Protocol):
     def correlation_id(self) -> str | None:
         """Return the id of the request that is being answered, if one is."""
         cycle = self._cycle()
-        return None if cycle is None else correlation_id_of(cycle.scope)
+        return None if cycle is None else record_of(cycle.scope).correlation_id
 
     def _cycle(self) -> RequestResponseCycle | None:
         """Return the request that is being answered, if one is; uvicorn declares the last one as always there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h11
 import msgspec
@@ -14,14 +14,16 @@ from parley.web.schema import ErrorResponse
 
 if TYPE_CHECKING:
     from parley.chat.errors import ChatError
+    from parley.chat.record import Record
 
 
 class Refusal:
-    """The response, as any other error has it, and what the request's log line says of it."""
+    """The response, as any other error has it, and what the request's record says of it."""
 
     def __init__(self, error: ChatError, status: int | None, correlation_id: str, *, has_body: bool) -> None:
         """Take the error; `status` replaces the usual one of its code. A response to HEAD has no body."""
-        status = status or STATUS[error.code]
+        self._error = error
+        self._status = int(status or STATUS[error.code])
         problem = ErrorResponse.of(error, correlation_id)
         body = msgspec.json.encode(problem)
         headers = [
@@ -31,13 +33,15 @@ class Refusal:
             (HEADER.decode(), correlation_id),
             ("connection", "close"),
         ]
-        response = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
+        response = h11.Response(
+            status_code=self._status, headers=headers, reason=HTTPStatus(self._status).phrase.encode()
+        )
         data = (h11.Data(data=body),) if has_body else ()
+        self._bytes_out = len(body) if has_body else 0
         self.events: tuple[h11.Event, ...] = (response, *data, h11.EndOfMessage())
-        self.logged: dict[str, Any] = {
-            "outcome": "failed",
-            "status": int(status),
-            "error_code": error.code,
-            "reason": error.reason,
-            "bytes_out": len(body) if has_body else 0,
-        }
+
+    def note(self, record: Record) -> None:
+        """Note what the client got."""
+        record.fail(self._error)
+        record.status = self._status
+        record.bytes_out = self._bytes_out

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from parley.chat.record import Record
 from parley.contract import contract
 from parley.environment import Variable, variables
-from parley.telemetry.request_log import RequestLog
 from tests.support.contract import read
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_the_readme_lists_every_setting_as_it_is() -> None:
 
 def line_rows() -> str:
     """Return the rows of the table of the request's log line."""
-    schema = msgspec.json.schema(RequestLog)["$defs"]["RequestLog"]["properties"]
+    schema = msgspec.json.schema(Record)["$defs"]["Record"]["properties"]
     return "\n".join(f"| `{name}` | {field['description']} |" for name, field in schema.items())
 
 

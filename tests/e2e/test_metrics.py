@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -30,6 +31,18 @@ async def counted(client: httpx.AsyncClient) -> dict[str, float]:
         " ".join([sample.name, *map(str, sample.labels.values())]): sample.value
         for sample in samples
         if sample.value and sample.name.startswith("parley_") and not MEASURED.fullmatch(sample.name)
+    }
+
+
+async def http(client: httpx.AsyncClient) -> dict[str, float]:
+    """Return what is counted of HTTP, but for what depends on the clock, by name, method, path and status."""
+    text = (await client.get("/metrics")).raise_for_status().text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert {sample.labels["app_name"] for sample in samples if sample.name.startswith("parley_http_")} == {"parley"}
+    return {
+        " ".join([sample.name, *(sample.labels[name] for name in ("method", "path", "status_code"))]): sample.value
+        for sample in samples
+        if re.fullmatch(r"parley_http_.*_(total|count|progress)", sample.name)
     }
 
 
@@ -73,6 +86,58 @@ async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> No
             "parley_first_token_seconds_count": 7,
             "parley_chat_seconds_count": 9,
         }
+
+
+async def test_http_is_counted_by_method_route_and_status(upstream: ScriptedUpstream) -> None:
+    """Paths, methods and preflights that no route takes have no metrics: callers choose them."""
+    variables = leading_to(upstream, PARLEY_CORS_ORIGINS="https://a.example")
+    async with parley(**variables) as served, served.client() as client:
+        for _ in range(2):
+            await client.get("/health/live")
+        await client.post("/chat", json=REQUEST)
+        await client.post("/chat/complete", json=REQUEST)
+        await client.post("/chat", json={"message": ""})
+        upstream.script = respond(400, {})
+        await client.post("/chat", json=REQUEST)
+        await client.options("/chat")
+        await client.options("/chat", headers={"Origin": "https://a.example"})
+        await client.get("/chat")
+        await client.request("BREW", "/chat")
+        await client.get("/nothing")
+        told = await http(client)
+    once = (
+        "POST /chat 200",
+        "POST /chat/complete 200",
+        "POST /chat 400",
+        "POST /chat 502",
+        "OPTIONS /chat 204",
+    )
+    requests = dict.fromkeys(once, 1.0) | {"GET /health/live 200": 2}
+    in_progress = {"POST /chat 200", "POST /chat/complete 200", "OPTIONS /chat 200", "GET /health/live 200"}
+    assert told == (
+        {f"parley_http_requests_total {name}": number for name, number in requests.items()}
+        | {f"parley_http_request_duration_seconds_count {name}": number for name, number in requests.items()}
+        | {f"parley_http_requests_in_progress {name}": 0 for name in in_progress}
+        | {"parley_http_requests_error_total POST /chat 502": 1, "parley_http_requests_in_progress GET /metrics 200": 1}
+    )
+
+
+async def test_a_response_in_the_apps_place_counts_with_the_status_that_the_client_got(
+    upstream: ScriptedUpstream,
+) -> None:
+    """What the app wanted to answer meanwhile, nobody has seen."""
+    async with parley(**leading_to(upstream)) as served:
+        reader, writer = await asyncio.open_connection(*served.url.removeprefix("http://").split(":"))
+        head = b"POST /chat HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head + b"no chunk\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        line = await served.logs.line()
+        async with served.client() as client:
+            told = await http(client)
+    assert (line["status"], line["error_code"], line["outcome"]) == (400, "invalid_request", "failed")
+    requests = [name for name in told if name.startswith("parley_http_requests_total")]
+    assert requests == ["parley_http_requests_total POST /chat 400"]
 
 
 @pytest.mark.long

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from typing import Any, Literal
 
 import anyio
 import msgspec
 
-from parley.telemetry.request_log import RequestLog
+from parley.chat.record import Record
+
+COLOUR = re.compile(r"\x1b\[\d+m")
 
 
-class RequestLine(RequestLog, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RequestLine(Record, kw_only=True, forbid_unknown_fields=True):
     """A request's line, with what every line has."""
 
     timestamp: str

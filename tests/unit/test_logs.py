@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import warnings
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,16 +12,15 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parley.settings import Settings
-from parley.telemetry import logs as telemetry
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.logs import Logs
+from tests.support.logs import COLOUR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from tests.support.logs import Logs
 
 LONG_HEX = "0123456789abcdef" * 4
-COLOUR = re.compile(r"\x1b\[\d+m")
 FORMATS = pytest.mark.parametrize("log_format", ["json", "console"])
 
 for_anything = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -79,27 +76,6 @@ odd = st.recursive(
     | st.complex_numbers(),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(hashable, inner),
 )
-
-
-@pytest.fixture
-def output() -> Logs:
-    """What is written; it may hold no canary, but that is for each test to say."""
-    return Logs()
-
-
-@pytest.fixture
-def configure(output: Logs) -> Iterator[Callable[..., None]]:
-    """Configure the logs, and take them back at the end."""
-    root = logging.getLogger()
-    handlers = root.handlers
-
-    def configure(**changes: Any) -> None:
-        with redirect_stdout(output):
-            telemetry.configure(Settings(**{"log_format": "json", "log_level": "debug", **changes}))
-
-    yield configure
-    root.handlers = handlers
-    logging.captureWarnings(capture=False)
 
 
 @pytest.mark.parametrize(

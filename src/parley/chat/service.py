@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from parley.chat.agent import Agent
     from parley.chat.messages import Prompt
+    from parley.chat.record import Record
     from parley.chat.watch import Watch
     from parley.settings import Settings
 
@@ -79,11 +80,11 @@ class ChatService:
             return ErrorCode.SHUTTING_DOWN
         return await self._agent.check()
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Event, None]:
+    async def stream(self, prompt: Prompt, record: Record) -> AsyncGenerator[Event, None]:
         """Yield the events of one reply; the last is `ReplyFinished` or `ReplyFailed`, and nothing is raised.
 
         Closing the generator, or cancelling the task that waits on it, stops the model and closes its connection.
-        What the reply cost is bound to the request's log line, however it ended.
+        What the reply cost is noted on the request's record, however it ended.
         """
         stopwatch = Stopwatch()
         run = Run(self._settings, stopwatch.started + prompt.timeout_s, prompt.max_output_tokens)
@@ -113,20 +114,10 @@ class ChatService:
                 failure = failure or ChatError(ErrorCode.UPSTREAM_TRUNCATED)
                 yield ReplyFailed(error=failure, usage=run.usage(), timing=timing)
         finally:
-            usage, last = run.usage(), run.last
-            structlog.contextvars.bind_contextvars(
-                model=last.model if last else None,
-                attempts=len(run.attempts),
-                is_fallback=last.is_fallback if last else None,
-                finish_reason=last.finish_reason if last else None,
-                queue_ms=stopwatch.queue_ms,
-                first_token_ms=stopwatch.timing().first_token_ms,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                usage_source=usage.source,
-            )
+            record.queue_ms, record.first_token_ms = stopwatch.queue_ms, stopwatch.timing().first_token_ms
+            _note(record, run)
 
-    async def complete(self, prompt: Prompt) -> Reply:
+    async def complete(self, prompt: Prompt, record: Record) -> Reply:
         """Collect the events of one reply.
 
         Raises:
@@ -134,7 +125,7 @@ class ChatService:
         """
         model = ""
         texts: list[str] = []
-        async with aclosing(self.stream(prompt)) as events:
+        async with aclosing(self.stream(prompt, record)) as events:
             async for event in events:
                 match event:
                     case ReplyStarted():
@@ -176,3 +167,16 @@ class ChatService:
                     yield texts
             finally:
                 self._runs.discard(run)
+
+
+def _note(record: Record, run: Run) -> None:
+    """Note who replied, and what it cost."""
+    record.attempts, record.model_calls = len(run.attempts), len(run.calls())
+    if run.last:
+        record.model = run.last.model
+        record.is_fallback = run.last.is_fallback
+        record.finish_reason = run.last.finish_reason
+    usage = run.usage()
+    record.input_tokens = usage.input_tokens
+    record.output_tokens = usage.output_tokens
+    record.usage_source = usage.source

@@ -1,24 +1,23 @@
-"""Owns the thread through one request: its correlation id, and the one line that is logged at its end."""
+"""Owns the thread through one request: its correlation id, and its record, which the layers that serve it fill in."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import uuid
+from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from litestar.enums import ScopeType
-from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from parley.telemetry.request_log import request_log
+from parley.chat.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from litestar.types import ASGIApp, Receive, Scope, Send
-
-    from parley.telemetry.request_log import RequestLog
 
 HEADER: Final = b"x-correlation-id"
 
@@ -30,13 +29,13 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class CorrelationMiddleware:
-    """Gives each request its id, in the response's headers, in every log line and in the scope's state.
+    """Gives each request its id, in the response's headers and in every log line, and its record.
 
-    What is bound to the request's context while it is served (outcome, model, tokens) is part of its last line.
+    The record is in the scope's state for the layers to fill in, as `record`.
     """
 
-    def __init__(self, app: ASGIApp, done: Callable[[RequestLog], None]) -> None:
-        """Wrap the app; `done` is told of each request at its end."""
+    def __init__(self, app: ASGIApp, done: Callable[[Record, float], None]) -> None:
+        """Wrap the app; `done` gets the record of each request at its end, and the seconds that it took."""
         self._app = app
         self._done = done
 
@@ -47,49 +46,51 @@ class CorrelationMiddleware:
             return
         now = asyncio.get_running_loop().time
         started = now()
-        correlation_id = correlation_id_of(scope)
-        clear_contextvars()
-        bind_contextvars(correlation_id=correlation_id)
-        if "trace_id" in scope["state"]:
-            bind_contextvars(trace_id=scope["state"]["trace_id"])
-        status: int | None = None
-        bytes_in = bytes_out = 0
+        record = record_of(scope)
+        _bind(record)
 
         async def receive_counted() -> Any:
-            nonlocal bytes_in
             message: Any = await receive()
-            bytes_in += len(message.get("body", b""))
+            record.bytes_in += len(message.get("body", b""))
             return message
 
         async def send_with_id(message: Any) -> None:
-            nonlocal status, bytes_out
             if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (HEADER, correlation_id.encode())]
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], (HEADER, record.correlation_id.encode())]
             else:
                 body = message.get("body", b"")
-                bytes_out += len(body)
+                record.bytes_out += len(body)
                 if len(body) > _PIECE_BYTES:
                     message["body"] = await _send_all_but_the_end(send, body)
             await send(message)
 
-        outcome = "cancelled"
         try:
             await self._app(scope, receive_counted, send_with_id)
-            outcome = "completed"
+            record.end("completed")
         except asyncio.CancelledError:
             # uvicorn cancels requests when its time to stop is over; it would log an error, and answer in plain text.
             if "end_early" not in scope["state"]:
                 raise
             scope["state"]["end_early"](scope["state"])
         except Exception:  # noqa: BLE001  # the response has begun, so there is nothing to answer but the end of the connection
-            outcome = "failed"
+            record.end("failed")
             _log.exception("unexpected_error")
         finally:
-            bind_contextvars(**scope["state"].get("answered", {}))  # by the connection, in the app's place
-            measured = {"outcome": outcome, "status": status, "bytes_in": bytes_in, "bytes_out": bytes_out}
-            total_ms = round((now() - started) * 1000)
-            self._done(request_log(scope, get_contextvars(), **measured, total_ms=total_ms))
+            if (answered := scope["state"].get("answered")) is not None:
+                answered(record)  # last, as the app has gone on and may have noted what nobody got
+            record.route = scope.get("path_template")
+            took_s = now() - started
+            record.total_ms = round(took_s * 1000)
+            self._done(record, took_s)
+
+
+def _bind(record: Record) -> None:
+    """Have the request's ids in all lines that are logged in its context."""
+    clear_contextvars()
+    bind_contextvars(correlation_id=record.correlation_id)
+    if record.trace_id is not None:
+        bind_contextvars(trace_id=record.trace_id)
 
 
 async def _send_all_but_the_end(send: Send, body: bytes) -> bytes:
@@ -104,12 +105,17 @@ async def _send_all_but_the_end(send: Send, body: bytes) -> bytes:
     return body[end:]
 
 
-def correlation_id_of(scope: Any) -> str:
-    """Return the id of a request, whose scope's state keeps it from then on."""
-    state: dict[str, str] = scope["state"]
-    if "correlation_id" not in state:
-        state["correlation_id"] = kept_correlation_id(scope["headers"]) or new_correlation_id()
-    return state["correlation_id"]
+def record_of(scope: Any) -> Record:
+    """Return the record of a request, which its scope's state keeps from then on."""
+    state: dict[str, Any] = scope["state"]
+    if "record" not in state:
+        state["record"] = Record(
+            correlation_id=kept_correlation_id(scope["headers"]) or new_correlation_id(),
+            # Never a made-up method, which is the caller's text, as the path itself is.
+            method=scope["method"] if scope["method"] in HTTPMethod.__members__ else "other",
+        )
+    record: Record = state["record"]
+    return record
 
 
 def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

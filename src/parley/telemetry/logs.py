@@ -5,50 +5,33 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import sys
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import Context
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
 
+from parley.chat.record import Record
+from parley.telemetry import request_log
 from parley.telemetry.log_queue import LogQueue
 from parley.telemetry.metrics import metrics
+from parley.telemetry.redaction import redact
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-_HIDDEN: Final = "***"
-_LEFT_OUT: Final = "..."
-
-_DEEPEST: Final = 8
-_LARGEST_INT_BITS: Final = 64
-
 # Where a reader looks first.
 _FIRST: Final = ("timestamp", "level", "event")
-
-_SECRET_NAME: Final = re.compile(
-    r"authorization|(api|private|secret|access)[-_]?key|^key$|cookie|credential|pass(word|phrase)|secret|(^|[-_])(token|pwd)$",
-    re.IGNORECASE,
-)
-_SECRET_VALUE: Final = re.compile(
-    r"(?i:bearer)\s+[\w.~+/=-]+"
-    r"|\bsk-[\w-]{6,}"
-    r"|(?i:authorization|api[-_ ]?key|pass(?:word|phrase)|pwd|secret|token)[\"']?\s*[:=]\s*[\"']?"
-    r"(?i:basic\s+|digest\s.*)?[^\s\"',;&]{8,}"
-    r"|(?i:cookie)[\"']?\s*[:=].*"
-    r"|(?i:authorization|key|pass(?:word|phrase)|pwd|secret|token)(?:\W{1,5}|\s+is\s+)[\w+/=-]{20,}"
-    r"|://[^\s/@]+@"
-)
 
 # Of these we know that their messages hold nothing of a request; of any other's warnings, only where they come from
 # is logged.
@@ -81,9 +64,10 @@ def configure(settings: Settings) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
     handler = _Handler(_own_output() if sys.stdout is sys.__stdout__ else sys.stdout)
+    formatter = _JSONFormatter if as_json else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[_withhold_untrusted, *shared],
+        formatter(
+            foreign_pre_chain=[_spell_out, _withhold_untrusted, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact, *renderers],
         )
     )
@@ -129,53 +113,22 @@ class _Handler(logging.StreamHandler[Any]):
             self.stream.write(f'{{"level":"error","event":"unloggable","location":"{where}"}}\n')
 
 
-def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Hide secrets: all that stands under a secret's name, and what looks like one anywhere else.
+class _JSONFormatter(structlog.stdlib.ProcessorFormatter):
+    """A formatter that encodes the records of requests themselves, and every other event field by field."""
 
-    What is left is printable, so that no one's text can end a line or steer a terminal.
-    """
-    return {_legible(name): _redacted(name, value, 0) for name, value in event.items()}
-
-
-def _redacted(name: object, value: Any, depth: int) -> Any:  # noqa: PLR0911  # one for each kind
-    match value:
-        case None | bool():
-            return value
-        case _ if _is_secret(_text(name)):
-            return _HIDDEN
-        case float():
-            return value
-        case int() if value.bit_length() <= _LARGEST_INT_BITS:
-            return value
-        case Mapping() | list() | tuple() | set() | frozenset() if depth == _DEEPEST:
-            return _LEFT_OUT
-        case Mapping():
-            return {_legible(key): _redacted(key, member, depth + 1) for key, member in value.items()}
-        case [str() | bytes() as key, member]:  # as headers are kept
-            return [_legible(key), _redacted(key, member, depth + 1)]
-        case list() | tuple() | set() | frozenset():
-            return [_redacted("", member, depth + 1) for member in value]
-        case _:
-            return _legible(value)
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        if isinstance(record.msg, Record):
+            return request_log.encode(record.msg, record)
+        return super().format(record)
 
 
-def _legible(value: object) -> str:
-    text = _SECRET_VALUE.sub(_HIDDEN, _text(value))
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _text(value: object) -> str:
-    try:
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    except Exception:  # noqa: BLE001  # whatever it is, it must not keep the rest of the line from being logged
-        return f"<{type(value).__name__}>"
-
-
-@lru_cache(1000)
-def _is_secret(name: str) -> bool:
-    return _SECRET_NAME.search(name) is not None
+def _spell_out(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Make an event of a request's record."""
+    record = event["_record"].msg
+    if not isinstance(record, Record):
+        return event
+    return {**event, **msgspec.structs.asdict(record), "event": request_log.EVENT}
 
 
 def _withhold_untrusted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -1,21 +1,28 @@
-"""Owns the metrics: what is counted and measured for Prometheus, beside what Litestar's plugin does of all HTTP."""
+"""Owns the metrics: what is counted and measured for Prometheus."""
 
 from __future__ import annotations
 
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason
+from parley.telemetry.correlation import record_of
 
 if TYPE_CHECKING:
-    from parley.telemetry.request_log import RequestLog
+    from litestar.types import ASGIApp, Receive, Scope, Send
+
+    from parley.chat.record import Record
 
 _CHATS: Final = ("/chat", "/chat/complete")
 
 _LEFT: Final = ("client_disconnected", "cancelled")
+
+_HTTP: Final = ("method", "path", "status_code", "app_name")
+_APP: Final = "parley"
 
 # Seconds, up to the default deadlines and somewhat beyond.
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
@@ -45,6 +52,17 @@ class Metrics:
         self._log_lines_dropped = Counter(
             "parley_log_lines_dropped", "Log lines that standard output did not take, or not soon enough."
         )
+        self._in_progress = Gauge(
+            "parley_http_requests_in_progress",
+            "Total requests currently in progress",
+            _HTTP,
+            multiprocess_mode="livesum",
+        )
+        self._requests = Counter("parley_http_requests", "Total requests", _HTTP)
+        self._request_duration = Histogram(
+            "parley_http_request_duration_seconds", "Request duration, in seconds", _HTTP
+        )
+        self._request_errors = Counter("parley_http_requests_error", "Total errors in requests", _HTTP)
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
             self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
 
@@ -72,22 +90,46 @@ class Metrics:
         """Count lines that nobody will read."""
         self._log_lines_dropped.inc(number)
 
-    def count(self, line: RequestLog) -> None:
-        """Count a request, by the line that it leaves in the log."""
-        if line.route not in _CHATS or line.method != "POST":
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        """Count the requests in progress, by route; only inside the router is that known before the response."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            labels = record_of(scope).method, scope["path_template"], HTTPStatus.OK.value, _APP
+            with self._in_progress.labels(*labels).track_inprogress():
+                await app(scope, receive, send)
+
+        return counted
+
+    def count(self, record: Record, took_s: float) -> None:
+        """Count a request at its end; one that has no route has no metrics, as callers choose its path."""
+        if record.route is None:
             return
-        self._chats.labels(line.finish_reason if line.outcome == "completed" else line.error_code or line.outcome).inc()
-        self._duration.observe(line.total_ms / 1000)
-        if line.outcome == "failed" and not line.attempts:
-            self._refusals.labels(line.reason or line.error_code).inc()
-        for histogram, milliseconds in ((self._queue_time, line.queue_ms), (self._first_token, line.first_token_ms)):
+        labels = record.method, record.route, "none" if record.status is None else record.status, _APP
+        self._requests.labels(*labels).inc()
+        self._request_duration.labels(*labels).observe(took_s)
+        if record.status is not None and record.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._request_errors.labels(*labels).inc()
+        if record.route in _CHATS and record.method == "POST":
+            self._count_chat(record)
+
+    def _count_chat(self, record: Record) -> None:
+        self._chats.labels(
+            record.finish_reason if record.outcome == "completed" else record.error_code or record.outcome
+        ).inc()
+        self._duration.observe(record.total_ms / 1000)
+        if record.outcome == "failed" and not record.attempts:
+            self._refusals.labels(record.reason or record.error_code).inc()
+        for histogram, milliseconds in (
+            (self._queue_time, record.queue_ms),
+            (self._first_token, record.first_token_ms),
+        ):
             if milliseconds is not None:
                 histogram.observe(milliseconds / 1000)
-        for direction, tokens in (("input", line.input_tokens), ("output", line.output_tokens)):
+        for direction, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens is not None:
-                self._tokens.labels(direction, line.usage_source).inc(tokens)
-        self._fallbacks.inc(bool(line.is_fallback))
-        self._retries.inc(max(0, (line.attempts or 0) - 1 - bool(line.is_fallback)))
+                self._tokens.labels(direction, record.usage_source).inc(tokens)
+        self._fallbacks.inc(bool(record.is_fallback))
+        self._retries.inc(max(0, (record.attempts or 0) - (record.model_calls or 0) - bool(record.is_fallback)))
 
 
 @cache

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from litestar.plugins import InitPlugin
-from litestar.plugins.prometheus import PrometheusConfig
 
 from parley.chat.watch import Untraced
 from parley.telemetry import logs, request_log
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
     from litestar import Litestar
     from litestar.config.app import AppConfig
 
+    from parley.chat.record import Record
     from parley.chat.watch import Tracer
     from parley.settings import Settings
-    from parley.telemetry.request_log import RequestLog
     from parley.telemetry.traces import Traces
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -39,10 +38,7 @@ class TelemetryPlugin(InitPlugin):
         app_config.logging_config = None  # Litestar's own would take the root logger
         app_config.on_startup = [self._wrap, *app_config.on_startup]
         app_config.on_shutdown = [*app_config.on_shutdown, logs.settle]
-        app_config.middleware = [
-            PrometheusConfig(app_name="parley", prefix="parley_http", group_path=True).middleware,
-            *app_config.middleware,
-        ]
+        app_config.middleware = [metrics().middleware, *app_config.middleware]
         if self._traces is not None:
             app_config.lifespan = [self._traces.exporting, *app_config.lifespan]
         elif self._settings.traces_url is not None:
@@ -56,11 +52,11 @@ class TelemetryPlugin(InitPlugin):
         if self._traces is not None:
             app.asgi_handler = self._traces.middleware(app.asgi_handler)
 
-    def _done(self, line: RequestLog) -> None:
-        metrics().count(line)
+    def _done(self, record: Record, took_s: float) -> None:
+        metrics().count(record, took_s)
         if self._traces is not None:
-            self._traces.describe(line)
-        request_log.write(line)
+            self._traces.describe(record)
+        request_log.write(record)
 
 
 def _traces(settings: Settings) -> Traces | None:

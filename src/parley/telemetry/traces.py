@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, get_curre
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from parley.chat.errors import ChatError, ErrorCode
+from parley.telemetry.correlation import record_of
 from parley.telemetry.request_log import PROBES
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from parley.chat.attempt import Attempt
-    from parley.telemetry.request_log import RequestLog
+    from parley.chat.record import Record
 
 # A collector that does not answer must not hold up the exit.
 _LAST_EXPORT_TIMEOUT_S: Final = 3
@@ -69,7 +70,7 @@ class Traces:
             await asyncio.to_thread(closing.join, _LAST_EXPORT_TIMEOUT_S)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Give each request its span, but for probes; its trace id goes into the scope's state."""
+        """Give each request its span, but for probes; its trace id goes into the request's record."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != ScopeType.HTTP or scope["path"].startswith(PROBES):
@@ -79,29 +80,29 @@ class Traces:
                 "HTTP", _callers(scope), SpanKind.SERVER, record_exception=False, set_status_on_exception=False
             ) as span:
                 if (context := span.get_span_context()).is_valid:  # the SDK can be turned off by a variable of its own
-                    scope["state"]["trace_id"] = format_trace_id(context.trace_id)
+                    record_of(scope).trace_id = format_trace_id(context.trace_id)
                 await app(scope, receive, send)
 
         return traced
 
-    def describe(self, line: RequestLog) -> None:
-        """Say in the request's span what is said in its log line."""
+    def describe(self, record: Record) -> None:
+        """Say in the request's span what is said in its log record."""
         span = get_current_span()
-        method = None if line.method == "other" else line.method
-        span.update_name(" ".join(filter(None, (method or "HTTP", line.route))))
+        method = None if record.method == "other" else record.method
+        span.update_name(" ".join(filter(None, (method or "HTTP", record.route))))
         span.set_attributes(
             _known(
                 {
                     "http.request.method": method or "_OTHER",
-                    "http.route": line.route,
-                    "http.response.status_code": line.status,
-                    "error.type": line.error_code,
-                    "parley.correlation_id": line.correlation_id,
-                    "parley.outcome": line.outcome,
+                    "http.route": record.route,
+                    "http.response.status_code": record.status,
+                    "error.type": record.error_code,
+                    "parley.correlation_id": record.correlation_id,
+                    "parley.outcome": record.outcome,
                 }
             )
         )
-        if line.is_failure:
+        if record.is_failure:
             span.set_status(StatusCode.ERROR)
 
     def begin(self, attempt: Attempt) -> _AttemptSpan:

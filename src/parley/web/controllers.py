@@ -8,6 +8,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, Parameter
 from litestar.plugins.prometheus import PrometheusController
 
+from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
 from parley.web.errors import ClientDisconnectedError
@@ -55,7 +56,7 @@ class ChatController(Controller):
         stops the model.
         """
         return EventStream(
-            service.stream(data.to_prompt(settings, request.state.caller)),
+            service.stream(data.to_prompt(settings, request.state.caller), request.state.record),
             hold_headers_s=settings.hold_headers_s,
             heartbeat_s=settings.heartbeat_s,
         )
@@ -78,15 +79,16 @@ class ChatController(Controller):
         settings: NamedDependency[Settings],
     ) -> ChatResponse:
         """Answer a message in one piece, for callers that do not stream."""
-        async with cancelled_on_disconnect(request.receive):
-            reply = await service.complete(data.to_prompt(settings, request.state.caller))
+        record: Record = request.state.record
+        async with cancelled_on_disconnect(request.receive, record):
+            reply = await service.complete(data.to_prompt(settings, request.state.caller), record)
             return ChatResponse(
                 text=reply.text,
                 finish_reason=reply.finish_reason,
                 usage=reply.usage,
                 timing=reply.timing,
                 model=reply.model,
-                correlation_id=request.state.correlation_id,
+                correlation_id=record.correlation_id,
             )
         raise ClientDisconnectedError
 

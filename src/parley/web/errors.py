@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from litestar import Request
     from litestar.types import ExceptionHandlersMap
 
+    from parley.chat.record import Record
+
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
@@ -72,20 +74,14 @@ class ClientDisconnectedError(Exception):
 def _respond(
     request: Request[Any, Any, Any], error: ChatError, headers: Mapping[str, str] | None = None
 ) -> Response[ErrorResponse]:
-    note_failure(error)
-    body = ErrorResponse.of(error, request.state.correlation_id)
+    record: Record = request.state.record
+    record.fail(error)
+    body = ErrorResponse.of(error, record.correlation_id)
     return Response(
         body,
         status_code=STATUS[error.code],
         media_type="application/json",
         headers={**(headers or {}), **headers_of(body)},
-    )
-
-
-def note_failure(error: ChatError) -> None:
-    """Say in the request's log line that it failed, and by what."""
-    structlog.contextvars.bind_contextvars(
-        outcome="failed", error_code=error.code, reason=error.reason, upstream_status=error.upstream_status
     )
 
 
@@ -120,8 +116,9 @@ def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Respons
     return _respond(request, ChatError(ErrorCode.INTERNAL))
 
 
-def _on_disconnect(_: Request[Any, Any, Any], __: ClientDisconnectedError) -> Response[bytes]:
-    structlog.contextvars.bind_contextvars(outcome="client_disconnected")
+def _on_disconnect(request: Request[Any, Any, Any], _: ClientDisconnectedError) -> Response[bytes]:
+    record: Record = request.state.record
+    record.outcome = "client_disconnected"
     return Response(b"", status_code=_CLIENT_CLOSED_REQUEST)
 
 

@@ -7,8 +7,6 @@ import hmac
 import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-
 from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
     from litestar.connection import ASGIConnection
     from litestar.handlers import BaseRouteHandler
 
+    from parley.chat.record import Record
+
 _SCHEME: Final = "bearer"
 _NAME_DIGITS: Final = 8
 
@@ -24,7 +24,7 @@ _NAME_DIGITS: Final = 8
 class KeyGuard:
     """A guard for routes: without one of the keys nobody passes, if there are any; only their hashes are kept.
 
-    It is async because Litestar would call it in a thread else, for each request, where nothing can be bound.
+    Async, so that Litestar does not call it in a thread for each request.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -49,7 +49,8 @@ class KeyGuard:
                 ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="The key is not one that this Parley knows."
             )
         connection.state.caller = sent.hex()[:_NAME_DIGITS]
-        structlog.contextvars.bind_contextvars(caller=connection.state.caller)
+        record: Record = connection.state.record
+        record.caller = connection.state.caller
 
 
 def _caller(host: str) -> str:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 import anyio
 import msgspec
-import structlog
 from litestar.response import ServerSentEvent
 from litestar.response.streaming import ASGIStreamingResponse
 
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyStarted, ReplyText
-from parley.web.errors import ClientDisconnectedError, note_failure
+from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
 
     from parley.chat.events import Event
+    from parley.chat.record import Record
 
 ChunkT = TypeVar("ChunkT")
 
@@ -38,28 +38,28 @@ def encode_frame(chunk: StreamChunk) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
 
 
-def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: int, correlation_id: str) -> StreamChunk:
+def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
     match event:
         case ReplyText():
             return TextChunk(seq=seq, text=event.text)
         case ReplyStarted():
-            return StartChunk(seq=seq, correlation_id=correlation_id, model=event.model)
+            return StartChunk(seq=seq, correlation_id=record.correlation_id, model=event.model)
         case ReplyFinished():
-            structlog.contextvars.bind_contextvars(outcome="completed")
+            record.outcome = "completed"
             return DoneChunk(seq=seq, finish_reason=event.finish_reason, usage=event.usage, timing=event.timing)
         case ReplyFailed():
-            note_failure(event.error)
-            return ErrorChunk(seq=seq, error=ErrorResponse.of(event.error, correlation_id), usage=event.usage)
+            record.fail(event.error)
+            return ErrorChunk(seq=seq, error=ErrorResponse.of(event.error, record.correlation_id), usage=event.usage)
 
 
 @asynccontextmanager
-async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[anyio.CancelScope]:
-    """Cancel the body when the client goes, and say so in the request's log line; the request must have been read."""
+async def cancelled_on_disconnect(receive: Receive, record: Record) -> AsyncIterator[anyio.CancelScope]:
+    """Cancel the body when the client goes, and say so in the request's record; the request must have been read."""
     with anyio.CancelScope() as scope:
         async with _alongside(_cancel_on_disconnect(receive, scope)):
             yield scope
     if scope.cancelled_caught:
-        structlog.contextvars.bind_contextvars(outcome="client_disconnected")
+        record.outcome = "client_disconnected"
 
 
 @asynccontextmanager
@@ -131,12 +131,12 @@ class _EventStreamResponse(ASGIStreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the chunks as they come."""
-        correlation_id = scope["state"]["correlation_id"]
+        record: Record = scope["state"]["record"]
         seq = 0
         frames = b""
         try:
             async with (
-                cancelled_on_disconnect(receive) as client,
+                cancelled_on_disconnect(receive, record) as client,
                 _alongside(self._beat(send)),
                 aclosing(self._events) as events,
             ):
@@ -146,14 +146,14 @@ class _EventStreamResponse(ASGIStreamingResponse):
                         continue
                     if isinstance(event, ReplyFailed) and not self._is_open:
                         raise event.error
-                    frames += encode_frame(_chunk(event, seq, correlation_id))
+                    frames += encode_frame(_chunk(event, seq, record))
                     seq += 1
                     if not isinstance(event, ReplyStarted):  # which goes out with what the reply started with
                         await self._send(send, frames)
                         frames = b""
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            structlog.contextvars.bind_contextvars(chunks=seq)
+            record.chunks = seq
         if client.cancelled_caught and not self._is_open:
             raise ClientDisconnectedError
 

@@ -1,0 +1,87 @@
+"""Owns the record of a request: each layer fills in what it knows, and log line, metrics and span are made from it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import FinishReason, UsageSource
+
+_CLIENT_ERRORS: Final = {*range(400, 500), HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
+
+_Milliseconds = Annotated[int, Meta(ge=0)]
+_Count = Annotated[int, Meta(ge=0)]
+_Outcome = Literal["completed", "failed", "client_disconnected", "cancelled"]
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """One request. What did not happen is `None`: a model that was not asked, a text that did not come.
+
+    Nothing of it is the caller's text but the correlation id, where that is harmless.
+    """
+
+    correlation_id: Annotated[str, Meta(description="The caller's, where it sent one that is harmless.")]
+    outcome: Annotated[
+        _Outcome,
+        Meta(description="`completed`, `failed`, `client_disconnected` or `cancelled`: at the end of the grace."),
+    ] = "cancelled"  # until a layer knows better, as a request can be cancelled at any time
+    bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")] = 0
+    bytes_out: Annotated[_Count, Meta(description="Of the response's body.")] = 0
+    total_ms: Annotated[_Milliseconds, Meta(description="From the request's first line to the response's end.")] = 0
+    trace_id: Annotated[str | None, Meta(description="Its trace's, where it has one.")] = None
+    method: Annotated[
+        str | None, Meta(description="`other`, where it is none of HTTP's; none, where it was no HTTP.")
+    ] = None
+    route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")] = None
+    status: Annotated[
+        int | None,
+        Meta(description="499, where the client left before there was one; none, where nobody got one."),
+    ] = None
+    error_code: Annotated[ErrorCode | None, Meta(description="The error's code.")] = None
+    reason: Annotated[
+        str | None,
+        Meta(
+            description="Which of several: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
+            "`connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
+            "`streams_per_caller`, `tokens_per_minute`, `unfinished_requests`."
+        ),
+    ] = None
+    caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None
+    chunks: Annotated[_Count | None, Meta(description="Of the stream.")] = None
+    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn, whether it came or not.")] = None
+    first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")] = None
+    model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")] = None
+    is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")] = None
+    model_calls: Annotated[
+        _Count | None, Meta(description="Model calls; more than one only if an agent makes them.")
+    ] = None
+    attempts: Annotated[_Count | None, Meta(description="Requests to upstreams for them, retries included.")] = None
+    upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")] = None
+    finish_reason: Annotated[FinishReason | None, Meta(description="Why the model stopped.")] = None
+    input_tokens: Annotated[_Count | None, Meta(description="Of the prompt.")] = None
+    output_tokens: Annotated[_Count | None, Meta(description="Of the answer, or what came of it.")] = None
+    usage_source: Annotated[
+        UsageSource | None,
+        Meta(description="Who counted them: `upstream`, `estimate` or `none`."),
+    ] = None
+
+    def fail(self, error: ChatError) -> None:
+        """Note that the request failed, and by what."""
+        self.outcome = "failed"
+        self.error_code = error.code
+        self.reason = error.reason
+        self.upstream_status = error.upstream_status
+
+    def end(self, outcome: _Outcome) -> None:
+        """Note how the request ended, if no layer knows better."""
+        if self.outcome == "cancelled":
+            self.outcome = outcome
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it failed by no fault of the caller's."""
+        return self.outcome in {"failed", "cancelled"} and self.status not in _CLIENT_ERRORS
