@@ -56,10 +56,7 @@ class Record(msgspec.Struct, kw_only=True):
     first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")] = None
     model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")] = None
     is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")] = None
-    model_calls: Annotated[
-        _Count | None, Meta(description="Model calls; more than one only if an agent makes them.")
-    ] = None
-    attempts: Annotated[_Count | None, Meta(description="Requests to upstreams for them, retries included.")] = None
+    attempts: Annotated[_Count | None, Meta(description="Requests to upstreams, retries included.")] = None
     upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")] = None
     finish_reason: Annotated[FinishReason | None, Meta(description="Why the model stopped.")] = None
     input_tokens: Annotated[_Count | None, Meta(description="Of the prompt.")] = None

@@ -171,7 +171,7 @@ class ChatService:
 
 def _note(record: Record, run: Run) -> None:
     """Note who replied, and what it cost."""
-    record.attempts, record.model_calls = len(run.attempts), len(run.calls())
+    record.attempts = len(run.attempts)
     if run.last:
         record.model = run.last.model
         record.is_fallback = run.last.is_fallback

@@ -26,6 +26,9 @@ class Watch(Protocol):
     def upstream_answered(self, status: int | None) -> None:
         """An upstream answered with this HTTP status; `None` says that it could not be reached."""
 
+    def retrying(self) -> None:
+        """The same model is about to be asked again."""
+
     def embedded_model_restarts(self) -> None:
         """The embedded model is about to be started again."""
 

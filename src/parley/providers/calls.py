@@ -117,6 +117,7 @@ async def _ask(
             if attempt.deltas or not retries or not _is_transient(error) or not deadlines.has_time(delay_s):
                 raise
         retries -= 1
+        upstream.watch.retrying()
         async with deadlines.limit():
             await asyncio.sleep(delay_s)
 

@@ -81,7 +81,7 @@ class Upstream:
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._connect_timeout_s = connect_timeout_s
-        self._watch = watch
+        self.watch = watch
         self.tracer = tracer
         self._log_text = log_text
         self._proxy = proxy(base_url) if trust_env else None
@@ -192,7 +192,7 @@ class Upstream:
         Raises:
             ChatError: if it is.
         """
-        self._watch.upstream_answered(response.status)
+        self.watch.upstream_answered(response.status)
         if response.status not in _SUCCESS:
             text = await _explanation(response)
             self.log_refusal(response, text)
@@ -215,7 +215,7 @@ class Upstream:
             except UnsentError:
                 continue
             except aiohttp.ClientError as error:
-                self._watch.upstream_answered(None)
+                self.watch.upstream_answered(None)
                 raise unsent(error) from error
 
     def log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:

@@ -82,6 +82,10 @@ class Metrics:
         """Count an upstream's answer."""
         self._upstream.labels("none" if status is None else status).inc()
 
+    def retrying(self) -> None:
+        """Count a retry."""
+        self._retries.inc()
+
     def embedded_model_restarts(self) -> None:
         """Count a start."""
         self._restarts.inc()
@@ -129,7 +133,6 @@ class Metrics:
             if tokens is not None:
                 self._tokens.labels(direction, record.usage_source).inc(tokens)
         self._fallbacks.inc(bool(record.is_fallback))
-        self._retries.inc(max(0, (record.attempts or 0) - (record.model_calls or 0) - bool(record.is_fallback)))
 
 
 @cache

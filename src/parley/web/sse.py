@@ -38,10 +38,8 @@ def encode_frame(chunk: StreamChunk) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
 
 
-def _chunk(event: ReplyStarted | ReplyText | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
+def _chunk(event: ReplyStarted | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
     match event:
-        case ReplyText():
-            return TextChunk(seq=seq, text=event.text)
         case ReplyStarted():
             return StartChunk(seq=seq, correlation_id=record.correlation_id, model=event.model)
         case ReplyFinished():
@@ -146,7 +144,11 @@ class _EventStreamResponse(ASGIStreamingResponse):
                         continue
                     if isinstance(event, ReplyFailed) and not self._is_open:
                         raise event.error
-                    frames += encode_frame(_chunk(event, seq, record))
+                    if isinstance(event, ReplyText):  # as most are
+                        chunk: StreamChunk = TextChunk(seq=seq, text=event.text)
+                    else:
+                        chunk = _chunk(event, seq, record)
+                    frames += encode_frame(chunk)
                     seq += 1
                     if not isinstance(event, ReplyStarted):  # which goes out with what the reply started with
                         await self._send(send, frames)
