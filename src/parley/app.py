@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 
 from parley.agent.custom import CustomAgent
 from parley.agent.plain import PlainAgent
@@ -23,7 +23,6 @@ from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
-from parley.web.limits import refuse_when_full
 from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
@@ -65,14 +64,18 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
             _log.exception("unexpected_error")
             raise
 
+    def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # in turn, without tasks
+        return service
+
+    metrics_guard = KeyGuard(settings.metrics_keys(), is_always_served=True)
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController], guards=[refuse_when_full, KeyGuard(settings.keys())]),
-            Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
+            Router("/", route_handlers=[ChatController], guards=[KeyGuard(settings.keys())]),
+            Router("/", route_handlers=[MetricsController], guards=[metrics_guard]),
             HealthController,
         ],
         dependencies={
-            "service": Provide(lambda: service, sync_to_thread=False),
+            "service": Provide(provide_service, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
         },
         cors_config=_cors(settings),

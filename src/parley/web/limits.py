@@ -8,7 +8,6 @@ from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
     from litestar.connection import ASGIConnection
-    from litestar.handlers import BaseRouteHandler
 
 FULL: Final = "is_full"
 """In a scope's state: whether its connection is one of those that are kept for health and metrics."""
@@ -16,11 +15,11 @@ FULL: Final = "is_full"
 _DETAIL: Final = "Parley has reached its limit of client connections."
 
 
-async def refuse_when_full(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Refuse a request on a connection that is kept for health and metrics; a guard for routes.
+def check_room(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """Check that a request is not on a connection that is kept for health and metrics.
 
     Raises:
-        ChatError: if it is on such a connection.
+        ChatError: if it is.
     """
     if connection.scope["state"].get(FULL):
         raise ChatError(ErrorCode.OVERLOADED, detail=_DETAIL, reason="connections_full", retry_after_s=1)

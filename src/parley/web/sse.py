@@ -67,9 +67,13 @@ async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
-            await task
+        await _end(task)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
+        await task
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -122,10 +126,11 @@ class _EventStreamResponse(ASGIStreamingResponse):
         self._events = events
         self._hold_headers_s = hold_headers_s
         self._heartbeat_s = heartbeat_s
-        self._admitted = asyncio.Event()
         self._is_open = False
         self._last_sent = 0.0
-        self._now = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the chunks as they come."""
@@ -135,12 +140,12 @@ class _EventStreamResponse(ASGIStreamingResponse):
         try:
             async with (
                 cancelled_on_disconnect(receive, record) as client,
-                _alongside(self._beat(send)),
+                self._no_beats_after(),
                 aclosing(self._events) as events,
             ):
                 async for event in events:
                     if isinstance(event, ReplyAdmitted):
-                        self._admitted.set()
+                        self._timer = self._loop.call_later(self._hold_headers_s, self._beat, send)
                         continue
                     if isinstance(event, ReplyFailed) and not self._is_open:
                         raise event.error
@@ -163,14 +168,25 @@ class _EventStreamResponse(ASGIStreamingResponse):
         if not self._is_open:
             self._is_open = True
             await self.start_response(send)
-        self._last_sent = self._now()
+        self._last_sent = self._loop.time()
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _beat(self, send: Send) -> None:
-        """Send the headers when they have waited long enough, and a comment after each long silence."""
-        await self._admitted.wait()
-        await asyncio.sleep(self._hold_headers_s)
-        while True:
-            if not self._is_open or self._now() - self._last_sent >= self._heartbeat_s:
-                await self._send(send, PING)
-            await asyncio.sleep(self._last_sent + self._heartbeat_s - self._now())
+    def _beat(self, send: Send) -> None:
+        """Send the headers if they have waited long enough, or a comment if the silence is long; look again later."""
+        due_s = self._last_sent + self._heartbeat_s - self._loop.time() if self._is_open else 0
+        if due_s <= 0:
+            due_s = self._heartbeat_s
+            if self._ping is None or self._ping.done():
+                self._ping = self._loop.create_task(self._send(send, PING))
+        self._timer = self._loop.call_later(due_s, self._beat, send)
+
+    @asynccontextmanager
+    async def _no_beats_after(self) -> AsyncIterator[None]:
+        """End the beats with the body."""
+        try:
+            yield
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._ping is not None:
+                await _end(self._ping)
