@@ -152,6 +152,7 @@ class _WorkerApp(msgspec.Struct):
 
     def __call__(self) -> Litestar:
         count_here()
+        logs.configure(self.settings)
         return _create_app(self.settings, self.embedded)
 
 
