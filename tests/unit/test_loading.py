@@ -37,6 +37,7 @@ from agents import (
     handoff,
 )
 from agents.mcp import MCPServerStdio
+from agents.sandbox import SandboxAgent
 from openai import AsyncOpenAI
 
 
@@ -138,6 +139,9 @@ def test_an_agent_that_cannot_be_loaded_is_refused_with_the_place(
         ("Agent('Outer', tools=[bad.as_tool('ask', 'Ask.')])", MODEL),
         ("Agent('A', handoffs=[agents.Handoff('go', '', {}, plain_function, 'B')])", "'A' has a handoff whose agent"),
         ("Agent('A', mcp_servers=[MCPServerStdio({'command': 'true'})])", "'A' has MCP servers"),
+        ("SandboxAgent('A')", "'A' needs a sandbox"),
+        ("Agent('A', input_guardrails=[plain_function])", "'A' has the guardrail 'plain_function', which is not one"),
+        ("Agent('A', output_guardrails=[plain_function])", "decorate it with @input_guardrail or @output_guardrail"),
         ("Agent('A', prompt={'id': 'p'})", "'A' has a prompt that is stored at OpenAI"),
         ("Agent('A', tools=[plain_function])", f"'A' has the tool 'plain_function', {NO_FUNCTION}"),
         ("Agent('A', tools=[search])", f"'A' has the tool 'web_search', {NO_FUNCTION}"),

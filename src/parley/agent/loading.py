@@ -10,9 +10,10 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agents import Agent, FunctionTool, Handoff
+from agents import Agent, FunctionTool, Handoff, InputGuardrail, OutputGuardrail
 from agents.exceptions import AgentsException
 from agents.models.chatcmpl_converter import Converter
+from agents.sandbox import SandboxAgent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,22 +112,38 @@ def _check(agent: Agent[Any]) -> None:
             f"{has} a model object of its own; name a model of the upstream instead, "
             "so that Parley's deadlines, retries and limits apply to it"
         )
+    if isinstance(agent, SandboxAgent):
+        raise AgentError(f"the agent {agent.name!r} needs a sandbox, and there is none here; use agents.Agent")
     if agent.mcp_servers:
         raise AgentError(f"{has} MCP servers, whose tools Parley cannot check; use function tools")
     if agent.prompt is not None:
         raise AgentError(f"{has} a prompt that is stored at OpenAI, for its Responses API; use instructions")
     if not all(isinstance(_receiver(handoff), Agent) for handoff in agent.handoffs):
         raise AgentError(f"{has} a handoff whose agent Parley cannot check; use an agent, or agents.handoff(agent)")
-    for tool in agent.tools:
-        name = getattr(tool, "name", None) or getattr(tool, "__name__", "?")
-        if not isinstance(tool, FunctionTool):
+    for guardrail in (*agent.input_guardrails, *agent.output_guardrails):
+        if not isinstance(guardrail, InputGuardrail | OutputGuardrail):
             raise AgentError(
-                f"{has} the tool {name!r}, which is not a function tool; decorate a function with @function_tool, "
-                "as the tools of OpenAI's Responses API do not work here"
+                f"{has} the guardrail {_name(guardrail)}, which is not one yet; decorate it with @input_guardrail or "
+                "@output_guardrail"
             )
-        if tool.needs_approval is not False:
-            raise AgentError(f"{has} the tool {name!r}, which needs an approval; nobody can give it here, so drop it")
-        try:
-            Converter.tool_to_openai(tool)
-        except AgentsException as error:
-            raise AgentError(f"{has} the tool {name!r}, with options that only OpenAI's Responses API knows") from error
+    for tool in agent.tools:
+        _check_tool(tool, f"{has} the tool {_name(tool)}")
+
+
+def _check_tool(tool: Any, has: str) -> None:
+    if not isinstance(tool, FunctionTool):
+        raise AgentError(
+            f"{has}, which is not a function tool; decorate a function with @function_tool, "
+            "as the tools of OpenAI's Responses API do not work here"
+        )
+    if tool.needs_approval is not False:
+        raise AgentError(f"{has}, which needs an approval; nobody can give it here, so drop it")
+    try:
+        Converter.tool_to_openai(tool)
+    except AgentsException as error:
+        raise AgentError(f"{has}, with options that only OpenAI's Responses API knows") from error
+
+
+def _name(thing: Any) -> str:
+    """Return the name of what should be a tool or a guardrail."""
+    return repr(getattr(thing, "name", None) or getattr(thing, "__name__", "?"))
