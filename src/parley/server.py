@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from uvicorn.supervisors import Multiprocess
 
 from parley import descriptors
-from parley.agent.loading import AgentError
+from parley.agent.loading import AgentError, load
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
@@ -121,16 +121,27 @@ def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar
     Raises:
         SystemExit: with code 3, if the operator's agent cannot be run.
     """
-    try:
+    with _agent_or_exit():
         app = create_app(settings, embedded)
-    except AgentError as error:
-        _log.critical("start_failed", reason=str(error))
-        raise SystemExit(_START_FAILED) from None
     # The libraries make 400,000 objects that live as long as the process. Each look through them, in search of
     # garbage, would hold up all streams for a tenth of a second.
     gc.collect()
     gc.freeze()
     return app
+
+
+@contextmanager
+def _agent_or_exit() -> Iterator[None]:
+    """Load the operator's agent in the block.
+
+    Raises:
+        SystemExit: with code 3, if it cannot be run.
+    """
+    try:
+        yield
+    except AgentError as error:
+        _log.critical("start_failed", reason=str(error))
+        raise SystemExit(_START_FAILED) from None
 
 
 class _WorkerApp(msgspec.Struct):
@@ -141,6 +152,7 @@ class _WorkerApp(msgspec.Struct):
 
     def __call__(self) -> Litestar:
         count_here()
+        logs.configure(self.settings)
         return _create_app(self.settings, self.embedded)
 
 
@@ -175,6 +187,9 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 
 def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
+    if settings.agent is not None:
+        with _agent_or_exit():  # once, before each worker would fail for the same reason, or a model is loaded in vain
+            load(settings.agent)
     app = _WorkerApp(settings)
     ensure_running()  # else the first worker would start it, which lets go of a SIGINT that is held
     on_hangup = signal.getsignal(signal.SIGHUP)

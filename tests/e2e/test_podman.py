@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from parley.chat.errors import ErrorCode
 from parley.web.schema import DoneChunk, ErrorChunk, TextChunk
 from tests.support.podman import HARDENED, container, podman, prepare
 from tests.support.running import decode_chunk, problem, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
+from tests.support.upstream import Exchange, ScriptedUpstream, answer, call, delta, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -78,23 +79,21 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield upstream
 
 
+@asynccontextmanager
+async def serving(image: str, upstream: ScriptedUpstream, port: int) -> AsyncIterator[Parley]:
+    """Serve from an image without a model, by that upstream, with a second for answers to end in."""
+    url = upstream.url.replace("0.0.0.0", "host.containers.internal")  # noqa: S104
+    options = (*HARDENED, "--replace", "--name", SLIM, "--publish", f"127.0.0.1:{port}:8000", "--env", "PARLEY_*")
+    command = ("podman", "run", "--rm", *options, "--env", "OPENAI_BASE_URL", image)
+    variables = {"OPENAI_BASE_URL": url, "PARLEY_MODEL": "scripted-1", "PARLEY_DRAIN_TIMEOUT_S": "1"}
+    async with container(SLIM, port, *command, PARLEY_PORT="8000", **variables) as served:
+        yield served
+
+
 @pytest.fixture
 async def slim(upstream: ScriptedUpstream, free_tcp_port: int) -> AsyncIterator[Parley]:
-    """Serve from the slim image, by that upstream, with a second for answers to end in."""
-    url = upstream.url.replace("0.0.0.0", "host.containers.internal")  # noqa: S104
-    options = (
-        *HARDENED,
-        "--replace",
-        "--name",
-        SLIM,
-        "--publish",
-        f"127.0.0.1:{free_tcp_port}:8000",
-        "--env",
-        "PARLEY_*",
-    )
-    command = ("podman", "run", "--rm", *options, "--env", "OPENAI_BASE_URL", "parley:slim")
-    variables = {"OPENAI_BASE_URL": url, "PARLEY_MODEL": "scripted-1", "PARLEY_DRAIN_TIMEOUT_S": "1"}
-    async with container(SLIM, free_tcp_port, *command, PARLEY_PORT="8000", **variables) as served:
+    """Serve from the slim image."""
+    async with serving("parley:slim", upstream, free_tcp_port) as served:
         yield served
 
 
@@ -189,6 +188,19 @@ async def test_the_slim_image_needs_an_upstream() -> None:
     output = await podman("run", "--rm", *HARDENED, "parley:slim", exit_code=3)
     assert "The embedded model cannot start: its packages are not installed" in output
     assert "or set OPENAI_BASE_URL and PARLEY_MODEL to use another model." in output
+
+
+async def test_an_agent_answers_from_an_image_with_its_module_on_top(
+    upstream: ScriptedUpstream, free_tcp_port: int
+) -> None:
+    """Built and run as the example's README says; the health check of the image below is still there."""
+    image = await podman("build", "--quiet", "--format=docker", str(ROOT / "examples" / "agent"))
+    upstream.script = in_turn(call("order_status", '{"number": "A-1001"}'), answer("Tomorrow."))
+    async with serving(image, upstream, free_tcp_port) as served, served.client() as client:
+        assert (await client.post("/chat/complete", json=HI)).json()["text"] == "Tomorrow."
+        await podman("healthcheck", "run", SLIM)
+    assert upstream.exchanges[-1].json["messages"][-1]["content"].startswith("Shipped on Monday.")
+    await podman("rmi", image)
 
 
 async def layers(image: str) -> list[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import ssl
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+USAGE_OF_CALL = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 
 
 @dataclass
@@ -118,6 +119,24 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
         if usage is not None:
             await exchange.events({"choices": [], "usage": usage})
         await exchange.events("[DONE]")
+        await exchange.end()
+
+    return script
+
+
+def call(name: str, *arguments: str, text: str = "") -> Script:
+    """Call a tool, the arguments in pieces."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        if text:
+            await exchange.events(delta(text))
+        first = {"index": 0, "id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": ""}}
+        await exchange.events({"choices": [{"index": 0, "delta": {"tool_calls": [first]}}]})
+        for piece in arguments:
+            more = {"index": 0, "function": {"arguments": piece}}
+            await exchange.events({"choices": [{"index": 0, "delta": {"tool_calls": [more]}}]})
+        await exchange.events(delta(finish_reason="tool_calls"), {"choices": [], "usage": USAGE_OF_CALL}, "[DONE]")
         await exchange.end()
 
     return script
