@@ -121,6 +121,15 @@ class Proof:
             await self._overload_and_stop(served, client)
         self.look_at_output(served, log_format)
 
+    async def run_agent(self, collector: Collector) -> None:
+        """Drive a Parley with an agent of the operator's, at its loudest."""
+        variables = self.variables(PARLEY_LOG_LEVEL="debug", PARLEY_LOG_FORMAT="json")
+        variables |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, **LOUD}
+        variables |= {"PARLEY_AGENT": "tests.support.agents:private", "PRIVATE": self.canaries["the agent's own words"]}
+        async with parley(**variables) as served, served.client() as client:
+            await _at_once(partial(self.chat, client, path, name) for path in OPERATIONS for name in self.scripts)
+        self.look_at_output(served, "json")
+
     def _jobs(self, client: httpx.AsyncClient) -> Iterator[Job]:
         for request in requests(self.canaries):
             yield partial(self.ask, client, *request)
@@ -195,7 +204,8 @@ class Proof:
         key = self.canaries["the fallback key" if "second.example" in exchange.path else "the key"]
         assert exchange.headers["authorization"] == f"Bearer {key}"
         assert exchange.json["messages"][0]["content"] == self.canaries["the system prompt"] + ODD
-        await self.scripts[exchange.json["messages"][-1]["content"].split()[-1]](exchange)
+        message = next(turn for turn in reversed(exchange.json["messages"]) if turn["role"] == "user")
+        await self.scripts[message["content"].split()[-1]](exchange)
 
 
 async def _at_once(jobs: Iterator[Job]) -> None:
@@ -245,6 +255,7 @@ async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
     async with Collector() as collector, anyio.create_task_group() as group:
         for level, log_format in RUNS:
             group.start_soon(run, level, log_format)
+        group.start_soon(proof.run_agent, collector)
     for exchange in collector.exchanges:
         proof.look("what goes to the collector of traces", f"{exchange.headers} {exchange.body.decode('latin-1')}")
     assert {span.attributes.get("parley.outcome") for span in collector.spans("server")} >= {"completed", "failed"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -70,6 +71,24 @@ async def short_answers(_: RunContextWrapper[Context], __: Agent[Any], answer: s
     return GuardrailFunctionOutput(CANARY, len(answer) > 20)
 
 
+@function_tool
+def telling_tool(about: str) -> str:
+    """Return what nobody but the model may see."""
+    return about + os.environ["PRIVATE"]
+
+
+@function_tool
+def failing_tool(about: str) -> str:
+    """Fail with words that only the model may see."""
+    raise RuntimeError(about + os.environ["PRIVATE"])
+
+
+@input_guardrail
+async def private_guardrail(_: RunContextWrapper[Context], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+    """Trip over the name of a script, with words that nobody may see."""
+    return GuardrailFunctionOutput(os.environ["PRIVATE"], "trips_the_guardrail" in str(message))
+
+
 helper = Agent[Context]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
 plain = Agent[Context]("Plain", instructions="You are terse.")
 tooled = Agent[Context](
@@ -81,6 +100,7 @@ tooled = Agent[Context](
     output_guardrails=[short_answers],
 )
 judged = Agent[Context]("Judged", instructions="You answer.", input_guardrails=[asking])
+private = Agent[Context]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
 last_word = Agent[Context]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
 
 with_a_model = Agent("Bad", model=OpenAIChatCompletionsModel("m-1", AsyncOpenAI(api_key="none")))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from parley.web.request import MAX_BODY_BYTES
 from tests.support.faults import SCRIPTS, after, close, end, reset, say, sse
-from tests.support.upstream import Exchange, answer, delta, hang, respond
+from tests.support.upstream import Exchange, answer, call, delta, hang, respond
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +168,8 @@ def scripts(canaries: Canaries) -> dict[str, Script]:
         "media_type": say(words.encode(), f"text/{text}"),
         "finish_reason": say(sse(delta("a"), delta(finish_reason=words))),
         "tool": say(sse({"choices": [{"delta": {"tool_calls": [{"function": {"name": words}}]}}]}, "[DONE]")),
+        **{f"calls_the_{name}": call(name, json.dumps({"about": text})) for name in ("telling_tool", "failing_tool")},
+        "trips_the_guardrail": answer(text),
         "role": say(sse({"id": words, "model": words, "choices": [{"delta": {"role": words, "content": "a"}}]})),
         "usage_in_words": say(sse(delta("a"), {"choices": [], "usage": {"prompt_tokens": words}})),
         "error_in_a_word": say(sse({"error": words})),
