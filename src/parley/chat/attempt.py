@@ -27,6 +27,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Whether the upstream has begun a response that is not an error."""
     deltas: int = 0
     """Pieces of the answer so far, each about a token."""
+    thoughts: int = 0
+    """Pieces of what the model thought, each about a token."""
     first_text_s: float | None = None
     """From the start of the attempt to its first piece."""
     finish_reason: FinishReason | None = None
@@ -35,7 +37,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     usage: Usage | None = None
 
     def best_usage(self) -> Usage:
-        """Return the upstream's usage; failing that, the deltas as an estimate; failing that, nothing known."""
+        """Return the upstream's usage; failing that, the pieces as an estimate; failing that, nothing known."""
         if self.usage is not None:
             return self.usage
-        return Usage.estimate(self.deltas) if self.deltas else NO_USAGE
+        pieces = self.deltas + self.thoughts
+        return Usage.estimate(pieces) if pieces else NO_USAGE

@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_IDLE_TIMEOUT = "upstream_idle_timeout"
     REQUEST_TIMEOUT = "request_timeout"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    CONTENT_FILTERED = "content_filtered"
     GUARDRAIL_TRIPPED = "guardrail_tripped"
     TOO_MANY_TURNS = "too_many_turns"
     INTERNAL = "internal"
@@ -50,7 +51,8 @@ class ChatError(Exception):
     `detail` and `retryable` stand in for the code's usual ones where the raiser knows better; a detail must be our own
     words, never text of the upstream, of an exception or of a message. `reason` tells apart, in one word, what the code
     does not; `upstream_status` is the HTTP status that the upstream answered with. Both are logged, not published.
-    `was_sent` is false if the request certainly did not reach the upstream.
+    `was_sent` is false if the request certainly did not reach the upstream. `is_transient` says that the upstream's
+    failure may pass within a second or two.
     """
 
     def __init__(  # noqa: PLR0913  # each is named where it is given
@@ -63,6 +65,7 @@ class ChatError(Exception):
         reason: str | None = None,
         upstream_status: int | None = None,
         was_sent: bool = True,
+        is_transient: bool = False,
     ) -> None:
         super().__init__(code)
         self.code = code
@@ -75,6 +78,7 @@ class ChatError(Exception):
         self.reason = reason
         self.upstream_status = upstream_status
         self.was_sent = was_sent
+        self.is_transient = is_transient
 
 
 EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
@@ -184,6 +188,12 @@ EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
         "The model cannot take the request.",
         "The message and its history are longer than the model's context.",
         "Shorten the message or send fewer turns of history.",
+        retryable=False,
+    ),
+    ErrorCode.CONTENT_FILTERED: Explanation(
+        "The upstream refused the request.",
+        "Its content filter does not allow this message.",
+        "Change the message or its history.",
         retryable=False,
     ),
     ErrorCode.GUARDRAIL_TRIPPED: Explanation(

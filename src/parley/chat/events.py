@@ -17,11 +17,12 @@ _Count = Annotated[int, Meta(ge=0)]
 
 
 class FinishReason(StrEnum):
-    """Why the model stopped, in the upstream's own words."""
+    """Why the model stopped; `unknown` if the upstream says that the answer is complete, but not why."""
 
     STOP = "stop"
     LENGTH = "length"
     CONTENT_FILTER = "content_filter"
+    UNKNOWN = "unknown"
 
 
 class UsageSource(StrEnum):
@@ -38,6 +39,12 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: Annotated[_Count | None, Meta(description="Tokens of the prompt, the system prompt included.")]
     output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer.")]
     total_tokens: Annotated[_Count | None, Meta(description="Both together.")]
+    cached_input_tokens: Annotated[
+        _Count | None, Meta(description="Those of the input that the upstream had in its cache.")
+    ] = None
+    reasoning_tokens: Annotated[_Count | None, Meta(description="Those of the output that the model thought with.")] = (
+        None
+    )
     source: UsageSource
 
     @classmethod
@@ -53,14 +60,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         sources = {usage.source for usage in usages}
         if sources <= {UsageSource.NONE}:
             return NO_USAGE
-        inputs = [usage.input_tokens for usage in usages]
-        totals = [usage.total_tokens for usage in usages]
         return cls(
-            input_tokens=None if None in inputs else sum(filter(None, inputs)),
+            input_tokens=_sum([usage.input_tokens for usage in usages]),
             output_tokens=sum(usage.output_tokens or 0 for usage in usages),
-            total_tokens=None if None in totals else sum(filter(None, totals)),
+            total_tokens=_sum([usage.total_tokens for usage in usages]),
+            cached_input_tokens=_sum([usage.cached_input_tokens for usage in usages]),
+            reasoning_tokens=_sum([usage.reasoning_tokens for usage in usages]),
             source=sources.pop() if len(sources) == 1 else UsageSource.ESTIMATE,
         )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    return None if None in counts else sum(filter(None, counts))
 
 
 NO_USAGE: Final = Usage(input_tokens=None, output_tokens=None, total_tokens=None, source=UsageSource.NONE)

@@ -123,6 +123,12 @@ class Deadlines:
         """Return whether a token can still come in time after such a wait."""
         return self._run.stopped is None and self._loop.time() + wait_s < min(self._run.end, self._next)
 
+    def note_life(self) -> None:
+        """Restart the wait for the token that is awaited: the model lives, as it thinks."""
+        settings = self._run.settings
+        timeout_s = settings.idle_timeout_s if self._has_begun else settings.first_token_timeout_s
+        self._next = self._loop.time() + timeout_s
+
     def renew(self) -> None:
         """Wait for the next token from now on."""
         self._next = self._loop.time() + self._run.settings.idle_timeout_s

@@ -8,11 +8,23 @@ import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Usage, UsageSource
-from parley.providers.failures import ReportedError, named_finish
+from parley.providers import lenient
+from parley.providers.failures import ReportedError, is_error, named_finish, reported
 from parley.providers.tool_calls import ToolCalls
-from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk, decode_tool_calls
+from parley.providers.vocabulary import TOOL_CALLS
+from parley.providers.wire import (
+    WIRE_ERRORS,
+    Choice,
+    Chunk,
+    EventDecoder,
+    TokenCounts,
+    decode_chunk,
+    decode_tool_calls,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from parley.chat.attempt import Attempt
 
 # What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
@@ -25,6 +37,12 @@ _BYTES_PER_TOKEN: Final = 4096
 _CHARACTERS_PER_TOKEN: Final = 32
 # An upstream's count above this, or below 0, is none: nobody who adds counts up, as metrics and quotas do, expects it.
 _LARGEST_COUNT: Final = 1 << 53
+
+
+# Payloads that are shorter may be no chunk.
+_SHORT_BYTES: Final = 16
+_NO_CHUNKS: Final = (b"", b"[DONE]", b"{}", b"null")
+_NO_ERRORS: Final = (b"", b"null")
 
 
 class Answer:
@@ -40,6 +58,12 @@ class Answer:
         self.tool_calls = ToolCalls() if has_tools else None
         self._attempt = attempt
         self.decoder = EventDecoder()
+        self.reported: bytes | None = None
+        """The upstream's own words about the failure."""
+        self.unknown_reason: str | None = None
+        """The reason for the answer's end, if nobody knows the word."""
+        self.thoughts: list[str] = []
+        """What the model has thought since somebody looked."""
         self._is_completion = False
         self._choices = 0
         self._has_other_text = False
@@ -51,20 +75,35 @@ class Answer:
     def take(self, data: bytes) -> str:
         """Decode bytes; return their text, and note all else that they say, a failure too."""
         self.bytes += len(data)
+        return self._take(self.decoder.feed, data)
+
+    def end(self) -> str:
+        """Decode what is left at the end of the body, if it is whole; return its text."""
+        text = self._take(self.decoder.end)
+        if self.failure is not None and isinstance(self.failure.__cause__, ValueError):
+            self.failure = None
+        return text
+
+    def _take(self, feed: Callable[..., list[bytes]], *data: bytes) -> str:
         texts: list[str] = []
         try:
-            for payload in self.decoder.feed(data):
-                if payload == b"[DONE]":
-                    self.is_done = True
-                    break
-                self._is_completion = True
-                self._note(decode_chunk(payload), texts)
+            for payload in feed(*data):
+                if len(payload) < _SHORT_BYTES and payload.strip() in _NO_CHUNKS:
+                    self.is_done = payload.strip() == b"[DONE]"
+                    if self.is_done:
+                        break
+                else:
+                    self._decode(payload, texts)
         except WIRE_ERRORS as error:
             detail = "The upstream sent something that is not a completion."
             self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
             self.failure.__cause__ = error
+        except ReportedError as error:
+            self._report(error.body)
         except ChatError as error:
             self.failure = error
+        if self.decoder.error is not None and not self.is_done and self.failure is None:
+            self._report(self.decoder.error)
         text = "".join(texts)
         self._characters += len(text)
         if (
@@ -76,65 +115,120 @@ class Answer:
             self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
         return text
 
+    def _report(self, body: bytes) -> None:
+        self.failure, self.reported = reported(body), body
+
+    def _decode(self, payload: bytes, texts: list[str]) -> None:
+        try:
+            chunk = decode_chunk(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._decode_leniently(payload, texts)
+        else:
+            self._note(chunk, payload, texts)
+
+    def _decode_leniently(self, payload: bytes, texts: list[str]) -> None:
+        """Decode an event that is not as it should be, or that is several of which the blank lines are missing."""
+        try:
+            self._note(lenient.decode_chunk(payload), payload, texts)
+        except ValueError:
+            if b"\n" not in payload:
+                raise
+            for line in payload.split(b"\n"):
+                self._note(lenient.decode_chunk(line), line, texts)
+
     def check(self) -> ChatError | None:
         """Return what is wrong with the answer, now that all of it has been taken."""
         if not self._is_completion:
+            if not self.bytes:
+                return ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's answer is empty.")
             return ChatError(
                 ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream."
             )
         if self._attempt.finish_reason is None:
-            return ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+            if not self.is_done:
+                return ChatError(ErrorCode.UPSTREAM_TRUNCATED)
+            self._attempt.finish_reason = FinishReason.UNKNOWN
         if self._has_other_text and not self._attempt.deltas:
             detail = "The upstream gave text to other choices than the one that was asked for."
             return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
         return None
 
-    def _note(self, chunk: Chunk, texts: list[str]) -> None:
+    def _note(self, chunk: Chunk, payload: bytes, texts: list[str]) -> None:
         """Take a chunk's text, and note its finish reason and usage."""
-        if (error := bytes(chunk.error)) not in {b"", b"null"}:
-            raise ReportedError(b'{"error":%b}' % error)
-        if chunk.usage is not None:
-            self._note_usage(*msgspec.structs.astuple(chunk.usage))
+        if bytes(chunk.error) not in _NO_ERRORS:
+            raise ReportedError(payload)
+        usage = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
+        if usage:
+            self._note_usage(usage)
         if not chunk.choices:
+            if not usage and chunk.choices is None and is_error(payload):
+                raise ReportedError(payload)
             return
-        attempt = self._attempt
+        self._is_completion = True
         self._choices += len(chunk.choices)
         for choice in chunk.choices:
-            # A message is the whole answer; where the text has come already, it says the same again.
-            delta = choice.delta or (None if attempt.deltas else choice.message)
-            text = (delta.content or "") + (delta.refusal or "") if delta else ""
             if choice.index:  # another answer, which was not asked for
-                self._has_other_text |= bool(text)
-                continue
-            is_piece = bool(text)
-            if text:
+                self._has_other_text |= bool(choice.delta and choice.delta.content)
+            else:
+                self._note_choice(choice, payload, texts)
+
+    def _note_choice(self, choice: Choice, payload: bytes, texts: list[str]) -> None:
+        if bytes(choice.error) not in _NO_ERRORS:
+            raise ReportedError(payload)
+        attempt = self._attempt
+        # A message is the whole answer; where the text has come already, it says the same again.
+        delta = choice.delta or (None if attempt.deltas else choice.message)
+        is_piece = False
+        if delta is not None:
+            if text := (delta.content or "") + (delta.refusal or ""):
+                is_piece = True
                 texts.append(text)
-            if self.tool_calls is not None and delta is not None and bytes(delta.tool_calls):
+            if thought := delta.reasoning_content or delta.reasoning:
+                self.thoughts.append(thought)
+                self._characters += len(thought)
+                attempt.thoughts += 1
+                attempt.finish_reason, attempt.is_final = None, False
+            if self.tool_calls is not None and bytes(delta.tool_calls):
                 size = self.tool_calls.add(decode_tool_calls(delta.tool_calls) or ())
                 self._characters += size
                 is_piece |= size > 0
-            if is_piece:
-                attempt.deltas += 1
-                attempt.finish_reason, attempt.is_final = None, False
-            if choice.finish_reason:
-                attempt.finish_reason = self._finish(choice.finish_reason)
-                attempt.is_final = attempt.deltas > 0 and not is_piece
+        if is_piece:
+            attempt.deltas += 1
+            attempt.finish_reason, attempt.is_final = None, False
+        if choice.usage:
+            self._note_usage(choice.usage)
+        if choice.finish_reason:
+            attempt.finish_reason = self._finish(choice.finish_reason)
+            attempt.is_final = attempt.deltas > 0 and not is_piece
 
     def _finish(self, reason: str) -> FinishReason:
         # A model that calls tools has finished like any other: it says more when it has their results.
-        if self.tool_calls is not None and reason in _TOOL_REASONS:
+        if self.tool_calls is not None and reason in TOOL_CALLS:
             return FinishReason.STOP
-        return named_finish(reason)
+        named = named_finish(reason)
+        if named is FinishReason.UNKNOWN:
+            self.unknown_reason = reason
+        return named
 
-    def _note_usage(self, *counts: int | None) -> None:
-        read, written, total = (_count(count) for count in counts)
-        if (read, written, total) != (None, None, None):
+    def _note_usage(self, counts: TokenCounts) -> None:
+        read, written = counts.prompt_tokens_details, counts.completion_tokens_details
+        values = [
+            counts.prompt_tokens,
+            counts.completion_tokens,
+            counts.total_tokens,
+            (read and read.cached_tokens) or counts.prompt_cache_hit_tokens or counts.cached_tokens,
+            (written and written.reasoning_tokens) or counts.reasoning_tokens,
+        ]
+        known = [_count(value) for value in values]
+        if any(known[:3]):
             self._attempt.usage = Usage(
-                input_tokens=read, output_tokens=written, total_tokens=total, source=UsageSource.UPSTREAM
+                input_tokens=known[0],
+                output_tokens=known[1],
+                total_tokens=known[2],
+                cached_input_tokens=known[3],
+                reasoning_tokens=known[4],
+                source=UsageSource.UPSTREAM,
             )
-
-
-_TOOL_REASONS: Final = ("tool_calls", "function_call")
 
 
 def _count(count: int | None) -> int | None:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Failures that may pass within a second or two; an HTTP error of the upstream may, too.
-_TRANSIENT: Final = {ErrorCode.UPSTREAM_RATE_LIMITED, ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_TRUNCATED}
+# Failures that may pass within a second or two; the upstream's own errors say whether they may.
+_TRANSIENT: Final = {ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_TRUNCATED}
 # Failures before the first token that another upstream may not have.
 _ANOTHER_MAY_ANSWER: Final = _TRANSIENT | {
     ErrorCode.UPSTREAM_AUTH,
+    ErrorCode.UPSTREAM_RATE_LIMITED,
     ErrorCode.UPSTREAM_ERROR,
     ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT,
 }
@@ -123,10 +124,8 @@ async def _ask(
 
 
 def _is_transient(error: ChatError) -> bool:
-    is_http_error = error.code is ErrorCode.UPSTREAM_ERROR and error.upstream_status is not None
-    return (error.code in _TRANSIENT or (is_http_error and error.explanation.retryable)) and (
-        error.retry_after_s or 0
-    ) <= _LONGEST_RETRY_AFTER_S
+    is_soon = (error.retry_after_s or 0) <= _LONGEST_RETRY_AFTER_S  # a longer wait is passed on to the client
+    return (error.is_transient or error.code in _TRANSIENT) and is_soon
 
 
 def _delay_s(error: ChatError, retry: int) -> float:

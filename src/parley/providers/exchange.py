@@ -10,7 +10,6 @@ import aiohttp
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.providers.answer import Answer
-from parley.providers.failures import ReportedError
 
 if TYPE_CHECKING:
     from parley.chat.attempt import Attempt
@@ -52,6 +51,7 @@ class Exchange:
         self._unread = b""
         self._broken: ChatError | None = None
         self._has_more = False
+        self._is_over = False
 
     async def open(self) -> None:
         """Send the request, and wait for the response's head.
@@ -72,26 +72,21 @@ class Exchange:
             ChatError: if the answer fails; all text that had come by then has been returned.
         """
         answer, attempt, deadlines = self.answer, self.attempt, self._deadlines
-        deltas = attempt.deltas
+        deltas, thoughts = attempt.deltas, attempt.thoughts
         if attempt.is_final:
             deadlines.shorten(_LAST_WORD_TIMEOUT_S)
         elif deltas:
             deadlines.renew()
         text = ""
-        while answer.failure is None and not answer.is_done and (self._unread or self._broken is None):
-            if not self._unread:
-                deadlines.is_waiting = True
-                try:
-                    self._unread = await self.content.readany()
-                except (aiohttp.ClientError, OSError, ChatError) as error:
-                    self._break(error)
-                deadlines.is_waiting = False
-                if not self._unread:
-                    break
-            text += self._take()
+        while answer.failure is None and not answer.is_done and not self._is_over:
+            if self._unread or await self._read():
+                text += self._take()
+            else:
+                self._is_over = True
+                text += answer.end() if self._broken is None else ""
             if self._has_more and len(text) < _MOST_CHARACTERS:
                 await asyncio.sleep(0)  # the next read would not wait
-            elif attempt.deltas > deltas:
+            elif attempt.deltas > deltas or (attempt.thoughts > thoughts and self._request.include_reasoning):
                 return text
         if attempt.deltas > deltas:
             return text
@@ -105,6 +100,18 @@ class Exchange:
             self._response.close()
         self._span.end(error)
 
+    async def _read(self) -> bool:
+        """Wait for bytes; return whether there are any."""
+        if self._broken is not None:
+            return False
+        self._deadlines.is_waiting = True
+        try:
+            self._unread = await self.content.readany()
+        except (aiohttp.ClientError, OSError, ChatError) as error:
+            self._break(error)
+        self._deadlines.is_waiting = False
+        return bool(self._unread)
+
     def _take(self) -> str:
         """Decode some of the bytes that have been read; return their text."""
         data, attempt, answer = self._unread, self.attempt, self.answer
@@ -115,12 +122,14 @@ class Exchange:
         else:
             size = _SLICE_BYTES
         self._unread = data[size:]
-        had_text, was_final = attempt.deltas > 0, attempt.is_final
+        had_text, was_final, thoughts = attempt.deltas > 0, attempt.is_final, attempt.thoughts
         text = answer.take(data[:size])
         if attempt.deltas and not had_text:
             attempt.first_text_s = self._loop.time() - self._begun
         if attempt.is_final and not was_final:
             self._deadlines.shorten(_LAST_WORD_TIMEOUT_S)
+        elif attempt.thoughts > thoughts:
+            self._deadlines.note_life()
         self._has_more = len(data) > _SMALL_READ_BYTES and self.content.total_bytes > answer.bytes
         return text
 
@@ -150,10 +159,10 @@ class Exchange:
             failure = answer.check()
         elif self.attempt.is_final:  # what failed later takes nothing from the answer
             return
+        if answer.reported is not None and self._response is not None:
+            self._upstream.log_refusal(self._response, answer.reported)
         if failure is not None:
             self.attempt.finish_reason = None
-            if isinstance(failure, ReportedError) and self._response is not None:
-                self._upstream.log_refusal(self._response, failure.body)
             raise failure
         with suppress(TimeoutError, aiohttp.ClientError, OSError, ChatError):
             # What follows the last event is there at once, or not waited for: then the connection can be used again.

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
-import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
+from parley.providers import problems, vocabulary
+from parley.providers.waits import wait_s
 
-_MAX_RETRY_AFTER_S: Final = 3600
-_SECONDS: Final = re.compile(r"[0-9]{1,6}")
-# The names that are logged: a name of the upstream's own choice could be anybody's text.
-_ERROR_TYPES: Final = """
-account_deactivated api_error authentication_error bad_request billing_error billing_hard_limit_reached
-billing_not_active capacity_exceeded content_filter content_policy_violation context_length_exceeded deadline_exceeded
-engine_overloaded engine_overloaded_error exceed_context_size_error failed_precondition insufficient_balance
-insufficient_quota internal internal_error internal_server_error invalid_api_key invalid_argument
-invalid_authentication_error invalid_parameter invalid_prompt invalid_request invalid_request_error invalid_value
-model_not_found model_overloaded not_found not_found_error organization_deactivated overloaded overloaded_error
-permission_denied permission_denied_error permission_error quota_exceeded rate_limit_error rate_limit_exceeded
-rate_limit_reached_error rate_limited requests request_timeout request_too_large resource_exhausted server_error
-service_unavailable string_above_max_length timeout timeout_error tokens too_many_requests unauthenticated unauthorized
-unavailable unavailable_error unknown_error unknown_model unsupported_parameter unsupported_value upstream_error
-validation_error
-"""
-_KNOWN_ERROR_TYPES: Final = frozenset(_ERROR_TYPES.split())
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from parley.providers.problems import Problem
+
+# What may pass within a second or two, although the request was refused.
+_TRANSIENT_STATUSES: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}
+_FLEX_CAPACITY: Final = 498  # Groq's, if its cheap tier is full
 _OTHER: Final = "other"
 
 
-class _Problem(msgspec.Struct):
-    code: str | int | None = None
-    type: str | None = None
-    message: str | None = None
-
-
-class _Body(msgspec.Struct):
-    error: _Problem = msgspec.field(default_factory=_Problem)
-
-
-class ReportedError(ChatError):
-    """A failure that the upstream reports in the middle of its answer, in these words."""
+class ReportedError(Exception):
+    """The upstream reports a failure in the middle of its answer, in these words."""
 
     def __init__(self, body: bytes) -> None:
-        super().__init__(ErrorCode.UPSTREAM_ERROR)
+        super().__init__()
         self.body = body
-
-
-_decode: Final = msgspec.json.Decoder(_Body).decode
 
 
 def unsent(error: aiohttp.ClientError) -> ChatError:
@@ -63,59 +41,95 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
     return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than HTTP.")
 
 
-def refusal(status: int, body: bytes, retry_after: str | None) -> ChatError:
+def refusal(
+    status: int, body: bytes, retry_after: str | None = None, headers: Mapping[str, str] | None = None
+) -> ChatError:
     """Name an HTTP error of the upstream; its text is read here and goes no further."""
-    retry_after_s = _wait_s(retry_after)
+    if headers is None:
+        headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return _named(status, problems.read(body), headers, is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def is_error(payload: bytes) -> bool:
+    """Tell whether an event without choices describes an error."""
+    problem = problems.read(payload)
+    return problem.status is not None or bool(problem.text) or "error" in problem.names
+
+
+def reported(body: bytes) -> ChatError:
+    """Name an error that the upstream reports in an answer, as if it had come with the status that it names."""
+    problem = problems.read(body)
+    statuses = [vocabulary.STATUSES[name] for name in problem.names if name in vocabulary.STATUSES]
+    status = problem.status or next(iter(statuses), None)
+    is_failure = (problem.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
+    error = _named(status or HTTPStatus.INTERNAL_SERVER_ERROR, problem, {}, is_failure=is_failure)
+    error.upstream_status = None
+    error.is_transient = error.is_transient and status is not None
+    return error
+
+
+def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_failure: bool) -> ChatError:
+    """Name an error: first by what the upstream says, then by the status.
+
+    `is_failure` says that the upstream itself failed, whatever it has to say of the request.
+    """
+    names, text = (set(problem.names) & vocabulary.CLEAR, "") if is_failure else (set(problem.names), problem.text)
+    wait = wait_s(headers, problem.retry_after, problem.text)
+    known = None if status == HTTPStatus.UNAUTHORIZED else _by_words(status, names, text, is_passing=wait is not None)
+    if known is not None:
+        known.upstream_status = status
+        return known
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return ChatError(ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=retry_after_s, upstream_status=status)
-    if status == HTTPStatus.BAD_REQUEST and _is_context_length(body):
-        return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, upstream_status=status)
+    if _is_rate_limit(status, problem):
+        return ChatError(ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=wait, upstream_status=status, is_transient=True)
     if status == HTTPStatus.NOT_FOUND:
         detail = "The upstream does not know the model, or the address is not its API's."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
-    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}:
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRANSIENT_STATUSES:
         detail = "The upstream refused the request."
+        if any(name in problem.text or name in problem.parameters for name in vocabulary.OUTPUT_LIMITS):
+            detail = "The upstream refused the request; `max_output_tokens` is probably more than the model allows."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
-    return ChatError(ErrorCode.UPSTREAM_ERROR, retry_after_s=retry_after_s, upstream_status=status)
+    return ChatError(ErrorCode.UPSTREAM_ERROR, retry_after_s=wait, upstream_status=status, is_transient=True)
+
+
+def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> ChatError | None:
+    """Name an error that the upstream describes better than its status does."""
+    is_spent = names & vocabulary.QUOTA or vocabulary.NO_CREDIT.search(text)
+    if status == HTTPStatus.PAYMENT_REQUIRED or (is_spent and not is_passing):
+        code = ErrorCode.UPSTREAM_RATE_LIMITED if status == HTTPStatus.TOO_MANY_REQUESTS else ErrorCode.UPSTREAM_ERROR
+        return ChatError(code, detail="The account that Parley uses upstream has no credit left.", retryable=False)
+    if names & vocabulary.FILTERED or vocabulary.MODERATED.search(text):
+        return ChatError(ErrorCode.CONTENT_FILTERED)
+    if names & vocabulary.OVERFLOW or (vocabulary.TOO_LONG.search(text) and not vocabulary.PER_TIME.search(text)):
+        detail = None
+        if any(name in text for name in vocabulary.OUTPUT_LIMITS):
+            detail = "The conversation and `max_output_tokens` together are more than the model's context."
+        return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, detail=detail)
+    if names & vocabulary.BAD_KEY or vocabulary.WRONG_KEY.search(text):
+        return ChatError(ErrorCode.UPSTREAM_AUTH)
+    return None
+
+
+def _is_rate_limit(status: int, problem: Problem) -> bool:
+    is_limit = bool(vocabulary.PER_TIME.search(problem.text)) and status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return status in {HTTPStatus.TOO_MANY_REQUESTS, _FLEX_CAPACITY} or is_limit
 
 
 def error_type(body: bytes) -> str | None:
     """Return what the upstream calls its error: a well-known name, `other` for any other, `None` without a name."""
-    problem = _problem(body)
-    names = [name for name in (problem.code, problem.type) if isinstance(name, str) and name]
-    known = (name.lower() for name in names if name.lower() in _KNOWN_ERROR_TYPES)
-    return next(known, _OTHER if names else None)
-
-
-def _problem(body: bytes) -> _Problem:
-    try:
-        return _decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _Problem()
-
-
-def _is_context_length(body: bytes) -> bool:
-    problem = _problem(body)
-    # OpenAI's code, llama.cpp's type, and the words of vLLM, which has neither.
-    return (
-        problem.code == "context_length_exceeded"
-        or problem.type == "exceed_context_size_error"
-        or "maximum context length" in (problem.message or "")
-    )
-
-
-def _wait_s(retry_after: str | None) -> int | None:
-    """Return the seconds that the upstream asks to wait, where they are a sane number."""
-    match = _SECONDS.fullmatch(retry_after or "")
-    return int(match[0]) if match and 0 < int(match[0]) <= _MAX_RETRY_AFTER_S else None
+    names = problems.read(body).names
+    return next((name for name in names if name in vocabulary.LOGGED), _OTHER if names else None)
 
 
 def named_finish(reason: str) -> FinishReason:
-    """Take an upstream's reason for its end; any but three is a failure."""
-    try:
-        return FinishReason(reason)
-    except ValueError:
-        detail = "The upstream ended the answer for a reason that is not stop, length or content_filter."
-        raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False) from None
+    """Take an upstream's reason for its end, in its own word.
+
+    Raises:
+        ChatError: if the word says that the upstream failed.
+    """
+    word = reason.strip().lower()
+    if word in vocabulary.BROKEN_OFF:
+        raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream broke off the answer.", is_transient=True)
+    return vocabulary.FINISH_REASONS.get(word, FinishReason.UNKNOWN)

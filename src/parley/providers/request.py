@@ -21,5 +21,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`None` stands for the upstream's default; a fallback always uses its own."""
     is_reply: bool = True
     """Whether the answer is part of a reply, and not what a tool or a guardrail wants to know."""
+    include_reasoning: bool = False
+    """Whether somebody wants to see what the model thinks."""
     options: dict[str, Any] = {}
     """Other fields of the API, such as `tools`."""

@@ -31,7 +31,29 @@ class Delta(msgspec.Struct, gc=False):
 
     content: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: msgspec.Raw = msgspec.Raw()  # decoded only if the request had tools
+
+
+class Details(msgspec.Struct, gc=False):
+    """Parts of a count."""
+
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class TokenCounts(msgspec.Struct, gc=False):
+    """The upstream's own count."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    prompt_tokens_details: Details | None = None
+    completion_tokens_details: Details | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -41,14 +63,14 @@ class Choice(msgspec.Struct, gc=False):
     message: Delta | None = None
     finish_reason: str | None = None
     index: int | None = None
+    usage: TokenCounts | None = None
+    error: msgspec.Raw = msgspec.Raw()
 
 
-class TokenCounts(msgspec.Struct, gc=False):
-    """The upstream's own count."""
+class GroqFields(msgspec.Struct, gc=False):
+    """What Groq puts beside the choices."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    usage: TokenCounts | None = None
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -56,6 +78,7 @@ class Chunk(msgspec.Struct, gc=False):
 
     choices: list[Choice] | None = None
     usage: TokenCounts | None = None
+    x_groq: GroqFields | None = None
     error: msgspec.Raw = msgspec.Raw()  # in a union, msgspec would not take it
 
 
@@ -68,21 +91,29 @@ class EventTooLargeError(Exception):
 
 
 # What decoding raises if the bytes are not a stream of chunks; `RecursionError` is for JSON that is nested too deeply.
-WIRE_ERRORS: Final = (EventTooLargeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+WIRE_ERRORS: Final = (EventTooLargeError, ValueError, RecursionError)
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+# Names of events that keep a connection alive.
+_PINGS: Final = {b"ping", b"heartbeat", b"keepalive", b"keep-alive"}
 
 
 class EventDecoder:
     """Incremental decoder of `text/event-stream` that keeps only each event's data.
 
-    Lines end with LF or CRLF; the lone CR that the standard also allows is sent by no known server.
+    A body that begins with a brace is no event stream: it is kept as one event.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         """The complete lines so far."""
+        self.error: bytes | None = None
+        """The data of an event that is named `error`, or of what stands for it."""
+        self._is_begun = False
+        self._is_json = False
+        self._after_return = False
         self._rest = bytearray()
+        self._name = b""
         self._data: list[bytes] = []
         self._data_bytes = 0
 
@@ -92,24 +123,65 @@ class EventDecoder:
         Raises:
             EventTooLargeError: if an event grows past `MAX_EVENT_BYTES`.
         """
+        if b"\r" in data or self._after_return:
+            data = self._with_line_feeds(data)
         *lines, last = data.split(b"\n")
         if lines and self._rest:
             lines[0] = bytes(self._rest + lines[0])
             self._rest.clear()
         self._rest += last
-        if lines and not self.lines:
-            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
         self.lines += len(lines)
         complete: list[bytes] = []
         for line in lines:
-            text = line.removesuffix(b"\r")
-            if not text and self._data:
-                complete.append(b"\n".join(self._data))
-                self._data.clear()
-                self._data_bytes = 0
-            elif text.startswith(b"data:"):
-                self._data.append(text[5:].removeprefix(b" "))
-                self._data_bytes += len(text)
+            if not line and self._data:
+                self._complete(complete)
+            elif line.startswith(b"data:") and not self._is_json:
+                self._add(line[5:].removeprefix(b" "))
+                self._is_begun = True
+            elif line:
+                self._take_other(line)
         if len(self._rest) + self._data_bytes > MAX_EVENT_BYTES:
             raise EventTooLargeError
         return complete
+
+    def end(self) -> list[bytes]:
+        """Return the data of the last event, which may lack its line ends."""
+        complete = self.feed(b"\n") if self._rest else []
+        if self._data:
+            self._complete(complete)
+        return complete
+
+    def _with_line_feeds(self, data: bytes) -> bytes:
+        if self._after_return and data.startswith(b"\n"):
+            data = data[1:]
+        self._after_return = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _complete(self, complete: list[bytes]) -> None:
+        data = b"\n".join(self._data)
+        if self._name == b"error":
+            self.error = data
+        elif self._name not in _PINGS:
+            complete.append(data)
+        self._data.clear()
+        self._data_bytes = 0
+        self._name = b""
+
+    def _add(self, data: bytes) -> None:
+        self._data.append(data)
+        self._data_bytes += len(data) + 6  # an empty line of data is not free
+
+    def _take_other(self, line: bytes) -> None:
+        """Take a line that is not data."""
+        if not self._is_begun:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+            self._is_begun = bool(line.strip())
+            self._is_json = line.lstrip().startswith((b"{", b"["))
+        if self._is_json:
+            self._add(line)
+        elif line.startswith(b"data:"):
+            self._add(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:"):
+            self._name = line[6:].strip()[:20]
+        elif line.startswith((b"error:", b'{"error"')):  # of llama.cpp, and of servers that end a stream with JSON
+            self.error = line.removeprefix(b"error:").strip()

@@ -1,0 +1,112 @@
+"""Owns the reading of chunks that are not as the chat completions API describes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from parley.providers.wire import Choice, Chunk, Delta, Details, TokenCounts
+
+_MOST_PARTS: Final = 1000
+_MOST_DIGITS: Final = 18
+# Where the text of a part is, by the vendors' different names.
+_TEXTS: Final = ("text", "content", "thinking", "reasoning", "summary", "refusal")
+_THOUGHTS: Final = {"thinking", "reasoning", "redacted_thinking", "thought"}
+_COUNTS: Final = tuple(name for name in TokenCounts.__struct_fields__ if not name.endswith("_details"))
+
+
+def decode_chunk(payload: bytes) -> Chunk:
+    """Read what can be read of a chunk: unknown forms are left out, and broken characters become U+FFFD.
+
+    Raises:
+        ValueError: if it is no JSON.
+        RecursionError: if it is nested too deeply.
+    """
+    # Python's decoder takes NaN and lone surrogates.
+    decoded = json.loads(payload.decode(errors="replace"), parse_int=_int)
+    if not isinstance(decoded, dict):
+        return Chunk()
+    error = decoded.get("error")
+    groq = decoded.get("x_groq")
+    choices = decoded.get("choices")
+    return Chunk(
+        choices=[_choice(choice) for choice in choices if isinstance(choice, dict)]
+        if isinstance(choices, list)
+        else None,
+        usage=_usage(decoded.get("usage")) or _usage(groq.get("usage") if isinstance(groq, dict) else None),
+        error=msgspec.Raw() if error is None else msgspec.Raw(json.dumps(error).encode()),
+    )
+
+
+def _int(digits: str) -> int | None:
+    """Return a number, unless it has more digits than any honest one, which take long to read."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else None
+
+
+def _choice(choice: dict[str, Any]) -> Choice:
+    reason, index, error = (choice.get(name) for name in ("finish_reason", "index", "error"))
+    return Choice(
+        delta=_delta(choice.get("delta")),
+        message=_delta(choice.get("message")),
+        finish_reason=reason if isinstance(reason, str) else None,
+        index=index if isinstance(index, int) else None,
+        usage=_usage(choice.get("usage")),
+        error=msgspec.Raw() if error is None else msgspec.Raw(json.dumps(error).encode()),
+    )
+
+
+def _delta(delta: Any) -> Delta | None:
+    if not isinstance(delta, dict):
+        return None
+    content = delta.get("content")
+    calls = delta.get("tool_calls")
+    reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+    return Delta(
+        content=_text(content, is_thought=False),
+        refusal=_text(delta.get("refusal"), is_thought=None),
+        reasoning_content=_text(reasoning, is_thought=None) + _text(content, is_thought=True),
+        tool_calls=msgspec.Raw() if calls is None else msgspec.Raw(json.dumps(calls).encode()),
+    )
+
+
+def _text(value: Any, *, is_thought: bool | None) -> str:
+    """Return the text of a string, of a part, or of parts: of those that are thoughts, of the others, or of all."""
+    texts: list[str] = []
+    nodes: list[tuple[Any, bool]] = [(value, False)]
+    for _ in range(_MOST_PARTS):
+        if not nodes:
+            break
+        node, in_thought = nodes.pop()
+        if isinstance(node, str):
+            if is_thought is None or in_thought is is_thought:
+                texts.append(node)
+        elif isinstance(node, list):
+            nodes += ((member, in_thought) for member in reversed(node))
+        elif isinstance(node, dict):
+            in_thought = in_thought or node.get("type") in _THOUGHTS or node.get("thought") is True
+            nodes += ((node[name], in_thought) for name in _TEXTS if name in node)
+    return "".join(texts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _usage(usage: Any) -> TokenCounts | None:
+    if not isinstance(usage, dict):
+        return None
+    counts: dict[str, Any] = {name: _count(usage.get(name)) for name in _COUNTS}
+    for name in ("prompt_tokens_details", "completion_tokens_details"):
+        details = usage.get(name)
+        if isinstance(details, dict):
+            counts[name] = Details(**{field: _count(details.get(field)) for field in Details.__struct_fields__})
+    return TokenCounts(**counts)
+
+
+def _count(value: Any) -> int | None:
+    """Read a whole number, also if it is written as a fraction or in quotes."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None

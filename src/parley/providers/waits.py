@@ -1,0 +1,65 @@
+"""Owns the waits that an upstream asks for, in the forms in which upstreams write them."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LONGEST_S: Final = 3600
+_NUMBER: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?")
+# Such as 1h2m3.5s, 26s, 500ms.
+_PARTS: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,20})?)(ms|h|m|s)")
+_UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_IN_TEXT: Final = re.compile(r"(?:try again|retry|wait)[a-z ]{0,20} ([0-9]{1,6}(?:\.[0-9]{1,20})?) ?(ms|m|s)[a-z]*\b")
+_LIMITS: Final = ("requests", "tokens")
+
+
+def wait_s(headers: Mapping[str, str], in_body: str | None, text: str) -> int | None:
+    """Return the whole seconds to wait, by the headers, a field of the body, or its text; `None` if nothing says so."""
+    wait = _retry_after(headers.get("Retry-After"))
+    if wait is None:
+        wait = _milliseconds(headers.get("retry-after-ms"))
+    if wait is None:
+        wait = _duration(in_body)
+    if wait is None:
+        wait = _reset(headers)
+    if wait is None and (match := _IN_TEXT.search(text)):
+        wait = float(match[1]) * _UNITS_S[match[2]]
+    return math.ceil(wait) if wait is not None and 0 < wait <= _LONGEST_S else None
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Read seconds, also with a fraction, or a date."""
+    if not value or _NUMBER.fullmatch(value):
+        return float(value) if value else None
+    try:
+        return email.utils.parsedate_to_datetime(value[:100]).timestamp() - time.time()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _milliseconds(value: str | None) -> float | None:
+    return float(value) / 1000 if value and _NUMBER.fullmatch(value) else None
+
+
+def _duration(value: str | None) -> float | None:
+    """Read a number of seconds, or parts with their units."""
+    if not value or _NUMBER.fullmatch(value):
+        return float(value) if value else None
+    parts = _PARTS.findall(value[:100])
+    is_whole = "".join(number + unit for number, unit in parts) == value
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts) if parts and is_whole else None
+
+
+def _reset(headers: Mapping[str, str]) -> float | None:
+    """Return when the limit that is used up starts anew; if it is not said which one that is, when the later does."""
+    resets = {limit: _duration(headers.get(f"x-ratelimit-reset-{limit}")) for limit in _LIMITS}
+    known = {limit: wait for limit, wait in resets.items() if wait is not None}
+    used_up = [wait for limit, wait in known.items() if headers.get(f"x-ratelimit-remaining-{limit}") == "0"]
+    return max(used_up or known.values(), default=None)
