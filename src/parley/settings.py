@@ -101,6 +101,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0, le=2)] | None,
         Meta(description="Sampling temperature. Unset: the upstream's own default; 0 for the embedded model."),
     ] = None
+    reasoning_effort: Annotated[
+        _Name | None,
+        Meta(description="How long a thinking model thinks, in its own word, like `low`. Unset: the model's default."),
+    ] = None
+    extra_body: Annotated[
+        str | None,
+        Meta(
+            description="A JSON object that is merged into each request to the upstream, like "
+            '`{"chat_template_kwargs": {"enable_thinking": false}}`.'
+        ),
+    ] = None
+    extra_headers: Annotated[
+        Secret | None, Meta(description="A JSON object of headers that each request to the upstream gets.")
+    ] = None
     host: Annotated[_Name, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = 8000
     workers: Annotated[

@@ -6,10 +6,11 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from agents import ModelTracing
-from openai.types.responses import ResponseTextDeltaEvent
+from openai.types.responses import ResponseReasoningTextDeltaEvent, ResponseTextDeltaEvent
 
 from parley.agent.conversion import PLAIN, warm_up
 from parley.agent.model import UpstreamModel
+from parley.chat.events import ReplyReasoning, ReplyText
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,8 +32,8 @@ class PlainAgent:
         self.check = upstreams.check
         warm_up()
 
-    async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
-        """Yield the model's text as it comes.
+    async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
+        """Yield what the model says as it comes.
 
         Raises:
             ChatError: if the answer fails.
@@ -43,4 +44,6 @@ class PlainAgent:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, ResponseTextDeltaEvent):
-                    yield event.delta
+                    yield ReplyText(event.delta)
+                elif isinstance(event, ResponseReasoningTextDeltaEvent):
+                    yield ReplyReasoning(event.delta)

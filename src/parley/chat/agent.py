@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from parley.chat.errors import ErrorCode
+    from parley.chat.events import ReplyReasoning, ReplyText
     from parley.chat.messages import Prompt
     from parley.chat.run import Run
 
@@ -23,8 +24,8 @@ class Agent(Protocol):
     def max_streams(self) -> int:
         """The number of replies that it can write at once, unless the settings say otherwise."""
 
-    def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
-        """Yield the reply's text as it comes, and note in the run what each request to a model came to.
+    def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
+        """Yield the reply as it comes, and note in the run what each request to a model came to.
 
         Closing the generator stops the model.
 

@@ -94,6 +94,12 @@ class ReplyStarted(msgspec.Struct, frozen=True):
     model: str
 
 
+class ReplyReasoning(msgspec.Struct, frozen=True):
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
 class ReplyText(msgspec.Struct, frozen=True):
     """A piece of the answer, as the model sent it."""
 
@@ -116,4 +122,4 @@ class ReplyFailed(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
 
 
-Event = ReplyAdmitted | ReplyStarted | ReplyText | ReplyFinished | ReplyFailed
+Event = ReplyAdmitted | ReplyStarted | ReplyReasoning | ReplyText | ReplyFinished | ReplyFailed

@@ -22,4 +22,5 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[Message]
     max_output_tokens: int
     timeout_s: float
+    include_reasoning: bool = False
     caller: str = ""

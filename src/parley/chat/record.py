@@ -61,6 +61,12 @@ class Record(msgspec.Struct, kw_only=True):
     finish_reason: Annotated[FinishReason | None, Meta(description="Why the model stopped.")] = None
     input_tokens: Annotated[_Count | None, Meta(description="Of the prompt.")] = None
     output_tokens: Annotated[_Count | None, Meta(description="Of the answer, or what came of it.")] = None
+    cached_input_tokens: Annotated[
+        _Count | None, Meta(description="Those of the input that the upstream had in its cache.")
+    ] = None
+    reasoning_tokens: Annotated[
+        _Count | None, Meta(description="Those of the output that the model thought with.")
+    ] = None
     usage_source: Annotated[
         UsageSource | None,
         Meta(description="Who counted them: `upstream`, `estimate` or `none`."),

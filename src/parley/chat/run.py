@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 class Run:
     """What all model calls for one reply share."""
 
-    def __init__(self, settings: Settings, end: float, max_output_tokens: int) -> None:
+    def __init__(
+        self, settings: Settings, end: float, max_output_tokens: int, *, include_reasoning: bool = False
+    ) -> None:
         """Begin; `end` is the loop's time by which the whole reply must be over."""
+        self.include_reasoning = include_reasoning
         self.settings = settings
         self.end = end
         self.attempts: list[Attempt] = []

@@ -16,6 +16,7 @@ from parley.chat.events import (
     ReplyAdmitted,
     ReplyFailed,
     ReplyFinished,
+    ReplyReasoning,
     ReplyStarted,
     ReplyText,
     Timing,
@@ -42,6 +43,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     text: str
+    reasoning: str
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
@@ -87,18 +89,25 @@ class ChatService:
         What the reply cost is noted on the request's record, however it ended.
         """
         stopwatch = Stopwatch()
-        run = Run(self._settings, stopwatch.started + prompt.timeout_s, prompt.max_output_tokens)
+        run = Run(
+            self._settings,
+            stopwatch.started + prompt.timeout_s,
+            prompt.max_output_tokens,
+            include_reasoning=prompt.include_reasoning,
+        )
         failure: ChatError | None = None
+        has_started = False
         try:
             try:
-                async with self._answering(prompt, run, stopwatch) as texts:
+                async with self._answering(prompt, run, stopwatch) as pieces:
                     yield ReplyAdmitted()
-                    async for text in texts:
-                        if (gap_s := stopwatch.text()) is None:
+                    async for piece in pieces:
+                        if not has_started:
+                            has_started = True
                             yield ReplyStarted(self._model(run))
-                        else:
+                        if isinstance(piece, ReplyText) and (gap_s := stopwatch.text()) is not None:
                             self._watch.gap(gap_s)
-                        yield ReplyText(text)
+                        yield piece
             except ChatError as error:
                 failure = error
             except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
@@ -107,7 +116,7 @@ class ChatService:
             timing = stopwatch.timing()
             reason = run.last.finish_reason if run.last else None
             if failure is None and reason is not None:
-                if stopwatch.first_token is None:  # an empty answer
+                if not has_started:  # an empty answer
                     yield ReplyStarted(self._model(run))
                 yield ReplyFinished(finish_reason=reason, usage=run.usage(), timing=timing)
             else:
@@ -125,6 +134,7 @@ class ChatService:
         """
         model = ""
         texts: list[str] = []
+        thoughts: list[str] = []
         async with aclosing(self.stream(prompt, record)) as events:
             async for event in events:
                 match event:
@@ -132,12 +142,15 @@ class ChatService:
                         model = event.model
                     case ReplyText():
                         texts.append(event.text)
+                    case ReplyReasoning():
+                        thoughts.append(event.text)
                     case ReplyFailed():
                         raise event.error
                     case ReplyFinished():
                         return Reply(
                             model=model,
                             text="".join(texts),
+                            reasoning="".join(thoughts),
                             finish_reason=event.finish_reason,
                             usage=event.usage,
                             timing=event.timing,
@@ -152,8 +165,10 @@ class ChatService:
             raise ChatError(ErrorCode.SHUTTING_DOWN, reason="draining")
 
     @asynccontextmanager
-    async def _answering(self, prompt: Prompt, run: Run, stopwatch: Stopwatch) -> AsyncIterator[AsyncIterator[str]]:
-        """Have the agent answer, as soon as there is a place and if the quotas allow it; yield its texts.
+    async def _answering(
+        self, prompt: Prompt, run: Run, stopwatch: Stopwatch
+    ) -> AsyncIterator[AsyncIterator[ReplyText | ReplyReasoning]]:
+        """Have the agent answer, as soon as there is a place and if the quotas allow it; yield the pieces.
 
         Raises:
             ChatError: if there is no place or not enough left of a quota, or Parley is shutting down.
@@ -163,8 +178,8 @@ class ChatService:
             self._refuse_while_draining()
             self._runs.add(run)
             try:
-                async with aclosing(self._agent.answer(prompt, run)) as texts:
-                    yield texts
+                async with aclosing(self._agent.answer(prompt, run)) as pieces:
+                    yield pieces
             finally:
                 self._runs.discard(run)
 
@@ -179,4 +194,6 @@ def _note(record: Record, run: Run) -> None:
     usage = run.usage()
     record.input_tokens = usage.input_tokens
     record.output_tokens = usage.output_tokens
+    record.cached_input_tokens = usage.cached_input_tokens
+    record.reasoning_tokens = usage.reasoning_tokens
     record.usage_source = usage.source

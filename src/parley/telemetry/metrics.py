@@ -43,6 +43,8 @@ class Metrics:
         self._gap = Histogram("parley_token_gap_seconds", "Text to next text.", buckets=_GAPS)
         self._duration = Histogram("parley_chat_seconds", "Request to end.", buckets=_DURATIONS)
         self._tokens = Counter("parley_tokens", "Tokens, by who counted them.", ["direction", "source"])
+        self._cached = Counter("parley_cached_input_tokens", "Input tokens that the upstream had in its cache.")
+        self._reasoning = Counter("parley_reasoning_tokens", "Output tokens that the model thought with.")
         self._upstream = Counter("parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["status"])
         self._retries = Counter("parley_retries", "Times that the same model was asked again.")
         self._fallbacks = Counter("parley_fallbacks", "Chats for which the fallback was asked.")
@@ -132,6 +134,8 @@ class Metrics:
         for direction, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens is not None:
                 self._tokens.labels(direction, record.usage_source).inc(tokens)
+        self._cached.inc(record.cached_input_tokens or 0)
+        self._reasoning.inc(record.reasoning_tokens or 0)
         self._fallbacks.inc(bool(record.is_fallback))
 
 

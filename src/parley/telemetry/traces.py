@@ -150,6 +150,8 @@ class _AttemptSpan:
                     "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
                     "gen_ai.usage.input_tokens": attempt.usage.input_tokens if attempt.usage else None,
                     "gen_ai.usage.output_tokens": attempt.usage.output_tokens if attempt.usage else None,
+                    "gen_ai.usage.cache_read.input_tokens": attempt.usage.cached_input_tokens if attempt.usage else None,
+                    "gen_ai.usage.reasoning.output_tokens": attempt.usage.reasoning_tokens if attempt.usage else None,
                 }
             )
         )

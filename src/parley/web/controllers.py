@@ -7,6 +7,7 @@ from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, Parameter
 from litestar.plugins.prometheus import PrometheusController
+from msgspec import UNSET
 
 from parley.chat.record import Record
 from parley.chat.service import ChatService
@@ -84,6 +85,7 @@ class ChatController(Controller):
             reply = await service.complete(data.to_prompt(settings, request.state.caller), record)
             return ChatResponse(
                 text=reply.text,
+                reasoning=reply.reasoning if data.include_reasoning else UNSET,
                 finish_reason=reply.finish_reason,
                 usage=reply.usage,
                 timing=reply.timing,

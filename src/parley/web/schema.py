@@ -78,6 +78,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         | UnsetType
     ) = UNSET
 
+    include_reasoning: Annotated[
+        bool, Meta(description="Whether to send what the model thinks before it answers, if the upstream tells it.")
+    ] = False
+
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
         """Return what the domain is asked, and for whom.
 
@@ -95,6 +99,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
             max_output_tokens=max_output_tokens,
             timeout_s=timeout_s,
+            include_reasoning=self.include_reasoning,
             caller=caller,
         )
 
@@ -140,6 +145,13 @@ class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     model: _Model
 
 
+class ReasoningChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
+    """A piece of what the model thinks; only in streams of requests with `include_reasoning`."""
+
+    seq: _Seq
+    text: Annotated[str, Meta(description="What comes next of its thoughts.")]
+
+
 class TextChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """A piece of the answer; the whole answer is all of them, joined."""
 
@@ -164,13 +176,17 @@ class ErrorChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     usage: Usage
 
 
-StreamChunk = StartChunk | TextChunk | DoneChunk | ErrorChunk
+StreamChunk = StartChunk | ReasoningChunk | TextChunk | DoneChunk | ErrorChunk
 
 
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer."""
 
     text: Annotated[str, Meta(description="The whole of it.")]
+    reasoning: (
+        Annotated[str, Meta(description="What the model thought; only for requests with `include_reasoning`.")]
+        | UnsetType
+    ) = UNSET
     finish_reason: FinishReason
     usage: Usage
     timing: Timing

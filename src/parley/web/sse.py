@@ -11,9 +11,9 @@ import msgspec
 from litestar.response import ServerSentEvent
 from litestar.response.streaming import ASGIStreamingResponse
 
-from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyStarted, ReplyText
+from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
 from parley.web.errors import ClientDisconnectedError
-from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, StreamChunk, TextChunk
+from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -38,8 +38,12 @@ def encode_frame(chunk: StreamChunk) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
 
 
-def _chunk(event: ReplyStarted | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
+def _chunk(
+    event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, seq: int, record: Record
+) -> StreamChunk:
     match event:
+        case ReplyReasoning():
+            return ReasoningChunk(seq=seq, text=event.text)
         case ReplyStarted():
             return StartChunk(seq=seq, correlation_id=record.correlation_id, model=event.model)
         case ReplyFinished():
