@@ -18,13 +18,14 @@ from openai.types.responses import (
     ResponseOutputItem,
     ResponseOutputMessage,
     ResponseOutputText,
+    ResponseReasoningTextDeltaEvent,
     ResponseTextDeltaEvent,
     ResponseUsage,
 )
 from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from parley.chat.events import FinishReason, Usage
+from parley.chat.events import FinishReason, ReplyReasoning, ReplyText, Usage
 from parley.providers.request import CompletionRequest
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
     model: str | None,
     max_tokens: int,
     is_reply: bool,
+    include_reasoning: bool,
 ) -> CompletionRequest:
     """Return the request that asks a model for its next turn."""
     return CompletionRequest(
@@ -60,6 +62,7 @@ def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
         temperature=settings.temperature,
         model=model,
         is_reply=is_reply,
+        include_reasoning=include_reasoning,
         options={} if settings is PLAIN else _options(settings, tools, output_schema, handoffs, model),
     )
 
@@ -115,6 +118,25 @@ text_delta: Final = partial(
     output_index=0,
     type="response.output_text.delta",
 )
+
+
+# Likewise, of what the model thinks.
+reasoning_delta: Final = partial(
+    ResponseReasoningTextDeltaEvent,
+    content_index=0,
+    item_id=FAKE_RESPONSES_ID,
+    output_index=0,
+    type="response.reasoning_text.delta",
+)
+
+
+def to_piece(event: object) -> ReplyText | ReplyReasoning | None:
+    """Return the piece of a reply that an event holds, if it holds one."""
+    if isinstance(event, ResponseTextDeltaEvent):
+        return ReplyText(event.delta)
+    if isinstance(event, ResponseReasoningTextDeltaEvent):
+        return ReplyReasoning(event.delta)
+    return None
 
 
 def completed(  # noqa: PLR0913, PLR0917  # what there is to say

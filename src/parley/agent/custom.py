@@ -17,12 +17,12 @@ from agents.exceptions import (
     ToolInputGuardrailTripwireTriggered,
     ToolOutputGuardrailTripwireTriggered,
 )
-from openai.types.responses import ResponseTextDeltaEvent
 
-from parley.agent.conversion import warm_up
+from parley.agent.conversion import to_piece, warm_up
 from parley.agent.loading import load
 from parley.agent.model import Backpressure, UpstreamModels
 from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import ReplyReasoning, ReplyText
 from parley.chat.run import Deadlines
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class CustomAgent:
         self.check = upstreams.check
         warm_up()
 
-    async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[str, None]:
-        """Yield the text of all model calls as it comes; a tool whose result ends the run has the last word.
+    async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
+        """Yield what all model calls say as it comes; a tool whose result ends the run has the last word.
 
         Raises:
             ChatError: if a model call fails, a guardrail trips, or the agent does not come to an end.
@@ -91,10 +91,10 @@ class CustomAgent:
                         event = await anext(events, None)
                 if event is None:
                     break
-                if isinstance(event, RawResponsesStreamEvent) and isinstance(event.data, ResponseTextDeltaEvent):
-                    yield event.data.delta
+                if isinstance(event, RawResponsesStreamEvent) and (piece := to_piece(event.data)) is not None:
+                    yield piece
             if result.new_items and result.new_items[-1].type == "tool_call_output_item":
-                yield str(result.final_output)
+                yield ReplyText(str(result.final_output))
         except _TRIPWIRES as error:
             raise ChatError(ErrorCode.GUARDRAIL_TRIPPED) from error
         except MaxTurnsExceeded as error:

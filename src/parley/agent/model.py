@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agents import Model, ModelProvider, ModelResponse, Usage
 from openai.types.responses import ResponseCompletedEvent
 
-from parley.agent.conversion import completed, text_delta, to_request
+from parley.agent.conversion import completed, reasoning_delta, text_delta, to_request
 from parley.chat.run import Run
 
 if TYPE_CHECKING:
@@ -121,12 +121,16 @@ class UpstreamModel(Model):
             model=self._name,
             max_tokens=run.output_tokens_left,
             is_reply=self._is_reply,
+            include_reasoning=run.include_reasoning,
         )
         exchange, piece = await self._upstreams.begin(request, run)
         error: BaseException | None = None
         text, number = io.StringIO(), 0  # a list of many short texts would take ten times the memory
         try:
             while piece is not None:
+                if thought := exchange.take_thoughts():
+                    yield reasoning_delta(delta=thought, sequence_number=number)
+                    number += 1
                 if piece:
                     text.write(piece)
                     yield text_delta(delta=piece, sequence_number=number)

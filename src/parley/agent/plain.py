@@ -6,11 +6,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from agents import ModelTracing
-from openai.types.responses import ResponseReasoningTextDeltaEvent, ResponseTextDeltaEvent
 
-from parley.agent.conversion import PLAIN, warm_up
+from parley.agent.conversion import PLAIN, to_piece, warm_up
 from parley.agent.model import UpstreamModel
-from parley.chat.events import ReplyReasoning, ReplyText
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -43,7 +41,5 @@ class PlainAgent:
         events: Any = model.stream_response(None, turns, PLAIN, [], None, [], ModelTracing.DISABLED)
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, ResponseTextDeltaEvent):
-                    yield ReplyText(event.delta)
-                elif isinstance(event, ResponseReasoningTextDeltaEvent):
-                    yield ReplyReasoning(event.delta)
+                if (piece := to_piece(event)) is not None:
+                    yield piece

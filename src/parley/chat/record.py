@@ -64,9 +64,9 @@ class Record(msgspec.Struct, kw_only=True):
     cached_input_tokens: Annotated[
         _Count | None, Meta(description="Those of the input that the upstream had in its cache.")
     ] = None
-    reasoning_tokens: Annotated[
-        _Count | None, Meta(description="Those of the output that the model thought with.")
-    ] = None
+    reasoning_tokens: Annotated[_Count | None, Meta(description="Those of the output that the model thought with.")] = (
+        None
+    )
     usage_source: Annotated[
         UsageSource | None,
         Meta(description="Who counted them: `upstream`, `estimate` or `none`."),

@@ -60,6 +60,8 @@ class Answer:
         self.decoder = EventDecoder()
         self.reported: bytes | None = None
         """The upstream's own words about the failure."""
+        self.undecodable: bytes | None = None
+        """What was read last, if that could not be decoded."""
         self.unknown_reason: str | None = None
         """The reason for the answer's end, if nobody knows the word."""
         self.thoughts: list[str] = []
@@ -81,7 +83,7 @@ class Answer:
         """Decode what is left at the end of the body, if it is whole; return its text."""
         text = self._take(self.decoder.end)
         if self.failure is not None and isinstance(self.failure.__cause__, ValueError):
-            self.failure = None
+            self.failure = self.undecodable = None
         return text
 
     def _take(self, feed: Callable[..., list[bytes]], *data: bytes) -> str:
@@ -98,6 +100,7 @@ class Answer:
             detail = "The upstream sent something that is not a completion."
             self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
             self.failure.__cause__ = error
+            self.undecodable = data[0] if data else b""
         except ReportedError as error:
             self._report(error.body)
         except ChatError as error:

@@ -93,6 +93,15 @@ class Exchange:
         await self._end()
         return None
 
+    def take_thoughts(self) -> str:
+        """Return what the model has thought since the last call, if the request asks for that."""
+        thoughts = self.answer.thoughts
+        if not thoughts:
+            return ""
+        taken = "".join(thoughts) if self._request.include_reasoning else ""
+        thoughts.clear()
+        return taken
+
     def close(self, error: BaseException | None) -> None:
         """Close the connection, unless its response has been read to its end; `error` is what ended the exchange."""
         self._deadlines.stop()
@@ -161,6 +170,10 @@ class Exchange:
             return
         if answer.reported is not None and self._response is not None:
             self._upstream.log_refusal(self._response, answer.reported)
+        elif answer.undecodable is not None:
+            self._upstream.log_odd("upstream_undecodable", answer.undecodable)
+        if answer.unknown_reason is not None:
+            self._upstream.log_odd("upstream_unknown_ending", answer.unknown_reason.encode())
         if failure is not None:
             self.attempt.finish_reason = None
             raise failure

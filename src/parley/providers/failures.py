@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +50,21 @@ def refusal(
     if headers is None:
         headers = {} if retry_after is None else {"Retry-After": retry_after}
     return _named(status, problems.read(body), headers, is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def unwanted_parameter(body: bytes) -> str | None:
+    """Return the parameter of the request that the upstream does not take, if it can do without."""
+    problem = problems.read(body)
+    if not vocabulary.UNWANTED.search(" ".join((*problem.names, problem.text))):
+        return None
+    named = [name for name in vocabulary.PARAMETERS if name in problem.parameters]
+    places = {name: match.start() for name in vocabulary.PARAMETERS if (match := _word(name).search(problem.text))}
+    return next(iter(named), None) or min(places, key=lambda name: places[name], default=None)
+
+
+@cache
+def _word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z_]){name}(?![a-z_])")
 
 
 def is_error(payload: bytes) -> bool:

@@ -15,7 +15,7 @@ import structlog
 from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
-from parley.providers.failures import error_type, refusal, unsent
+from parley.providers.failures import error_type, refusal, unsent, unwanted_parameter
 from parley.providers.hiding import hide
 
 if TYPE_CHECKING:
@@ -40,7 +40,11 @@ _EXPLANATION_TIMEOUT_S: Final = 2.0
 _READ_BUFFER_BYTES: Final = 16_384
 _MAX_LOGGED_CHARACTERS: Final = 2000
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_WORD: Final = re.compile(r"[A-Za-z_]{1,32}")
 _SUCCESS: Final = range(200, 300)
+_REFUSED_PARAMETERS: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
+# Some proxies set many long cookies.
+_MOST_HEADER_BYTES: Final = 65_536
 
 
 class Upstream:
@@ -58,6 +62,9 @@ class Upstream:
         connect_timeout_s: float,
         watch: Watch,
         tracer: Tracer,
+        reasoning_effort: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
         log_text: bool = False,
         trust_env: bool = True,
         neutralise: Callable[[str], str] = str,
@@ -80,6 +87,10 @@ class Upstream:
         self._key = api_key
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self._headers.update(extra_headers or {})
+        self._extra_body = dict(extra_body or {})
+        if reasoning_effort is not None:
+            self._extra_body.setdefault("reasoning_effort", reasoning_effort)
         self._connect_timeout_s = connect_timeout_s
         self.watch = watch
         self.tracer = tracer
@@ -87,7 +98,10 @@ class Upstream:
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
-        self._max_tokens = "max_completion_tokens" if self._base_url == OPENAI_BASE_URL else "max_tokens"
+        self._max_tokens, self._other_max_tokens = "max_tokens", "max_completion_tokens"
+        if self._base_url == OPENAI_BASE_URL:
+            self._max_tokens, self._other_max_tokens = self._other_max_tokens, self._max_tokens
+        self._unwanted: set[str] = set()
         self._checked: tuple[float, ErrorCode | None] | None = None
         self._checking = asyncio.Lock()
 
@@ -99,6 +113,8 @@ class Upstream:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             proxy=self._proxy,
+            max_field_size=_MOST_HEADER_BYTES,
+            max_line_size=_MOST_HEADER_BYTES,
             read_bufsize=_READ_BUFFER_BYTES,
             request_class=Request,
             # The deadlines on text are the run's, which knows what is text; a read timeout would count bytes.
@@ -149,9 +165,8 @@ class Upstream:
                 await _beginning(response.content)  # so that the connection can be used again
         except (aiohttp.ClientError, OSError):  # a timeout is one too
             return ErrorCode.UPSTREAM_UNREACHABLE
-        code = refusal(response.status, b"", None).code
-        is_unusable = code is ErrorCode.UPSTREAM_AUTH or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        return code if is_unusable else None
+        # Some upstreams cannot list their models; they say so in many ways.
+        return ErrorCode.UPSTREAM_AUTH if response.status == HTTPStatus.UNAUTHORIZED else None
 
     async def post(
         self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
@@ -161,10 +176,21 @@ class Upstream:
         Raises:
             ChatError: if there is no response, or it is an error.
         """
+        while True:
+            response = await self._send(self._body(request, attempt), {**headers, **_correlation()})
+            try:
+                if await self._is_accepted(response):
+                    return response
+            except BaseException:
+                response.close()
+                raise
+
+    def _body(self, request: CompletionRequest, attempt: Attempt) -> bytes:
         instructions = self.instructions if request.instructions is None else request.instructions
         messages = [{"role": "system", "content": instructions}] if instructions else []
         messages += [self._neutral(message) for message in request.messages]
         body = {
+            **self._extra_body,
             **request.options,
             "model": attempt.model,
             "messages": messages,
@@ -174,32 +200,47 @@ class Upstream:
         }
         if attempt.temperature is not None:
             body["temperature"] = attempt.temperature
-        response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
-        try:
-            await self._check_head(response)
-        except BaseException:
-            response.close()
-            raise
-        return response
+        for name in self._unwanted:
+            body.pop(name, None)
+        return msgspec.json.encode(body)
 
     def _neutral(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content")
         return {**message, "content": self._neutralise(content)} if isinstance(content, str) else message
 
-    async def _check_head(self, response: aiohttp.ClientResponse) -> None:
-        """Check that a response is not an error.
+    async def _is_accepted(self, response: aiohttp.ClientResponse) -> bool:
+        """Return whether a response is an answer; if not, the request can be sent again without what was refused.
 
         Raises:
-            ChatError: if it is.
+            ChatError: if the response is an error.
         """
         self.watch.upstream_answered(response.status)
         if response.status not in _SUCCESS:
             text = await _explanation(response)
             self.log_refusal(response, text)
-            raise refusal(response.status, text, response.headers.get("Retry-After"))
+            if response.status in _REFUSED_PARAMETERS and self._adapt(unwanted_parameter(text)):
+                return False
+            raise refusal(response.status, text, headers=response.headers)
         if _is_compressed(response):
             detail = "The upstream compressed its answer, although Parley asked for `identity`."
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
+        if response.status == HTTPStatus.NO_CONTENT:
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered without content.")
+        return True
+
+    def _adapt(self, parameter: str | None) -> bool:
+        """Do without a parameter from now on; return whether there is another way."""
+        if parameter in {self._max_tokens, self._other_max_tokens}:
+            if self._other_max_tokens in self._unwanted:
+                return False
+            self._unwanted.add(self._max_tokens)
+            self._max_tokens, self._other_max_tokens = self._other_max_tokens, self._max_tokens
+        elif parameter is None or parameter in self._unwanted:
+            return False
+        else:
+            self._unwanted.add(parameter)
+        _log.warning("upstream_parameter_refused", parameter=parameter)
+        return True
 
     async def _send(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.
@@ -231,6 +272,12 @@ class Upstream:
             upstream_error_type=error_type(body),
             **text,
         )
+
+    def log_odd(self, event: str, said: bytes) -> None:
+        """Log what an upstream says that nobody expects: as a name, if it is one, else only where its text is wanted."""
+        name = said.decode(errors="replace")
+        text = {"upstream_text": hide(self._key or "", name)[:_MAX_LOGGED_CHARACTERS]} if self._log_text else {}
+        _log.warning(event, word=name if _WORD.fullmatch(name) else None, **text)
 
 
 def _correlation() -> dict[str, str]:

@@ -99,6 +99,22 @@ WRONG_KEY: Final = re.compile(
 )
 OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
 
+# Parameters that upstreams refuse, and can do without; or, of the first two, with the other one.
+PARAMETERS: Final = (
+    "max_tokens",
+    "max_completion_tokens",
+    "stream_options",
+    "temperature",
+    "reasoning_effort",
+    "parallel_tool_calls",
+    "verbosity",
+)
+UNWANTED: Final = re.compile(
+    r"unsupported|(not|n't) support|unknown|unrecognized|unexpected|not (permitted|allowed)"
+    r"|extra[_ ](inputs|fields|forbidden)|only the default|additional propert"
+    r"|invalid (parameter|field|argument)|no such (parameter|field)"
+)
+
 # Endings.
 
 FINISH_REASONS: Final = {

@@ -139,7 +139,7 @@ class _AttemptSpan:
 
     def end(self, error: BaseException | None) -> None:
         """Say what came of it, and end."""
-        attempt = self._attempt
+        attempt, usage = self._attempt, self._attempt.usage
         if isinstance(error, Exception):
             self._span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
             self._span.set_status(StatusCode.ERROR)
@@ -148,10 +148,10 @@ class _AttemptSpan:
                 {
                     "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
                     "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
-                    "gen_ai.usage.input_tokens": attempt.usage.input_tokens if attempt.usage else None,
-                    "gen_ai.usage.output_tokens": attempt.usage.output_tokens if attempt.usage else None,
-                    "gen_ai.usage.cache_read.input_tokens": attempt.usage.cached_input_tokens if attempt.usage else None,
-                    "gen_ai.usage.reasoning.output_tokens": attempt.usage.reasoning_tokens if attempt.usage else None,
+                    "gen_ai.usage.input_tokens": usage and usage.input_tokens,
+                    "gen_ai.usage.output_tokens": usage and usage.output_tokens,
+                    "gen_ai.usage.cache_read.input_tokens": usage and usage.cached_input_tokens,
+                    "gen_ai.usage.reasoning.output_tokens": usage and usage.reasoning_tokens,
                 }
             )
         )

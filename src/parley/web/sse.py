@@ -38,9 +38,7 @@ def encode_frame(chunk: StreamChunk) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
 
 
-def _chunk(
-    event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, seq: int, record: Record
-) -> StreamChunk:
+def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
     match event:
         case ReplyReasoning():
             return ReasoningChunk(seq=seq, text=event.text)
