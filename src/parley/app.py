@@ -137,6 +137,9 @@ def _sources(
             model_name=model or "",
             instructions=settings.system_prompt,
             temperature=settings.temperature,
+            reasoning_effort=settings.reasoning_effort,
+            extra_body=settings.added_fields(),
+            extra_headers=settings.added_headers(),
             connect_timeout_s=settings.connect_timeout_s,
             log_text=settings.log_upstream_text,
         )

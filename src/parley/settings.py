@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -39,6 +39,11 @@ _Address = Annotated[
         pattern=rf"^https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:{_PORT})?(/[^\s?#]*)?\Z",
         extra={"allowed": "an http:// or https:// address without user, query or fragment"},
     ),
+]
+
+
+_Headers = dict[
+    Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")], Annotated[str, Meta(pattern=r"^[ -~]*\Z")]
 ]
 
 
@@ -228,6 +233,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return self.otel_exporter_otlp_traces_endpoint
         return self.otel_exporter_otlp_traces_endpoint or f"{self.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
 
+    def added_fields(self) -> dict[str, Any]:
+        """Return the fields that each request to the upstream gets.
+
+        Raises:
+            msgspec.DecodeError: if they are no JSON object.
+        """
+        return msgspec.json.decode(self.extra_body, type=dict[str, Any]) if self.extra_body else {}
+
+    def added_headers(self) -> dict[str, str]:
+        """Return the headers that each request to the upstream gets.
+
+        Raises:
+            msgspec.DecodeError: if they are no JSON object of strings.
+        """
+        return msgspec.json.decode(self.extra_headers.reveal(), type=_Headers) if self.extra_headers else {}
+
     def keys(self) -> list[str]:
         """Return the keys that callers may send; where there are none, nobody needs one."""
         return [key for key in (self.api_keys.reveal() if self.api_keys else "").split(",") if key]
@@ -255,6 +276,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             yield f"PARLEY_METRICS_KEY: it {_TOO_SHORT}"
 
     def _conflicts_of_models(self) -> Iterator[str]:
+        for variable, read, what in (
+            ("PARLEY_EXTRA_BODY", self.added_fields, "a JSON object"),
+            ("PARLEY_EXTRA_HEADERS", self.added_headers, "a JSON object of header names and values"),
+        ):
+            try:
+                read()
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                yield f"{variable}: it must be {what}."
         if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
             yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
         if self.embedded:

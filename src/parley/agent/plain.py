@@ -13,6 +13,7 @@ from parley.agent.model import UpstreamModel
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from parley.chat.events import ReplyReasoning, ReplyText
     from parley.chat.messages import Prompt
     from parley.chat.run import Run
     from parley.providers.calls import Upstreams

@@ -71,6 +71,7 @@ def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) ->
         model_name=settings.model or default_name,
         instructions=settings.system_prompt or DEFAULT_INSTRUCTIONS,
         temperature=DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature,
+        extra_body=settings.added_fields(),
         max_streams=max(1, SLOTS // settings.workers),
         connect_timeout_s=settings.connect_timeout_s,
         watch=watch,

@@ -274,7 +274,7 @@ class Upstream:
         )
 
     def log_odd(self, event: str, said: bytes) -> None:
-        """Log what an upstream says that nobody expects: as a name, if it is one, else only where its text is wanted."""
+        """Log what nobody expects an upstream to say: a word, if it is one; any other text only if that is wanted."""
         name = said.decode(errors="replace")
         text = {"upstream_text": hide(self._key or "", name)[:_MAX_LOGGED_CHARACTERS]} if self._log_text else {}
         _log.warning(event, word=name if _WORD.fullmatch(name) else None, **text)

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, get_curre
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.events import NO_USAGE
 from parley.telemetry.correlation import record_of
 from parley.telemetry.request_log import PROBES
 
@@ -139,7 +140,7 @@ class _AttemptSpan:
 
     def end(self, error: BaseException | None) -> None:
         """Say what came of it, and end."""
-        attempt, usage = self._attempt, self._attempt.usage
+        attempt, usage = self._attempt, self._attempt.usage or NO_USAGE
         if isinstance(error, Exception):
             self._span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
             self._span.set_status(StatusCode.ERROR)
@@ -148,10 +149,10 @@ class _AttemptSpan:
                 {
                     "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
                     "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
-                    "gen_ai.usage.input_tokens": usage and usage.input_tokens,
-                    "gen_ai.usage.output_tokens": usage and usage.output_tokens,
-                    "gen_ai.usage.cache_read.input_tokens": usage and usage.cached_input_tokens,
-                    "gen_ai.usage.reasoning.output_tokens": usage and usage.reasoning_tokens,
+                    "gen_ai.usage.input_tokens": usage.input_tokens,
+                    "gen_ai.usage.output_tokens": usage.output_tokens,
+                    "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
+                    "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
                 }
             )
         )
