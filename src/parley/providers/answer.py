@@ -16,6 +16,7 @@ from parley.providers.wire import (
     WIRE_ERRORS,
     Choice,
     Chunk,
+    Delta,
     EventDecoder,
     TokenCounts,
     decode_chunk,
@@ -42,6 +43,7 @@ _LARGEST_COUNT: Final = 1 << 53
 # Payloads that are shorter may be no chunk.
 _SHORT_BYTES: Final = 16
 _NO_CHUNKS: Final = (b"", b"[DONE]", b"{}", b"null")
+_EMPTY: Final = Delta()
 _NO_ERRORS: Final = (b"", b"null")
 
 
@@ -68,6 +70,7 @@ class Answer:
         """What the model has thought since somebody looked."""
         self._is_completion = False
         self._choices = 0
+        self._message = ""
         self._has_other_text = False
         self._characters = 0
         self._most_lines = _SPARE_LINES + most_tokens * _LINES_PER_TOKEN
@@ -178,10 +181,10 @@ class Answer:
     def _note_choice(self, choice: Choice, payload: bytes, texts: list[str]) -> None:
         if bytes(choice.error) not in _NO_ERRORS:
             raise ReportedError(payload)
-        attempt = self._attempt
-        # A message is the whole answer; where the text has come already, it says the same again.
-        delta = choice.delta or (None if attempt.deltas else choice.message)
+        attempt, delta = self._attempt, choice.delta
         is_piece = False
+        if choice.text or choice.message is not None:
+            delta = self._other_delta(choice)
         if delta is not None:
             if text := (delta.content or "") + (delta.refusal or ""):
                 is_piece = True
@@ -203,6 +206,17 @@ class Answer:
         if choice.finish_reason:
             attempt.finish_reason = self._finish(choice.finish_reason)
             attempt.is_final = attempt.deltas > 0 and not is_piece
+
+    def _other_delta(self, choice: Choice) -> Delta | None:
+        """Return what a chunk adds to the answer that has a message or a text, in the place of a delta or beside it."""
+        if choice.delta not in (None, _EMPTY) or choice.message is None:
+            return choice.delta or Delta(content=choice.text)
+        if self._attempt.deltas and not self._message:
+            return None  # it says again what came as deltas
+        message = (choice.message.content or "") + (choice.message.refusal or "")
+        choice.message.content, choice.message.refusal = message.removeprefix(self._message), None
+        self._message = message if message.startswith(self._message) else self._message + message
+        return choice.message
 
     def _finish(self, reason: str) -> FinishReason:
         # A model that calls tools has finished like any other: it says more when it has their results.

@@ -91,7 +91,7 @@ def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_fail
     `is_failure` says that the upstream itself failed, whatever it has to say of the request.
     """
     names, text = (set(problem.names) & vocabulary.CLEAR, "") if is_failure else (set(problem.names), problem.text)
-    wait = wait_s(headers, problem.retry_after, problem.text)
+    wait = wait_s(headers, problem.retry_after, problem.text, is_limit=status == HTTPStatus.TOO_MANY_REQUESTS)
     known = None if status == HTTPStatus.UNAUTHORIZED else _by_words(status, names, text, is_passing=wait is not None)
     if known is not None:
         known.upstream_status = status

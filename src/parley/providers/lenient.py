@@ -53,6 +53,7 @@ def _choice(choice: dict[str, Any]) -> Choice:
         finish_reason=reason if isinstance(reason, str) else None,
         index=index if isinstance(index, int) else None,
         usage=_usage(choice.get("usage")),
+        text=_text(choice.get("text"), is_thought=None),
         error=msgspec.Raw() if error is None else msgspec.Raw(json.dumps(error).encode()),
     )
 

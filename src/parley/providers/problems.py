@@ -23,6 +23,7 @@ _TEXTS: Final = {
     "error_msg",
     "title",
     "errors",
+    "raw",
 }
 _PARAMETERS: Final = {"param", "loc", "parameter"}
 _STATUSES: Final = range(400, 600)

@@ -26,7 +26,7 @@ FILTERED: Final = _words(
 OVERFLOW: Final = _words(
     """context_length_exceeded context_window_exceeded contextwindowexceedederror exceed_context_size_error
     max_context_length_exceeded model_context_window_exceeded model_max_prompt_tokens_exceeded prompt_too_long
-    request_too_large string_above_max_length"""
+    request_too_large string_above_max_length tokens_limit_reached"""
 )
 BAD_KEY: Final = _words(
     """account_deactivated api_key_invalid authentication_error incorrect_api_key invalid_api_key invalid_authentication

@@ -20,14 +20,17 @@ _IN_TEXT: Final = re.compile(r"(?:try again|retry|wait)[a-z ]{0,20} ([0-9]{1,6}(
 _LIMITS: Final = ("requests", "tokens")
 
 
-def wait_s(headers: Mapping[str, str], in_body: str | None, text: str) -> int | None:
-    """Return the whole seconds to wait, by the headers, a field of the body, or its text; `None` if nothing says so."""
+def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_limit: bool) -> int | None:
+    """Return the whole seconds to wait, by the headers, a field of the body, or its text; `None` if nothing says so.
+
+    `is_limit` says that it is a limit that was reached, so that what is said about limits counts, too.
+    """
     wait = _retry_after(headers.get("Retry-After"))
     if wait is None:
         wait = _milliseconds(headers.get("retry-after-ms"))
     if wait is None:
         wait = _duration(in_body)
-    if wait is None:
+    if wait is None and is_limit:
         wait = _reset(headers)
     if wait is None and (match := _IN_TEXT.search(text)):
         wait = float(match[1]) * _UNITS_S[match[2]]

@@ -64,6 +64,7 @@ class Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     index: int | None = None
     usage: TokenCounts | None = None
+    text: str | None = None
     error: msgspec.Raw = msgspec.Raw()
 
 
@@ -133,12 +134,12 @@ class EventDecoder:
         self.lines += len(lines)
         complete: list[bytes] = []
         for line in lines:
-            if not line and self._data:
+            if not line:
                 self._complete(complete)
             elif line.startswith(b"data:") and not self._is_json:
                 self._add(line[5:].removeprefix(b" "))
                 self._is_begun = True
-            elif line:
+            else:
                 self._take_other(line)
         if len(self._rest) + self._data_bytes > MAX_EVENT_BYTES:
             raise EventTooLargeError
@@ -147,8 +148,8 @@ class EventDecoder:
     def end(self) -> list[bytes]:
         """Return the data of the last event, which may lack its line ends."""
         complete = self.feed(b"\n") if self._rest else []
-        if self._data:
-            self._complete(complete)
+        self._is_json = False
+        self._complete(complete)
         return complete
 
     def _with_line_feeds(self, data: bytes) -> bytes:
@@ -158,13 +159,14 @@ class EventDecoder:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _complete(self, complete: list[bytes]) -> None:
-        data = b"\n".join(self._data)
-        if self._name == b"error":
-            self.error = data
-        elif self._name not in _PINGS:
-            complete.append(data)
-        self._data.clear()
-        self._data_bytes = 0
+        if self._data and not self._is_json:
+            data = b"\n".join(self._data)
+            if self._name == b"error":
+                self.error = data
+            elif self._name not in _PINGS:
+                complete.append(data)
+            self._data.clear()
+            self._data_bytes = 0
         self._name = b""
 
     def _add(self, data: bytes) -> None:
