@@ -10,7 +10,7 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
 from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.running import problem, running, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, in_turn
+from tests.support.upstream import Exchange, ScriptedUpstream, answer, call, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,30 +21,11 @@ if TYPE_CHECKING:
     from tests.support.upstream import Script
 
 REQUEST = {"message": "What is the weather in Paris?"}
-USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 
 
 def agent(name: str) -> str:
     """Return the path of one of the tests' agents."""
     return f"tests.support.agents:{name}"
-
-
-def call(name: str, *arguments: str, text: str = "") -> Script:
-    """Call a tool, the arguments in pieces."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        if text:
-            await exchange.events(delta(text))
-        first = {"index": 0, "id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": ""}}
-        await exchange.events({"choices": [{"index": 0, "delta": {"tool_calls": [first]}}]})
-        for piece in arguments:
-            more = {"index": 0, "function": {"arguments": piece}}
-            await exchange.events({"choices": [{"index": 0, "delta": {"tool_calls": [more]}}]})
-        await exchange.events(delta(finish_reason="tool_calls"), {"choices": [], "usage": USAGE}, "[DONE]")
-        await exchange.end()
-
-    return script
 
 
 def ending(chunks: list[StreamChunk]) -> tuple[str, StreamChunk]:

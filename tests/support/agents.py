@@ -71,6 +71,7 @@ async def short_answers(_: RunContextWrapper[Context], __: Agent[Any], answer: s
 
 
 helper = Agent[Context]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
+forecaster = Agent[Context]("Forecaster", tools=[weather])
 plain = Agent[Context]("Plain", instructions="You are terse.")
 tooled = Agent[Context](
     "Tooled",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agents import AgentOutputSchemaBase, Handoff, ModelSettings, Tool, TResponseInputItem, TResponseStreamEvent
 
     from parley.providers.calls import Upstreams
+    from parley.providers.exchange import Exchange
     from parley.settings import Settings
 
 
@@ -30,6 +31,8 @@ class Backpressure:
     """
 
     def __init__(self) -> None:
+        self.streams = 0
+        """The number of model calls that are being streamed."""
         self._reader_waits = asyncio.Event()
 
     @contextmanager
@@ -122,10 +125,13 @@ class UpstreamModel(Model):
             max_tokens=run.output_tokens_left,
             is_reply=self._is_reply,
         )
-        exchange, piece = await self._upstreams.begin(request, run)
+        exchange: Exchange | None = None
         error: BaseException | None = None
         text, number = io.StringIO(), 0  # a list of many short texts would take ten times the memory
+        if self._backpressure is not None:
+            self._backpressure.streams += 1
         try:
+            exchange, piece = await self._upstreams.begin(request, run)
             while piece is not None:
                 if piece:
                     text.write(piece)
@@ -142,7 +148,10 @@ class UpstreamModel(Model):
                 await self._backpressure.wait()
             raise
         finally:
-            exchange.close(error)
+            if self._backpressure is not None:
+                self._backpressure.streams -= 1
+            if exchange is not None:
+                exchange.close(error)
 
     def _new_run(self, settings: ModelSettings) -> Run:
         end = asyncio.get_running_loop().time() + self._settings.request_timeout_s
