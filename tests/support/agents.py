@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from agents import (
     Agent,
+    AgentToolStreamEvent,
     GuardrailFunctionOutput,
     OpenAIChatCompletionsModel,
     RunConfig,
@@ -44,6 +46,23 @@ def blocking_tool() -> str:
     return ""
 
 
+@function_tool
+async def stubborn_tool() -> str:
+    """Hold on for a minute, although it is cancelled."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 60
+    while loop.time() < end:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(end - loop.time())
+    return ""
+
+
+@function_tool(failure_error_function=None)
+async def cancelled_tool() -> str:
+    """Fail by an error that looks like a cancellation."""
+    raise asyncio.CancelledError(CANARY)
+
+
 @function_tool(failure_error_function=None)
 def broken_tool() -> str:
     """Fail with words that must stay inside."""
@@ -64,6 +83,13 @@ async def asking(wrapper: RunContextWrapper[Context], _: Agent[Any], message: An
     return GuardrailFunctionOutput(None, result.final_output == "no")
 
 
+@input_guardrail
+async def hanging_guardrail(_: RunContextWrapper[Context], __: Agent[Any], ___: Any) -> GuardrailFunctionOutput:
+    """Never come to a verdict."""
+    await asyncio.get_running_loop().create_future()
+    return GuardrailFunctionOutput(None, False)  # noqa: FBT003
+
+
 @output_guardrail
 async def short_answers(_: RunContextWrapper[Context], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
     """Trip over a long answer."""
@@ -81,6 +107,28 @@ tooled = Agent[Context](
     input_guardrails=[no_secrets],
     output_guardrails=[short_answers],
 )
+
+
+async def watch(_: AgentToolStreamEvent) -> None:
+    """Look at what the helper says."""
+
+
+attacked = Agent[Context](
+    "Attacked",
+    tools=[
+        weather,
+        hanging_tool,
+        stubborn_tool,
+        cancelled_tool,
+        helper.as_tool("ask_helper", "Ask the helper."),
+        helper.as_tool("watch_helper", "Ask the helper, and watch.", on_stream=watch),
+        helper.as_tool("need_helper", "Ask the helper, who must answer.", failure_error_function=None),
+    ],
+)
+guarded = Agent[Context]("Guarded", tools=[weather, hanging_tool], input_guardrails=[hanging_guardrail])
+ping = Agent[Context]("Ping")
+pong = Agent[Context]("Pong", handoffs=[ping])
+ping.handoffs = [pong]
 judged = Agent[Context]("Judged", instructions="You answer.", input_guardrails=[asking])
 last_word = Agent[Context]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
 

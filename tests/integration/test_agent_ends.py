@@ -1,0 +1,200 @@
+"""How an agent's run ends, whatever its tools, its guardrails and the upstream do: once, in time, and completely."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from parley.app import create_app
+from parley.chat.errors import ErrorCode
+from parley.chat.events import Event, ReplyFailed, ReplyText
+from parley.chat.messages import Message, Prompt
+from tests.support.faults import after
+from tests.support.running import running, sending
+from tests.support.upstream import (
+    ScriptedUpstream,
+    answer,
+    call,
+    call_weather,
+    hang,
+    in_turn,
+    respond,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from parley.chat.service import ChatService
+    from parley.settings import Settings
+    from tests.support.logs import Logs
+    from tests.support.upstream import Script
+
+    MakeSettings = Callable[..., Settings]
+
+REQUEST = {"message": "What is the weather in Paris?"}
+CHAT = b'POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"message":"Hi"}'
+PROMPT = Prompt(messages=[Message("user", "Hi")], max_output_tokens=1000, timeout_s=60)
+NOTICED_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(upstream: ScriptedUpstream) -> AsyncIterator[None]:
+    """Fail if a task is left over, or asyncio has something to complain of."""
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    before = asyncio.all_tasks()
+    yield
+    gc.collect()
+    left = {task for task in asyncio.all_tasks() - before if "TestRunner" not in str(task.get_coro())}
+    if left:
+        _, left = await asyncio.wait(left, timeout=100)
+    gc.collect()
+    await asyncio.sleep(0)
+    loop.set_exception_handler(None)
+    assert not left
+    assert complaints == []
+    assert all(connection.closed is not None for connection in upstream.connections)
+
+
+def agent(name: str) -> str:
+    """Return the path of one of the tests' agents."""
+    return f"tests.support.agents:{name}"
+
+
+QUESTION = '{"input": "Well?"}'
+STUBBORN = call("stubborn_tool", text="a")
+
+# What a run can wait for: the agent, and what the upstream does, one after the other.
+WAITS: dict[str, tuple[str, list[Script]]] = {
+    "a tool": ("attacked", [call("hanging_tool")]),
+    "a nested run": ("attacked", [call("ask_helper", QUESTION), after(("a",), hang)]),
+    "a model": ("attacked", [call_weather, hang]),
+    "a guardrail": ("guarded", [answer("Hello")]),
+    "a guardrail and a tool": ("guarded", [call("hanging_tool")]),
+    "a guardrail's model and a model": ("judged", [hang, hang]),
+}
+WAITS_AFTER_TEXT: dict[str, tuple[str, list[Script]]] = {
+    "a tool, after text": ("attacked", [call("hanging_tool", text="a")]),
+    "a tool that cannot be cancelled": ("attacked", [STUBBORN]),
+    "a nested run, after text": ("attacked", [call("ask_helper", QUESTION, text="a"), after(("b",), hang)]),
+    "a nested run that is streamed": ("attacked", [call("watch_helper", QUESTION, text="a"), after(("b",), hang)]),
+    "a nested run that must succeed": ("attacked", [call("need_helper", QUESTION, text="a"), after(("b",), hang)]),
+    "a model, after text": ("attacked", [call("weather", '{"city": "Paris"}', text="a"), hang]),
+    "a model in the middle of its text": ("attacked", [after(("a",), hang)]),
+    "a model and a guardrail": ("guarded", [after(("a",), hang)]),
+}
+ALL_WAITS = {**WAITS, **WAITS_AFTER_TEXT}
+
+
+def each_of(waits: dict[str, tuple[str, list[Script]]]) -> pytest.MarkDecorator:
+    """Run a test with each of these."""
+    return pytest.mark.parametrize(("name", "scripts"), waits.values(), ids=waits.keys())
+
+
+@each_of({**ALL_WAITS, "a retry": ("judged", [respond(503, {})] * 2)})
+async def test_a_client_that_leaves_ends_the_run(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, name: str, scripts: list[Script]
+) -> None:
+    """Whatever it is doing."""
+    upstream.script = in_turn(*scripts)
+    settings = make_settings(agent=agent(name), retries=2, hold_headers_s=0.01)
+    async with running(settings, logs) as client:
+        async with sending(client, CHAT) as (reader, _):
+            await reader.readuntil(b"\r\n\r\n")
+            while len(upstream.exchanges) < len(scripts):
+                await upstream.next_exchange()
+            for _ in range(50):
+                await client.get("/health/live")
+            left = asyncio.get_running_loop().time()
+        line = await logs.line()
+        for exchange in upstream.exchanges:
+            await exchange.over.wait()
+        assert asyncio.get_running_loop().time() - left < NOTICED_S * (1.5 if STUBBORN in scripts else 1)
+    assert line["outcome"] == "client_disconnected"
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[ChatService]:
+    """Open the service itself, for what no request can do."""
+    app = create_app(settings)
+    provide: Any = app.dependencies["service"]
+    async with app.lifespan():
+        yield provide.dependency()
+
+
+@each_of(ALL_WAITS)
+async def test_a_run_ends_at_its_deadline(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, scripts: list[Script]
+) -> None:
+    """Whatever it is doing; the client learns it at most a second later."""
+    upstream.script = in_turn(*scripts)
+    loop = asyncio.get_running_loop()
+    settings = make_settings(agent=agent(name), request_timeout_s=3)
+    async with running(settings) as client:
+        begun = loop.time()
+        response = await client.post("/chat", json=REQUEST)
+        assert loop.time() - begun < 3 + 1.5 * NOTICED_S + NOTICED_S * (STUBBORN in scripts)
+    assert response.text.count("request_timeout") == 1
+    assert len(upstream.exchanges) == len(scripts)
+
+
+async def until(kind: type, events: AsyncIterator[Event]) -> list[Event]:
+    """Read events until one of this kind; the client does not read on by itself."""
+    read: list[Event] = []
+    async for event in events:
+        read.append(event)
+        if isinstance(event, kind):
+            break
+    return read
+
+
+async def asked(upstream: ScriptedUpstream, calls: int) -> None:
+    """Wait until the upstream has been asked so often, and what it says has been seen."""
+    while len(upstream.exchanges) < calls:
+        await upstream.next_exchange()
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+@each_of(ALL_WAITS)
+async def test_a_run_ends_when_parley_is_stopped(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, scripts: list[Script]
+) -> None:
+    """Whatever it is doing."""
+    upstream.script = in_turn(*scripts)
+    loop = asyncio.get_running_loop()
+    async with serving(make_settings(agent=agent(name))) as service:
+        reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT)))
+        await asked(upstream, len(scripts))
+        stopped = loop.time()
+        service.stop()
+        *_, last = await reading
+        assert loop.time() - stopped < 1.5 * NOTICED_S + NOTICED_S * (STUBBORN in scripts)
+    assert isinstance(last, ReplyFailed)
+    assert last.error.code is ErrorCode.SHUTTING_DOWN
+
+
+@pytest.mark.parametrize("code", [ErrorCode.SHUTTING_DOWN, ErrorCode.REQUEST_TIMEOUT])
+@pytest.mark.parametrize("scripts", [scripts for _, scripts in WAITS_AFTER_TEXT.values()], ids=WAITS_AFTER_TEXT)
+async def test_a_run_ends_while_nobody_reads(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, scripts: list[Script], code: ErrorCode
+) -> None:
+    """At its deadline, or when Parley is stopped: the upstream is not held until the client reads again."""
+    upstream.script = in_turn(*scripts)
+    async with serving(make_settings(agent=agent("attacked"))) as service:
+        events = service.stream(PROMPT)
+        await until(ReplyText, events)
+        await asked(upstream, 1)
+        if code is ErrorCode.SHUTTING_DOWN:
+            service.stop()
+        await asyncio.sleep(PROMPT.timeout_s + 5)  # the client does not read
+        for exchange in upstream.exchanges:
+            assert exchange.over.is_set()
+        (last,) = await until(ReplyFailed, events)
+    assert isinstance(last, ReplyFailed)
+    assert last.error.code is code
