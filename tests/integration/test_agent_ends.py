@@ -13,17 +13,10 @@ from parley.app import create_app
 from parley.chat.errors import ErrorCode
 from parley.chat.events import Event, ReplyFailed, ReplyText
 from parley.chat.messages import Message, Prompt
-from tests.support.faults import after
-from tests.support.running import running, sending
-from tests.support.upstream import (
-    ScriptedUpstream,
-    answer,
-    call,
-    call_weather,
-    hang,
-    in_turn,
-    respond,
-)
+from parley.web.schema import DoneChunk, StartChunk, TextChunk
+from tests.support.faults import after, say, sse
+from tests.support.running import problem, running, sending, stream
+from tests.support.upstream import answer, call, call_weather, delta, hang, in_turn, respond, tool_calls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
     from parley.chat.service import ChatService
     from parley.settings import Settings
     from tests.support.logs import Logs
-    from tests.support.upstream import Script
+    from tests.support.upstream import Exchange, Script, ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 
@@ -66,7 +59,16 @@ def agent(name: str) -> str:
     return f"tests.support.agents:{name}"
 
 
-QUESTION = '{"input": "Well?"}'
+async def dying_in_arguments(exchange: Exchange) -> None:
+    """Break off in the middle of a call."""
+    piece = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": BAD}}
+    await exchange.events(tool_calls(piece))
+    exchange.abort()
+
+
+BAD = '{"city": '
+LONG = "x" * 500_000
+QUESTION = '{"input": "Well?", "question": "Well?"}'
 STUBBORN = call("stubborn_tool", text="a")
 
 # What a run can wait for: the agent, and what the upstream does, one after the other.
@@ -198,3 +200,88 @@ async def test_a_run_ends_while_nobody_reads(
         (last,) = await until(ReplyFailed, events)
     assert isinstance(last, ReplyFailed)
     assert last.error.code is code
+
+
+@pytest.mark.parametrize(
+    ("name", "scripts", "code"),
+    [
+        ("attacked", [call("cancelled_tool")], ErrorCode.INTERNAL),
+        ("attacked", [call("need_helper", QUESTION), respond(429, {})], ErrorCode.UPSTREAM_RATE_LIMITED),
+        ("judged", [respond(401, {})], ErrorCode.UPSTREAM_AUTH),
+        ("ping", [call("transfer_to_pong"), call("transfer_to_ping")] * 5, ErrorCode.TOO_MANY_TURNS),
+        ("attacked", [call("weather", "[" * 5000)], ErrorCode.UPSTREAM_ERROR),
+        ("attacked", [after((), dying_in_arguments)], ErrorCode.UPSTREAM_TRUNCATED),
+        ("attacked", [call("weather", *[LONG] * 5)], ErrorCode.UPSTREAM_ERROR),
+        (
+            "attacked",
+            [say(sse(tool_calls(*[{}] * 10_000), delta(finish_reason="tool_calls")))],
+            ErrorCode.UPSTREAM_ERROR,
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+async def test_a_run_that_fails_says_by_what(
+    make_settings: MakeSettings,
+    upstream: ScriptedUpstream,
+    logs: Logs,
+    name: str,
+    scripts: list[Script],
+    code: ErrorCode,
+    path: str,
+) -> None:
+    """Once, and with no word of a tool or of an exception."""
+    upstream.script = in_turn(*scripts)
+    async with running(make_settings(agent=agent(name)), logs) as client:
+        assert problem(await client.post(path, json=REQUEST)).code is code
+    assert (await logs.line())["error_code"] == code
+
+
+@pytest.mark.parametrize("arguments", ["", BAD, "5", "null", "[]", '{"city": 5}', "x" * 100_000])
+async def test_arguments_that_a_tool_cannot_take_are_the_models_to_mend(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, arguments: str
+) -> None:
+    """It is told, in openai-agents' words, and asked again."""
+    upstream.script = in_turn(call("weather", arguments), answer("Sorry."))
+    async with running(make_settings(agent=agent("attacked")), logs) as client:
+        *_, text, done = await stream(client, REQUEST)
+    assert isinstance(text, TextChunk)
+    assert text.text == "Sorry."
+    assert isinstance(done, DoneChunk)
+    result = upstream.exchanges[1].json["messages"][-1]
+    assert (result["role"], result["tool_call_id"]) == ("tool", "call_weather")
+
+
+async def test_an_upstream_that_gives_all_calls_the_same_id_can_be_used(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """Each call is run, and told apart when its result is sent back."""
+    upstream.script = in_turn(
+        call("weather", '{"city": "Paris"}'), call("weather", '{"city": "Rome"}'), answer("Rain.")
+    )
+    async with running(make_settings(agent=agent("attacked"))) as client:
+        *_, done = await stream(client, REQUEST)
+    assert isinstance(done, DoneChunk)
+    results = {
+        turn["tool_call_id"]: turn["content"]
+        for turn in upstream.exchanges[2].json["messages"]
+        if turn["role"] == "tool"
+    }
+    assert list(results.values()) == ["It rains in Paris.", "It rains in Rome."]
+
+
+@pytest.mark.parametrize("tool", ["run_helper", "stream_helper", "ask_helper", "watch_helper"])
+async def test_a_run_within_a_tool_asks_parleys_models(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, tool: str
+) -> None:
+    """However it is started; its text is no part of the answer, but its usage is of the answer's."""
+    upstream.script = in_turn(call(tool, QUESTION), answer("secret"), answer("Done."))
+    async with running(make_settings(agent=agent("attacked")), logs) as client:
+        start, text, done = await stream(client, REQUEST)
+    assert isinstance(start, StartChunk)
+    assert start.model == "scripted-1"
+    assert isinstance(text, TextChunk)
+    assert text.text == "Done."
+    assert isinstance(done, DoneChunk)
+    assert done.usage.output_tokens == 10 + 3 + 3
+    assert [exchange.json["model"] for exchange in upstream.exchanges] == ["scripted-1", "other-1", "scripted-1"]
+    assert upstream.exchanges[2].json["messages"][-1]["content"] == "secret"

@@ -42,7 +42,7 @@ async def hanging_tool() -> str:
 @function_tool
 def blocking_tool() -> str:
     """Hold a thread for long."""
-    time.sleep(20)
+    time.sleep(120)
     return ""
 
 
@@ -113,6 +113,21 @@ async def watch(_: AgentToolStreamEvent) -> None:
     """Look at what the helper says."""
 
 
+@function_tool
+async def run_helper(question: str) -> str:
+    """Ask the helper as the documentation of openai-agents does."""
+    return str((await Runner.run(helper, question)).final_output)
+
+
+@function_tool
+async def stream_helper(question: str) -> str:
+    """Ask the helper, and read what it says as it comes."""
+    result = Runner.run_streamed(helper, question, run_config={"workflow_name": CANARY})
+    async for _ in result.stream_events():
+        pass
+    return str(result.final_output)
+
+
 attacked = Agent[Context](
     "Attacked",
     tools=[
@@ -120,6 +135,9 @@ attacked = Agent[Context](
         hanging_tool,
         stubborn_tool,
         cancelled_tool,
+        blocking_tool,
+        run_helper,
+        stream_helper,
         helper.as_tool("ask_helper", "Ask the helper."),
         helper.as_tool("watch_helper", "Ask the helper, and watch.", on_stream=watch),
         helper.as_tool("need_helper", "Ask the helper, who must answer.", failure_error_function=None),

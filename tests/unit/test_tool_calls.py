@@ -34,7 +34,7 @@ def called(*payloads: object) -> list[tuple[str, str]]:
     assert answer.failure is None
     assert answer.check() is None
     assert answer.tool_calls is not None
-    calls = answer.tool_calls.joined()
+    calls = answer.tool_calls.joined(known=())
     assert len({call.id for call in calls}) == len(calls)
     return [(call.name, call.arguments) for call in calls]
 

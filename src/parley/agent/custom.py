@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
@@ -22,6 +23,7 @@ from openai.types.responses import ResponseTextDeltaEvent
 from parley.agent.conversion import warm_up
 from parley.agent.loading import load
 from parley.agent.model import Backpressure, UpstreamModels
+from parley.agent.nested import confine, models_of_run
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Deadlines
 
@@ -63,6 +65,7 @@ class CustomAgent:
             AgentError: if Parley cannot run it.
         """
         self._agent = load(path)
+        confine()
         self._upstreams = upstreams
         self._settings = settings
         named = [self._agent.model] if isinstance(self._agent.model, str) else upstreams.model_names[:1]
@@ -81,7 +84,10 @@ class CustomAgent:
         models = UpstreamModels(self._upstreams, self._settings, run=run, backpressure=backpressure)
         turns: list[Any] = [{"role": message.role, "content": message.content} for message in prompt.messages]
         config = RunConfig(model_provider=models, tracing_disabled=True, trace_include_sensitive_data=False)
-        result = Runner.run_streamed(self._agent, turns, context=Context(models), run_config=config)
+        asked = UpstreamModels(self._upstreams, self._settings, run=run, is_reply=False)
+        context = copy_context()
+        context.run(models_of_run.set, asked)
+        result = context.run(Runner.run_streamed, self._agent, turns, context=Context(asked), run_config=config)
         events: Any = result.stream_events()
         end = _End(run, result, backpressure)
         try:
@@ -178,7 +184,7 @@ def _named(error: Exception) -> ChatError | None:
         return ChatError(ErrorCode.GUARDRAIL_TRIPPED)
     if isinstance(error, MaxTurnsExceeded):
         return ChatError(ErrorCode.TOO_MANY_TURNS)
-    if isinstance(error, ModelBehaviorError | ModelRefusalError):
+    if isinstance(error, ModelBehaviorError | ModelRefusalError | RecursionError):  # arguments can be nested too deeply
         detail = "The model did not do what the agent needs, such as calling a tool in the right form."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
     cause: BaseException | None = error

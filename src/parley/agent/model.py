@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from agents import Model, ModelProvider, ModelResponse, Usage
@@ -56,7 +56,7 @@ class UpstreamModel(Model):
     It raises `ChatError` if an answer fails, and says `incomplete` of one that was cut short.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is named where it is given
         self,
         upstreams: Upstreams,
         settings: Settings,
@@ -64,6 +64,7 @@ class UpstreamModel(Model):
         name: str | None = None,
         run: Run | None = None,
         backpressure: Backpressure | None = None,
+        is_reply: bool = True,
     ) -> None:
         """Take the upstreams; `name` is another model of the first one's. Without a run, each call is its own."""
         self._upstreams = upstreams
@@ -71,30 +72,31 @@ class UpstreamModel(Model):
         self._name = name
         self._run = run
         self._backpressure = backpressure
-        self._is_reply = True
+        self._is_reply = is_reply
 
     async def get_response(self, *args: Any, **options: Any) -> ModelResponse:
-        """Return the whole answer, which is no part of the run's reply: only streams are.
+        """Return the whole answer, which is no part of the run's reply.
 
         Raises:
             ChatError: if it fails.
         """
-        model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run)
-        model._is_reply = False
-        async for event in model.stream_response(*args, **options):
-            if isinstance(event, ResponseCompletedEvent):
-                counts = event.response.usage
-                usage = (
-                    Usage()
-                    if counts is None
-                    else Usage(
-                        requests=1,
-                        input_tokens=counts.input_tokens,
-                        output_tokens=counts.output_tokens,
-                        total_tokens=counts.total_tokens,
+        model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run, is_reply=False)
+        events: Any = model.stream_response(*args, **options)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, ResponseCompletedEvent):
+                    counts = event.response.usage
+                    usage = (
+                        Usage()
+                        if counts is None
+                        else Usage(
+                            requests=1,
+                            input_tokens=counts.input_tokens,
+                            output_tokens=counts.output_tokens,
+                            total_tokens=counts.total_tokens,
+                        )
                     )
-                )
-                return ModelResponse(output=event.response.output, usage=usage, response_id=None)
+                    return ModelResponse(output=event.response.output, usage=usage, response_id=None)
         raise AssertionError("an answer has an end")
 
     async def stream_response(  # noqa: PLR0913, PLR0917  # as openai-agents calls it
@@ -140,8 +142,9 @@ class UpstreamModel(Model):
                     if self._backpressure is not None:
                         await self._backpressure.wait()
                 piece = await exchange.next()
-            calls = exchange.answer.tool_calls
-            yield completed(text.getvalue(), calls.joined() if calls else (), exchange.attempt, number)
+            known = (str(message.get("tool_call_id")) for message in request.messages)
+            calls = exchange.answer.tool_calls.joined(known) if exchange.answer.tool_calls else ()
+            yield completed(text.getvalue(), calls, exchange.attempt, number)
         except BaseException as failure:
             error = failure
             if self._backpressure is not None and isinstance(failure, Exception):
@@ -168,15 +171,22 @@ class UpstreamModels(ModelProvider):
         *,
         run: Run | None = None,
         backpressure: Backpressure | None = None,
+        is_reply: bool = True,
     ) -> None:
         """Take what the models have in common."""
         self._upstreams = upstreams
         self._settings = settings
         self._run = run
         self._backpressure = backpressure
+        self._is_reply = is_reply
 
     def get_model(self, model_name: str | None) -> UpstreamModel:
         """Return a model; without a name, the one of the settings."""
         return UpstreamModel(
-            self._upstreams, self._settings, name=model_name, run=self._run, backpressure=self._backpressure
+            self._upstreams,
+            self._settings,
+            name=model_name,
+            run=self._run,
+            backpressure=self._backpressure,
+            is_reply=self._is_reply,
         )

@@ -11,7 +11,7 @@ import msgspec
 from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from parley.providers.wire import ToolCallDelta
 
@@ -70,13 +70,18 @@ class ToolCalls:
                 return call
         return None
 
-    def joined(self) -> list[ToolCall]:
-        """Return the calls, each with an id of its own, also if the upstream has given none."""
-        calls: dict[str, ToolCall] = {}
+    def joined(self, known: Iterable[str]) -> list[ToolCall]:
+        """Return the calls, each with an id that is not among the `known` ones, also if the upstream gives none.
+
+        Some upstreams count anew in each answer, and openai-agents would take a call for the one before.
+        """
+        ids = {"", *known}
+        calls: list[ToolCall] = []
         for call in self._calls:
-            call_id = f"call_{uuid.uuid4().hex}" if call.id in {"", *calls} else call.id
-            calls[call_id] = ToolCall(call_id, "".join(call.names), call.arguments.getvalue() or "{}")
-        return list(calls.values())
+            call_id = f"call_{uuid.uuid4().hex}" if call.id in ids else call.id
+            ids.add(call_id)
+            calls.append(ToolCall(call_id, "".join(call.names), call.arguments.getvalue() or "{}"))
+        return calls
 
 
 class _Call:
