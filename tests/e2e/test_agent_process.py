@@ -83,7 +83,7 @@ async def test_openai_agents_reaches_nobody_by_itself(upstream: ScriptedUpstream
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = leading_to(upstream, PARLEY_AGENT=AGENT, PYTHONPATH=path)
     async with parley(**variables) as served, served.client() as client:
-        for tool in ("run_helper", "stream_helper", "ask_helper", "watch_helper"):
+        for tool in ("run_helper", "stream_helper", "block_for_helper", "ask_helper", "watch_helper"):
             upstream.script = in_turn(call(tool, QUESTION), answer("No."), answer("Done."))
             assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Done."
         served.process.send_signal(signal.SIGTERM)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parley.app import create_app
-from parley.chat.errors import ErrorCode
+from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Event, ReplyFailed, ReplyText
 from parley.chat.messages import Message, Prompt
 from parley.web.schema import DoneChunk, StartChunk, TextChunk
+from tests.support import agents
 from tests.support.faults import after, say, sse
 from tests.support.running import problem, running, sending, stream
 from tests.support.upstream import answer, call, call_weather, delta, hang, in_turn, respond, tool_calls
@@ -267,6 +268,26 @@ async def test_an_upstream_that_gives_all_calls_the_same_id_can_be_used(
         if turn["role"] == "tool"
     }
     assert list(results.values()) == ["It rains in Paris.", "It rains in Rome."]
+
+
+async def test_what_a_tool_leaves_behind_asks_no_model_after_the_end(
+    make_settings: MakeSettings, upstream: ScriptedUpstream
+) -> None:
+    """Nobody would count it, or stop it."""
+
+    async def script(exchange: Exchange) -> None:
+        await (answer("Done.") if exchange.follows_a_tool else hang if exchange.message == "Well?" else begin)(exchange)
+
+    begin = call("leave_helper", QUESTION)
+    upstream.script = script
+    async with running(make_settings(agent=agent("attacked"))) as client:
+        assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
+        (task,) = agents.left_behind
+        with pytest.raises(ChatError):
+            await task
+        agents.left_behind.clear()
+        for exchange in upstream.exchanges:
+            await exchange.over.wait()
 
 
 @pytest.mark.parametrize("tool", ["run_helper", "stream_helper", "ask_helper", "watch_helper"])

@@ -120,6 +120,22 @@ async def run_helper(question: str) -> str:
 
 
 @function_tool
+def block_for_helper(question: str) -> str:
+    """Ask the helper from a thread."""
+    return str(Runner.run_sync(helper, question).final_output)
+
+
+left_behind: set[asyncio.Task[Any]] = set()
+
+
+@function_tool
+async def leave_helper(question: str) -> str:
+    """Ask the helper, and do not wait for the answer."""
+    left_behind.add(asyncio.create_task(Runner.run(helper, question)))
+    return "later"
+
+
+@function_tool
 async def stream_helper(question: str) -> str:
     """Ask the helper, and read what it says as it comes."""
     result = Runner.run_streamed(helper, question, run_config={"workflow_name": CANARY})
@@ -138,6 +154,8 @@ attacked = Agent[Context](
         blocking_tool,
         run_helper,
         stream_helper,
+        block_for_helper,
+        leave_helper,
         helper.as_tool("ask_helper", "Ask the helper."),
         helper.as_tool("watch_helper", "Ask the helper, and watch.", on_stream=watch),
         helper.as_tool("need_helper", "Ask the helper, who must answer.", failure_error_function=None),

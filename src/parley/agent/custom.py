@@ -86,7 +86,7 @@ class CustomAgent:
         config = RunConfig(model_provider=models, tracing_disabled=True, trace_include_sensitive_data=False)
         asked = UpstreamModels(self._upstreams, self._settings, run=run, is_reply=False)
         context = copy_context()
-        context.run(models_of_run.set, asked)
+        context.run(models_of_run.set, (asked, asyncio.get_running_loop()))
         result = context.run(Runner.run_streamed, self._agent, turns, context=Context(asked), run_config=config)
         events: Any = result.stream_events()
         end = _End(run, result, backpressure)
@@ -125,6 +125,7 @@ class _End:
     def __init__(self, run: Run, result: RunResultStreaming, backpressure: Backpressure) -> None:
         self.error: ChatError | None = None
         """Why the run was ended."""
+        self._run = run
         self._result = result
         self._backpressure = backpressure
         self._loop = asyncio.get_running_loop()
@@ -161,6 +162,7 @@ class _End:
     async def stop(self, events: AsyncGenerator[Any, None]) -> None:
         """Stop the run, if it has not ended, and wait until its model has closed the connection."""
         self._deadlines.stop()
+        self._run.stop(ChatError(ErrorCode.INTERNAL))  # a tool may have left something behind that asks a model
         self._result.cancel()
         with anyio.move_on_after(_LAST_WORDS_S, shield=True):
             if self._result.run_loop_task is not None:

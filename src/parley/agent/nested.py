@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,8 @@ from agents.run import AgentRunner, set_default_agent_runner
 if TYPE_CHECKING:
     from agents import RunResult, RunResultStreaming
 
-models_of_run: Final[ContextVar[ModelProvider]] = ContextVar("models_of_run")
+models_of_run: Final[ContextVar[tuple[ModelProvider, asyncio.AbstractEventLoop]]] = ContextVar("models_of_run")
+"""The models that a run asks, and the loop in which they can be asked."""
 
 
 def confine() -> None:
@@ -28,6 +30,14 @@ class _Runner(AgentRunner):
     async def run(self, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002  # its name
         return await super().run(starting_agent, input, **_confined(options))
 
+    def run_sync(self, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # as in the thread of a tool
+            _, loop = models_of_run.get()
+            return asyncio.run_coroutine_threadsafe(self.run(starting_agent, input, **options), loop).result()
+        return super().run_sync(starting_agent, input, **options)  # which refuses to block the loop
+
     def run_streamed(self, starting_agent: Any, input: Any, **options: Any) -> RunResultStreaming:  # noqa: A002
         return super().run_streamed(starting_agent, input, **_confined(options))
 
@@ -36,5 +46,6 @@ def _confined(options: dict[str, Any]) -> Any:
     given = options.get("run_config")
     config = RunConfig(**given) if isinstance(given, dict) else given or RunConfig()
     if isinstance(config.model_provider, MultiProvider):
-        config = replace(config, model_provider=models_of_run.get())
+        models, _ = models_of_run.get()
+        config = replace(config, model_provider=models)
     return {**options, "run_config": config}
