@@ -55,9 +55,32 @@ async def nothing_is_left(upstream: ScriptedUpstream) -> AsyncIterator[None]:
     assert all(connection.closed is not None for connection in upstream.connections)
 
 
-def agent(name: str) -> str:
-    """Return the path of one of the tests' agents."""
-    return f"tests.support.agents:{name}"
+def agent(name: str) -> str | None:
+    """Return the path of one of the tests' agents, or of none."""
+    return None if name == "none" else f"tests.support.agents:{name}"
+
+
+@pytest.mark.parametrize("name", ["none", "attacked"])
+@pytest.mark.parametrize("turns", range(12))
+async def test_text_that_comes_just_when_parley_is_stopped_is_not_lost(
+    make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, turns: int
+) -> None:
+    """It goes out, or was never seen."""
+    upstream.script = after(("a",), hang)
+    async with serving(make_settings(agent=agent(name))) as service:
+        reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT)))
+        await asked(upstream, 1)
+        body = sse(*[delta("b")] * 3)
+        upstream.exchanges[0].send_raw(b"%x\r\n%b\r\n" % (len(body), body))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        service.stop()
+        events = await reading
+    *texts, last = events[2:]
+    assert isinstance(last, ReplyFailed)
+    text = "".join(event.text for event in texts if isinstance(event, ReplyText))
+    assert last.usage.output_tokens == len(text)
+    assert text in {"a", "abbb"}
 
 
 async def dying_in_arguments(exchange: Exchange) -> None:
@@ -90,6 +113,7 @@ WAITS_AFTER_TEXT: dict[str, tuple[str, list[Script]]] = {
     "a model, after text": ("attacked", [call("weather", '{"city": "Paris"}', text="a"), hang]),
     "a model in the middle of its text": ("attacked", [after(("a",), hang)]),
     "a model and a guardrail": ("guarded", [after(("a",), hang)]),
+    "the model of a plain answer": ("none", [after(("a",), hang)]),
 }
 ALL_WAITS = {**WAITS, **WAITS_AFTER_TEXT}
 
@@ -183,13 +207,13 @@ async def test_a_run_ends_when_parley_is_stopped(
 
 
 @pytest.mark.parametrize("code", [ErrorCode.SHUTTING_DOWN, ErrorCode.REQUEST_TIMEOUT])
-@pytest.mark.parametrize("scripts", [scripts for _, scripts in WAITS_AFTER_TEXT.values()], ids=WAITS_AFTER_TEXT)
+@each_of(WAITS_AFTER_TEXT)
 async def test_a_run_ends_while_nobody_reads(
-    make_settings: MakeSettings, upstream: ScriptedUpstream, scripts: list[Script], code: ErrorCode
+    make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, scripts: list[Script], code: ErrorCode
 ) -> None:
     """At its deadline, or when Parley is stopped: the upstream is not held until the client reads again."""
     upstream.script = in_turn(*scripts)
-    async with serving(make_settings(agent=agent("attacked"))) as service:
+    async with serving(make_settings(agent=agent(name))) as service:
         events = service.stream(PROMPT)
         await until(ReplyText, events)
         await asked(upstream, 1)
