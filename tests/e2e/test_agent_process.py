@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from parley.chat.errors import ErrorCode
+from tests.support.canaries import CANARY
 from tests.support.process import leading_to, parley
 from tests.support.running import problem
 from tests.support.upstream import ScriptedUpstream, answer, call, in_turn
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 AGENT = "tests.support.agents:attacked"
 REQUEST = {"message": "Hi"}
-QUESTION = '{"input": "Well?", "question": "Well?"}'
+QUESTION = json.dumps({"input": CANARY, "question": CANARY})
 
 # Notes whom the process wants to reach.
 WATCH = """
@@ -77,15 +79,19 @@ async def test_a_tool_that_blocks_is_not_waited_for_when_parley_is_stopped(upstr
 
 
 async def test_openai_agents_reaches_nobody_by_itself(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """It would send OpenAI what was asked, as traces, and ask its models with the key of the environment."""
+    """It would send OpenAI what was asked, as traces, and ask its models with the key of the environment.
+
+    Nor does it log what was said, not even if it is told to.
+    """
     places = tmp_path / "places"
     (tmp_path / "sitecustomize.py").write_text(WATCH % str(places))
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = leading_to(upstream, PARLEY_AGENT=AGENT, PYTHONPATH=path)
+    talkative = {"OPENAI_AGENTS_DONT_LOG_MODEL_DATA": "0", "OPENAI_AGENTS_DONT_LOG_TOOL_DATA": "0"}
+    variables = leading_to(upstream, PARLEY_AGENT=AGENT, PYTHONPATH=path, **talkative)
     async with parley(**variables) as served, served.client() as client:
         for tool in ("run_helper", "stream_helper", "block_for_helper", "ask_helper", "watch_helper"):
             upstream.script = in_turn(call(tool, QUESTION), answer("No."), answer("Done."))
-            assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Done."
+            assert (await client.post("/chat/complete", json={"message": CANARY})).json()["text"] == "Done."
         served.process.send_signal(signal.SIGTERM)
         assert await served.wait() == 0
     assert set(places.read_text().split()) == {"127.0.0.1"}

@@ -231,6 +231,7 @@ async def test_a_run_ends_while_nobody_reads(
     ("name", "scripts", "code"),
     [
         ("attacked", [call("cancelled_tool")], ErrorCode.INTERNAL),
+        ("attacked", [call("delicate_tool")], ErrorCode.INTERNAL),
         ("attacked", [call("need_helper", QUESTION), respond(429, {})], ErrorCode.UPSTREAM_RATE_LIMITED),
         ("judged", [respond(401, {})], ErrorCode.UPSTREAM_AUTH),
         ("ping", [call("transfer_to_pong"), call("transfer_to_ping")] * 5, ErrorCode.TOO_MANY_TURNS),

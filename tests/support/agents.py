@@ -32,6 +32,12 @@ def weather(city: str) -> str:
     return f"It rains in {city}."
 
 
+@function_tool(needs_approval=True)
+def delicate_tool() -> str:
+    """Do what somebody must have allowed."""
+    return CANARY
+
+
 @function_tool
 async def hanging_tool() -> str:
     """Never come to an end."""
@@ -150,6 +156,7 @@ attacked = Agent[Context](
         weather,
         hanging_tool,
         stubborn_tool,
+        delicate_tool,
         cancelled_tool,
         blocking_tool,
         run_helper,

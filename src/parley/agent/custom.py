@@ -100,6 +100,8 @@ class CustomAgent:
                 if isinstance(event, RawResponsesStreamEvent) and isinstance(event.data, ResponseTextDeltaEvent):
                     yield event.data.delta
             end.check()
+            if result.interruptions:
+                raise RuntimeError("a tool needs an approval, which nobody can give")  # noqa: TRY301
             if result.new_items and result.new_items[-1].type == "tool_call_output_item":
                 yield str(result.final_output)
         except Exception as error:
