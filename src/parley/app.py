@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -13,10 +14,11 @@ from litestar.di import NamedDependency, Provide
 
 from parley.agent.custom import CustomAgent
 from parley.agent.plain import PlainAgent
+from parley.agent.threads import DaemonThreads
 from parley.chat.service import ChatService
 from parley.providers.calls import Upstreams
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream, reach
-from parley.providers.upstream import OPENAI_BASE_URL, Upstream
+from parley.providers.upstream import MAX_STREAMS, OPENAI_BASE_URL, Upstream
 from parley.signals import draining
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
@@ -54,6 +56,8 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
                 for source in sources:
                     await stack.enter_async_context(source)
                 stack.enter_context(draining(service, settings.drain_timeout_s))
+                if settings.agent is not None:
+                    asyncio.get_running_loop().set_default_executor(DaemonThreads(MAX_STREAMS))
                 _log.info("serving", **described)
                 yield
             _log.info("stopped", **described)

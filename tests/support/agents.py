@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 from agents import (
     Agent,
+    AgentToolStreamEvent,
     GuardrailFunctionOutput,
     OpenAIChatCompletionsModel,
     RunConfig,
@@ -31,6 +33,12 @@ def weather(city: str) -> str:
     return f"It rains in {city}."
 
 
+@function_tool(needs_approval=True)
+def delicate_tool() -> str:
+    """Do what somebody must have allowed."""
+    return CANARY
+
+
 @function_tool
 async def hanging_tool() -> str:
     """Never come to an end."""
@@ -41,8 +49,25 @@ async def hanging_tool() -> str:
 @function_tool
 def blocking_tool() -> str:
     """Hold a thread for long."""
-    time.sleep(20)
+    time.sleep(120)
     return ""
+
+
+@function_tool
+async def stubborn_tool() -> str:
+    """Hold on for a minute, although it is cancelled."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 60
+    while loop.time() < end:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(end - loop.time())
+    return ""
+
+
+@function_tool(failure_error_function=None)
+async def cancelled_tool() -> str:
+    """Fail by an error that looks like a cancellation."""
+    raise asyncio.CancelledError(CANARY)
 
 
 @function_tool(failure_error_function=None)
@@ -63,6 +88,13 @@ async def asking(wrapper: RunContextWrapper[Context], _: Agent[Any], message: An
     config = RunConfig(model_provider=wrapper.context.models, tracing_disabled=True)
     result = await Runner.run(Agent("Judge", instructions="Say yes or no."), message, run_config=config)
     return GuardrailFunctionOutput(None, result.final_output == "no")
+
+
+@input_guardrail
+async def hanging_guardrail(_: RunContextWrapper[Context], __: Agent[Any], ___: Any) -> GuardrailFunctionOutput:
+    """Never come to a verdict."""
+    await asyncio.get_running_loop().create_future()
+    return GuardrailFunctionOutput(None, False)  # noqa: FBT003
 
 
 @output_guardrail
@@ -90,6 +122,7 @@ async def private_guardrail(_: RunContextWrapper[Context], __: Agent[Any], messa
 
 
 helper = Agent[Context]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
+forecaster = Agent[Context]("Forecaster", tools=[weather])
 plain = Agent[Context]("Plain", instructions="You are terse.")
 tooled = Agent[Context](
     "Tooled",
@@ -99,6 +132,65 @@ tooled = Agent[Context](
     input_guardrails=[no_secrets],
     output_guardrails=[short_answers],
 )
+
+
+async def watch(_: AgentToolStreamEvent) -> None:
+    """Look at what the helper says."""
+
+
+@function_tool
+async def run_helper(question: str) -> str:
+    """Ask the helper as the documentation of openai-agents does."""
+    return str((await Runner.run(helper, question)).final_output)
+
+
+@function_tool
+def block_for_helper(question: str) -> str:
+    """Ask the helper from a thread."""
+    return str(Runner.run_sync(helper, question).final_output)
+
+
+left_behind: set[asyncio.Task[Any]] = set()
+
+
+@function_tool
+async def leave_helper(question: str) -> str:
+    """Ask the helper, and do not wait for the answer."""
+    left_behind.add(asyncio.create_task(Runner.run(helper, question)))
+    return "later"
+
+
+@function_tool
+async def stream_helper(question: str) -> str:
+    """Ask the helper, and read what it says as it comes."""
+    result = Runner.run_streamed(helper, question, run_config={"workflow_name": CANARY})
+    async for _ in result.stream_events():
+        pass
+    return str(result.final_output)
+
+
+attacked = Agent[Context](
+    "Attacked",
+    tools=[
+        weather,
+        hanging_tool,
+        stubborn_tool,
+        delicate_tool,
+        cancelled_tool,
+        blocking_tool,
+        run_helper,
+        stream_helper,
+        block_for_helper,
+        leave_helper,
+        helper.as_tool("ask_helper", "Ask the helper."),
+        helper.as_tool("watch_helper", "Ask the helper, and watch.", on_stream=watch),
+        helper.as_tool("need_helper", "Ask the helper, who must answer.", failure_error_function=None),
+    ],
+)
+guarded = Agent[Context]("Guarded", tools=[weather, hanging_tool], input_guardrails=[hanging_guardrail])
+ping = Agent[Context]("Ping")
+pong = Agent[Context]("Pong", handoffs=[ping])
+ping.handoffs = [pong]
 judged = Agent[Context]("Judged", instructions="You answer.", input_guardrails=[asking])
 private = Agent[Context]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
 last_word = Agent[Context]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")

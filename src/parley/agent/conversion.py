@@ -144,9 +144,9 @@ def completed(  # noqa: PLR0913, PLR0917  # what there is to say
 
 
 def _output(text: str, calls: Sequence[ToolCall]) -> list[ResponseOutputItem]:
-    """Return what an answer consists of."""
+    """Return what an answer consists of: if it is empty, of an empty text, or openai-agents would ask again."""
     items: list[ResponseOutputItem] = []
-    if text:
+    if text or not calls:
         content = ResponseOutputText(annotations=[], text=text, type="output_text", logprobs=[])
         items.append(
             ResponseOutputMessage(

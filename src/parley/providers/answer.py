@@ -41,7 +41,7 @@ class Answer:
         self._attempt = attempt
         self.decoder = EventDecoder()
         self._is_completion = False
-        self._choices = 0
+        self._parts = 0  # choices, and pieces of tool calls
         self._has_other_text = False
         self._characters = 0
         self._most_lines = _SPARE_LINES + most_tokens * _LINES_PER_TOKEN
@@ -68,7 +68,7 @@ class Answer:
         text = "".join(texts)
         self._characters += len(text)
         if (
-            self.decoder.lines + self._choices > self._most_lines
+            self.decoder.lines + self._parts > self._most_lines
             or self.bytes > self._most_bytes
             or self._characters > self._most_characters
         ):
@@ -98,7 +98,7 @@ class Answer:
         if not chunk.choices:
             return
         attempt = self._attempt
-        self._choices += len(chunk.choices)
+        self._parts += len(chunk.choices)
         for choice in chunk.choices:
             # A message is the whole answer; where the text has come already, it says the same again.
             delta = choice.delta or (None if attempt.deltas else choice.message)
@@ -110,7 +110,9 @@ class Answer:
             if text:
                 texts.append(text)
             if self.tool_calls is not None and delta is not None and bytes(delta.tool_calls):
-                size = self.tool_calls.add(decode_tool_calls(delta.tool_calls) or ())
+                pieces = decode_tool_calls(delta.tool_calls) or ()
+                self._parts += len(pieces)
+                size = self.tool_calls.add(pieces)
                 self._characters += size
                 is_piece |= size > 0
             if is_piece:
