@@ -16,7 +16,7 @@ from parley.refusal import Refusal
 from parley.telemetry import request_log
 from parley.telemetry.correlation import correlation_id_of, new_correlation_id
 from parley.telemetry.request_log import RequestLog
-from parley.transport import ClientTransport, Flow, Lingering, prepare, reset, unread_bytes
+from parley.transport import ClientTransport, Flow, Lingering, Reader, prepare, reset, unread_bytes
 from parley.web.limits import FULL
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Connection(H11Protocol):
         super().connection_made(wrapped)  # type: ignore[arg-type]
         self.flow = Flow(transport, self._read_body)
         prepare(transport)
+        transport.set_protocol(Reader(self, transport, self.loop))
         self._reading.start()
         self.is_reserved = not self._limit.admit(len(self.connections))
         if self.is_reserved and not self._limit.admit_reserved(len(self.connections)):
