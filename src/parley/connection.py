@@ -145,6 +145,8 @@ class Connection(H11Protocol):
 
         `state` is that of the request, which may have its response.
         """
+        if self.is_closing():  # uvloop raises an error if something is sent to a client that has left
+            return
         if (cycle := self._cycle()) is not None and cycle.scope["state"] is state:
             self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
 
