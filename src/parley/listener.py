@@ -10,19 +10,17 @@ import structlog
 
 from parley.descriptors import REMEDY, open_files
 
+try:
+    from uvloop import Loop as FastestLoop
+except ImportError:  # there is none for Windows and PyPy
+    from asyncio import SelectorEventLoop as FastestLoop  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from asyncio import SelectorEventLoop as FastestLoop
     from collections.abc import Callable
 
     from parley.descriptors import ConnectionLimit
-
-else:
-    try:
-        from uvloop import Loop as FastestLoop
-    except ImportError:  # there is none for Windows and PyPy
-        from asyncio import SelectorEventLoop as FastestLoop
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
