@@ -153,7 +153,7 @@ newest *arguments:
     trap 'rm -rf "$clone"' EXIT
     git clone --quiet . "$clone"
     cd "$clone"
-    sed -E -i 's/(==|>=)([0-9][^",<]*)(,<[0-9.]+)?"/>=\2"/g' pyproject.toml
+    sed -E -i 's/(==|>=)([0-9][^",<]*)(,<[0-9.]+)?( ;[^"]*)?"/>=\2\4"/g' pyproject.toml
     unset VIRTUAL_ENV
     {{ just_executable() }} upgrade
     git diff --unified=0 pyproject.toml | grep '^[-+]    "[^"]*=="\?' || true

@@ -24,7 +24,8 @@ from parley.agent.loading import AgentError, load
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
-from parley.descriptors import LISTEN_QUEUE, ConnectionLimit, Loop
+from parley.descriptors import ConnectionLimit
+from parley.listener import LISTEN_QUEUE, Loop
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream
 from parley.providers.upstream import MAX_STREAMS
 from parley.settings import Settings
@@ -76,7 +77,7 @@ def options(settings: Settings) -> dict[str, Any]:
         ),
         "log_config": None,
         # Windows has processes, such as the embedded model's, in another kind of loop only.
-        "loop": "asyncio" if sys.platform == "win32" else f"{Loop.__module__}:{Loop.__qualname__}",
+        "loop": "asyncio" if sys.platform == "win32" else partial(Loop, limit),
         "forwarded_allow_ips": settings.trusted_proxies,
         "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,

@@ -13,6 +13,7 @@ from parley.app import create_app
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Event, ReplyFailed, ReplyText
 from parley.chat.messages import Message, Prompt
+from parley.chat.record import Record
 from parley.web.schema import DoneChunk, StartChunk, TextChunk
 from tests.support import agents
 from tests.support.faults import after, say, sse
@@ -68,7 +69,7 @@ async def test_text_that_comes_just_when_parley_is_stopped_is_not_lost(
     """It goes out, or was never seen."""
     upstream.script = after(("a",), hang)
     async with serving(make_settings(agent=agent(name))) as service:
-        reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT)))
+        reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT, Record(correlation_id="mine"))))
         await asked(upstream, 1)
         body = sse(*[delta("b")] * 3)
         upstream.exchanges[0].send_raw(b"%x\r\n%b\r\n" % (len(body), body))
@@ -196,7 +197,7 @@ async def test_a_run_ends_when_parley_is_stopped(
     upstream.script = in_turn(*scripts)
     loop = asyncio.get_running_loop()
     async with serving(make_settings(agent=agent(name))) as service:
-        reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT)))
+        reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT, Record(correlation_id="mine"))))
         await asked(upstream, len(scripts))
         stopped = loop.time()
         service.stop()
@@ -214,7 +215,7 @@ async def test_a_run_ends_while_nobody_reads(
     """At its deadline, or when Parley is stopped: the upstream is not held until the client reads again."""
     upstream.script = in_turn(*scripts)
     async with serving(make_settings(agent=agent(name))) as service:
-        events = service.stream(PROMPT)
+        events = service.stream(PROMPT, Record(correlation_id="mine"))
         await until(ReplyText, events)
         await asked(upstream, 1)
         if code is ErrorCode.SHUTTING_DOWN:

@@ -243,7 +243,8 @@ class ScriptedUpstream:
     @property
     def url(self) -> str:
         """The base URL to give to Parley."""
-        host, port = self._server.sockets[0].getsockname()
+        port = self._server.sockets[0].getsockname()[1]
+        host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{port}/v1"
 
     async def __aenter__(self) -> Self:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ErrorCode
 from parley.providers.answer import Answer
+from tests.support.attempts import new_attempt
 from tests.support.faults import sse
 from tests.support.upstream import delta, tool_calls
 
@@ -23,7 +23,7 @@ def piece(name: str | None = None, arguments: str | None = None, **more: Any) ->
 
 def taken(*payloads: object) -> Answer:
     """Take an answer."""
-    answer = Answer(Attempt("m-1"), 100, has_tools=True)
+    answer = Answer(new_attempt(), 100, has_tools=True)
     answer.take(sse(*payloads, DONE))
     return answer
 
@@ -107,12 +107,12 @@ def test_arguments_without_end_are_refused() -> None:
 
 def test_pieces_that_hold_nothing_are_counted_too() -> None:
     """A million of them are a few bytes each."""
-    answer = Answer(Attempt("m-1"), 100, has_tools=True)
+    answer = Answer(new_attempt(), 100, has_tools=True)
     body = sse('{"choices":[{"delta":{"tool_calls":[' + ",".join(["{}"] * 300_000) + "]}}]}")
     answer.take(body)
     assert answer.failure is not None
 
-    answer = Answer(Attempt("m-1"), 100, has_tools=True)
+    answer = Answer(new_attempt(), 100, has_tools=True)
     body = sse(*[tool_calls(*[{}] * 100)] * 100)
     while answer.failure is None:
         answer.take(body)

@@ -35,6 +35,8 @@ _MAX_HEADS: Final = 16
 # A whole response, which a parser takes as such only if it has taken nothing of another one.
 _PROBE: Final = b"HTTP/1.1 299 Probe\r\nContent-Length: 0\r\n\r\n"
 _PROBE_STATUS: Final = 299
+# After a larger read the loop has its turn: uvloop would fill its buffer of 256,000 bytes up to 32 times in a row.
+_LARGE_READ_BYTES: Final = 65_536
 # `select` takes no file descriptor above 1,023, but exists on every platform.
 _Selector: Final[type[selectors.BaseSelector]] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -99,6 +101,17 @@ class _Connection(ResponseHandler):
         with _Selector() as selector:
             selector.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
             return not selector.select(0)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what was read; after a large read, read on in the loop's next turn."""
+        super().data_received(data)
+        if len(data) > _LARGE_READ_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self._reading_paused:
+            self.transport.resume_reading()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a response's head; interim responses could go on forever."""
