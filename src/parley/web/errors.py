@@ -95,10 +95,6 @@ def headers_of(error: ErrorResponse) -> dict[str, str]:
     return headers
 
 
-def _on_chat_error(request: Request[Any, Any, Any], error: ChatError) -> Response[ErrorResponse]:
-    return _respond(request, error)
-
-
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorResponse]:
     code = _CODES.get(error.status_code)
     if code is None:
@@ -123,7 +119,7 @@ def _on_disconnect(request: Request[Any, Any, Any], _: ClientDisconnectedError) 
 
 
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
-    ChatError: _on_chat_error,
+    ChatError: _respond,
     ClientDisconnectedError: _on_disconnect,
     ValidationException: _on_no_body,
     HTTPException: _on_http_error,
