@@ -16,7 +16,7 @@ from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from litestar import Litestar, Request
     from litestar.types import Receive, Scope, Send
@@ -54,20 +54,13 @@ def _chunk(event: ReplyStarted | ReplyFinished | ReplyFailed, seq: int, record: 
 async def cancelled_on_disconnect(receive: Receive, record: Record) -> AsyncIterator[anyio.CancelScope]:
     """Cancel the body when the client goes, and say so in the request's record; the request must have been read."""
     with anyio.CancelScope() as scope:
-        async with _alongside(_cancel_on_disconnect(receive, scope)):
+        watching = asyncio.create_task(_cancel_on_disconnect(receive, scope))
+        try:
             yield scope
+        finally:
+            await _end(watching)
     if scope.cancelled_caught:
         record.outcome = "client_disconnected"
-
-
-@asynccontextmanager
-async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do something beside the body, for as long as that takes."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        await _end(task)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
