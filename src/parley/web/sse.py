@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 import anyio
@@ -85,9 +86,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         silence after them.
         """
         super().__init__(())
-        self._events = events
-        self._hold_headers_s = hold_headers_s
-        self._heartbeat_s = heartbeat_s
+        self._response = partial(_EventStreamResponse, events, hold_headers_s, heartbeat_s)
 
     def to_asgi_response(
         self,
@@ -99,13 +98,8 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         **_: Any,
     ) -> ASGIStreamingResponse:
         """Make the response that streams."""
-        return _EventStreamResponse(
-            self._events,
-            self._hold_headers_s,
-            self._heartbeat_s,
-            headers={**(headers or {}), **self.headers},
-            media_type=self.media_type,
-            status_code=status_code,
+        return self._response(
+            headers={**(headers or {}), **self.headers}, media_type=self.media_type, status_code=status_code
         )
 
 
