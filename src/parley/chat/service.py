@@ -5,22 +5,11 @@ from __future__ import annotations
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 
 from parley.chat.admission import Admission
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import (
-    Event,
-    FinishReason,
-    ReplyAdmitted,
-    ReplyFailed,
-    ReplyFinished,
-    ReplyStarted,
-    ReplyText,
-    Timing,
-    Usage,
-)
+from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyStarted, ReplyText
 from parley.chat.quotas import Quotas
 from parley.chat.run import Run
 from parley.chat.stopwatch import Stopwatch
@@ -29,22 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from parley.chat.agent import Agent
+    from parley.chat.events import Event
     from parley.chat.messages import Prompt
     from parley.chat.record import Record
     from parley.chat.watch import Watch
     from parley.settings import Settings
 
 _log: Final = structlog.stdlib.get_logger(__name__)
-
-
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole reply."""
-
-    model: str
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
 
 
 class ChatService:
@@ -116,33 +96,6 @@ class ChatService:
         finally:
             record.queue_ms, record.first_token_ms = stopwatch.queue_ms, stopwatch.timing().first_token_ms
             _note(record, run)
-
-    async def complete(self, prompt: Prompt, record: Record) -> Reply:
-        """Collect the events of one reply.
-
-        Raises:
-            ChatError: where the reply failed; what had come of it is dropped.
-        """
-        model = ""
-        texts: list[str] = []
-        async with aclosing(self.stream(prompt, record)) as events:
-            async for event in events:
-                match event:
-                    case ReplyStarted():
-                        model = event.model
-                    case ReplyText():
-                        texts.append(event.text)
-                    case ReplyFailed():
-                        raise event.error
-                    case ReplyFinished():
-                        return Reply(
-                            model=model,
-                            text="".join(texts),
-                            finish_reason=event.finish_reason,
-                            usage=event.usage,
-                            timing=event.timing,
-                        )
-        raise AssertionError("a reply has a last event")
 
     def _model(self, run: Run) -> str:
         return run.last.model if run.last else self._agent.model_names[0]
