@@ -29,7 +29,7 @@ from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from parley.chat.agent import Agent
+    from parley.chat.service import Agent
     from parley.chat.watch import Tracer, Watch
     from parley.settings import Secret, Settings
 
