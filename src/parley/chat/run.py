@@ -82,11 +82,7 @@ class Deadlines:
 
     @asynccontextmanager
     async def limit(self) -> AsyncIterator[None]:
-        """Keep the deadlines in the block.
-
-        Raises:
-            ChatError: if one has passed, or the run is stopped.
-        """
+        """Keep the deadlines in the block; raise `ChatError` if one has passed, or the run is stopped."""
         try:
             async with asyncio.timeout(None) as timeout:
 

@@ -90,11 +90,7 @@ class ChatController(Controller):
 
 
 async def _collect(events: AsyncIterator[Event], correlation_id: str) -> ChatResponse:
-    """Make one answer of the events of a reply.
-
-    Raises:
-        ChatError: if the reply failed; its text is dropped.
-    """
+    """Make one answer of the events of a reply, or raise `ChatError` if it failed."""
     model = ""
     texts: list[str] = []
     async for event in events:

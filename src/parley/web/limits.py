@@ -16,10 +16,6 @@ _DETAIL: Final = "Parley has reached its limit of client connections."
 
 
 def check_room(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-    """Check that a request is not on a connection that is kept for health and metrics.
-
-    Raises:
-        ChatError: if it is.
-    """
+    """Raise `ChatError` if a request is on a connection that is kept for health and metrics."""
     if connection.scope["state"].get(FULL):
         raise ChatError(ErrorCode.OVERLOADED, detail=_DETAIL, reason="connections_full", retry_after_s=1)

@@ -35,11 +35,7 @@ class ChatAPIRequest(Request[Any, Any, Any]):
     unfinished_bytes: ClassVar[int] = 0
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
-
-        Raises:
-            ChatError: if all requests that are being received hold too many bytes.
-        """
+        """Yield the body as it comes; raise `ChatError` if all requests that are being received hold too many bytes."""
         held = 0
         try:
             async for piece in super().stream():
@@ -54,33 +50,21 @@ class ChatAPIRequest(Request[Any, Any, Any]):
             ChatAPIRequest.unfinished_bytes -= held
 
     async def body(self) -> bytes:
-        """Return the body's bytes.
-
-        Raises:
-            ClientDisconnectedError: where the client leaves before it is whole.
-        """
+        """Return the body's bytes, or raise `ClientDisconnectedError` if the client leaves before all have come."""
         try:
             return await super().body()
         except InternalServerException as error:
             raise ClientDisconnectedError from error
 
     async def json(self) -> Any:
-        """Return the body as the handler's type.
-
-        Raises:
-            ChatError: where it is not that, or not JSON.
-        """
+        """Return the body as the handler's type, or raise `ChatError` if it is not that, or not JSON."""
         data_field = self.route_handler.parsed_data_field
         content_type = self.headers.get("Content-Type", "")
         return decode(await self.body(), content_type, data_field.annotation if data_field else Any)
 
 
 def decode(body: bytes, content_type: str, shape: type[T]) -> T:
-    """Decode a body of this Content-Type into this shape.
-
-    Raises:
-        ChatError: where it is not that, or not JSON.
-    """
+    """Decode a body of this Content-Type into this shape, or raise `ChatError` if it is not that, or not JSON."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
     try:

@@ -81,11 +81,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ) = UNSET
 
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
-        """Return what the domain is asked, and for whom.
-
-        Raises:
-            ChatError: where a value is above its ceiling.
-        """
+        """Return what the domain is asked, and for whom, or raise `ChatError` if a value is above its ceiling."""
         return Prompt(
             messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
             max_output_tokens=_limited("max_output_tokens", self.max_output_tokens, settings.max_output_tokens),
