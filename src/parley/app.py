@@ -43,7 +43,10 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     """
     watch, telemetry = metrics(), TelemetryPlugin(settings)
     sources = list(_sources(settings, watch, telemetry.tracer, embedded))
-    agent = _agent(settings, Upstreams(sources))
+    upstreams = Upstreams(sources)
+    agent: Agent = (
+        CustomAgent(settings.agent, upstreams, settings) if settings.agent else PlainAgent(upstreams, settings)
+    )
     service = ChatService(settings, agent, watch)
 
     @asynccontextmanager
@@ -86,12 +89,6 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
-
-
-def _agent(settings: Settings, upstreams: Upstreams) -> Agent:
-    if settings.agent is None:
-        return PlainAgent(upstreams, settings)
-    return CustomAgent(settings.agent, upstreams, settings)
 
 
 def _described(settings: Settings, agent: Agent) -> dict[str, object]:
