@@ -109,7 +109,12 @@ class Quotas:
         }
         longest = max(waits_s, key=lambda reason: waits_s[reason])
         if waits_s[longest] > 0:
-            raise _limited(longest, waits_s[longest])
+            raise ChatError(
+                ErrorCode.RATE_LIMITED,
+                detail=_DETAILS[longest],
+                reason=longest,
+                retry_after_s=math.ceil(waits_s[longest]),
+            )
 
 
 _DETAILS: Final = {
@@ -117,12 +122,6 @@ _DETAILS: Final = {
     "requests_per_minute": "This client has sent more requests than it may in a minute.",
     "tokens_per_minute": "Parley has spent the tokens that it may spend in a minute.",
 }
-
-
-def _limited(reason: str, wait_s: float) -> ChatError:
-    return ChatError(
-        ErrorCode.RATE_LIMITED, detail=_DETAILS[reason], reason=reason, retry_after_s=max(1, math.ceil(wait_s))
-    )
 
 
 def _estimate(prompt: Prompt) -> int:
