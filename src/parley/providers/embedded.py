@@ -9,7 +9,7 @@ import urllib.parse
 from contextlib import AsyncExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 import structlog
@@ -19,9 +19,6 @@ from parley.providers.llama_server import SLOTS, Order, Report, environment
 from parley.providers.upstream import Upstream
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from parley.chat.watch import Tracer, Watch
     from parley.settings import Settings
 
@@ -103,9 +100,7 @@ class EmbeddedUpstream:
         self._supervisor = asyncio.create_task(self._supervise(child))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._supervisor is not None:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
