@@ -23,6 +23,7 @@ from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
+from parley.web.limits import check_room
 from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
@@ -70,11 +71,10 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # in turn, without tasks
         return service
 
-    metrics_guard = KeyGuard(settings.metrics_keys(), is_always_served=True)
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController], guards=[KeyGuard(settings.keys())]),
-            Router("/", route_handlers=[MetricsController], guards=[metrics_guard]),
+            Router("/", route_handlers=[ChatController], guards=[check_room, KeyGuard(settings.keys())]),
+            Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
             HealthController,
         ],
         dependencies={

@@ -8,7 +8,6 @@ import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.web.limits import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,19 +27,11 @@ class KeyGuard:
     Async, so that Litestar does not call it in a thread for each request.
     """
 
-    def __init__(self, keys: Iterable[str], *, is_always_served: bool = False) -> None:
-        """Take the keys; `is_always_served` lets requests pass that are on a connection kept for health and metrics."""
-        self._is_always_served = is_always_served
+    def __init__(self, keys: Iterable[str]) -> None:
         self._hashes = [_hash(key) for key in keys]
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        """Name the caller in the connection's state: by its key, else by its address.
-
-        Raises:
-            ChatError: if it has no key or a wrong one, or if there is no room.
-        """
-        if not self._is_always_served:
-            check_room(connection)
+        """Name the caller in the connection's state, by its key or address; raise `ChatError` if the key is wrong."""
         if not self._hashes:
             connection.state.caller = _caller(connection.client.host) if connection.client else ""
             return

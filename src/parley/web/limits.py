@@ -8,6 +8,7 @@ from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
     from litestar.connection import ASGIConnection
+    from litestar.handlers import BaseRouteHandler
 
 FULL: Final = "is_full"
 """In a scope's state: whether its connection is one of those that are kept for health and metrics."""
@@ -15,7 +16,7 @@ FULL: Final = "is_full"
 _DETAIL: Final = "Parley has reached its limit of client connections."
 
 
-def check_room(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-    """Raise `ChatError` if a request is on a connection that is kept for health and metrics."""
+async def check_room(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard other routes: raise `ChatError` on a connection that is kept for health and metrics."""
     if connection.scope["state"].get(FULL):
         raise ChatError(ErrorCode.OVERLOADED, detail=_DETAIL, reason="connections_full", retry_after_s=1)
