@@ -51,18 +51,15 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 
 # The errors that Litestar finds by itself, before a controller is reached.
 _CODES: Final[Mapping[int, ErrorCode]] = {
-    status: code
-    for code, status in STATUS.items()
-    if code
-    in {
+    STATUS[code]: code
+    for code in (
         ErrorCode.INVALID_REQUEST,
         ErrorCode.NOT_FOUND,
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.PAYLOAD_TOO_LARGE,
         ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-    }
+    )
 }
-
 
 NO_BODY: Final = "The body is empty."
 
