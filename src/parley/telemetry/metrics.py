@@ -99,12 +99,9 @@ class Metrics:
         self._duration.observe(record.total_ms / 1000)
         if record.outcome == "failed" and not record.attempts:
             self._refusals.labels(record.reason or record.error_code).inc()
-        for histogram, milliseconds in (
-            (self._queue_time, record.queue_ms),
-            (self._first_token, record.first_token_ms),
-        ):
-            if milliseconds is not None:
-                histogram.observe(milliseconds / 1000)
+        for histogram, wait_ms in ((self._queue_time, record.queue_ms), (self._first_token, record.first_token_ms)):
+            if wait_ms is not None:
+                histogram.observe(wait_ms / 1000)
         for direction, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens is not None:
                 self._tokens.labels(direction, record.usage_source).inc(tokens)
