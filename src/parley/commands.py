@@ -7,18 +7,16 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from parley.environment import SettingsError, settings_from, unknown_variables
 from parley.telemetry.workers import choose_folder, counting
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # No server's ceiling can be higher.
 LONGEST_S: Final = 3600

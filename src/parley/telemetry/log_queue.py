@@ -6,12 +6,10 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final
 
 # Lines that wait, or are being written: several seconds of a busy worker's.
 MOST_LINES: Final = 5_000

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 from litestar import Request
@@ -12,9 +13,6 @@ from litestar.exceptions import InternalServerException
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import NOT_BLANK_NO_NUL
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 MAX_BODY_BYTES: Final = 1 << 20
 
