@@ -70,10 +70,8 @@ def _end(*_: object) -> None:
 
 
 def _health(host: str, port: int, question: str) -> int:
-    """Ask a Parley how it is, show what it says, and return the exit code.
-
-    With the standard library: httpx takes four times as long to import, and this may run every few seconds.
-    """
+    """Ask a Parley how it is, show what it says, and return the exit code."""
+    # httpx takes four times as long to import, and this may run every few seconds.
     connection = HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_S)
     try:
         connection.request("GET", f"/health/{question}")

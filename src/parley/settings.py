@@ -59,8 +59,7 @@ class Secret:
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set, one field a variable: `port` is PARLEY_PORT.
 
-    `openai_*` and `otel_*` keep their usual names.
-    Seconds are seconds of wall-clock time, tokens are the model's own.
+    `openai_*` and `otel_*` keep their usual names. Seconds are of wall-clock time, tokens are the model's own.
     """
 
     openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream.")] = None

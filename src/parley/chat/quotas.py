@@ -53,10 +53,7 @@ class Allowance:
 
 
 class Quotas:
-    """A caller's requests a minute and replies at once, and everybody's tokens a minute, where the settings limit them.
-
-    They are those of one process.
-    """
+    """One process's limits: a caller's requests a minute and replies at once, and everybody's tokens a minute."""
 
     def __init__(
         self, settings: Settings, usual_stay_s: Callable[[], float], now: Callable[[], float] = time.monotonic

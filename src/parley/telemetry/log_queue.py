@@ -30,10 +30,7 @@ class LogQueue:
     def __init__(
         self, descriptor: int, encoding: str, count: Callable[[int], None], tell: Callable[[int], None]
     ) -> None:
-        """Start the thread.
-
-        `count` is called for each dropped line, and `tell` with their number before the next line is taken.
-        """
+        """Start the thread; `count` hears of lines that are dropped, `tell` of their number before the next line."""
         self._descriptor = descriptor
         self._encoding = encoding
         self._count = count
