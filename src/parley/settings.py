@@ -180,8 +180,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")
     ] = "info"
     log_format: Annotated[
-        Literal["auto", "json", "console"],
-        Meta(description="`auto` is `console` on a terminal and `json` elsewhere."),
+        Literal["auto", "json", "console"], Meta(description="`auto` is `console` on a terminal and `json` elsewhere.")
     ] = "auto"
     log_upstream_text: Annotated[
         bool, Meta(description="Log what an upstream says of its errors, secrets hidden. It may quote messages.")

@@ -15,13 +15,7 @@ from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
 from parley.web.errors import ClientDisconnectedError
-from parley.web.openapi import (
-    CHAT_FAILURES,
-    LIVENESS_FAILURES,
-    MAY_NEED_KEY,
-    READINESS_FAILURES,
-    DescribedOperation,
-)
+from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
 from parley.web.sse import EventStream, cancelled_on_disconnect
