@@ -22,8 +22,7 @@ from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
-from parley.web.keys import KeyGuard
-from parley.web.limits import check_room
+from parley.web.keys import KeyGuard, check_room
 from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 

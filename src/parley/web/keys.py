@@ -1,4 +1,4 @@
-"""Owns who may call: compares keys, and names the caller whose quotas a request counts against."""
+"""Owns who may call: if a connection is left, and who has a key; names the caller whose quotas a request counts for."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 _SCHEME: Final = "bearer"
 _NAME_DIGITS: Final = 8
+
+FULL: Final = "is_full"
+"""In a scope's state: whether its connection is one of those that are kept for health and metrics."""
+
+
+async def check_room(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard other routes: raise `ChatError` on a connection that is kept for health and metrics."""
+    if connection.scope["state"].get(FULL):
+        raise ChatError(
+            ErrorCode.OVERLOADED,
+            detail="Parley has reached its limit of client connections.",
+            reason="connections_full",
+            retry_after_s=1,
+        )
 
 
 class KeyGuard:
