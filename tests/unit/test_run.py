@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import NO_USAGE, Usage, UsageSource
-from parley.chat.run import Deadlines, Run
+from parley.chat.run import Attempt, Deadlines, Run
 from parley.settings import Settings
 
 

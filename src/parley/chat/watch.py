@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from parley.chat.attempt import Attempt
+    from parley.chat.run import Attempt
 
 
 class Watch(Protocol):

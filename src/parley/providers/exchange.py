@@ -13,8 +13,7 @@ from parley.providers.answer import Answer
 from parley.providers.failures import ReportedError
 
 if TYPE_CHECKING:
-    from parley.chat.attempt import Attempt
-    from parley.chat.run import Deadlines
+    from parley.chat.run import Attempt, Deadlines
     from parley.providers.request import CompletionRequest
     from parley.providers.upstream import Upstream
 

@@ -12,8 +12,8 @@ import aiohttp
 import msgspec
 import structlog
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.run import Attempt
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import error_type, refusal, unsent
 from parley.providers.hiding import hide

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
-    from parley.chat.attempt import Attempt
     from parley.chat.record import Record
+    from parley.chat.run import Attempt
 
 # A collector that does not answer must not hold up the exit.
 _LAST_EXPORT_TIMEOUT_S: Final = 3
