@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from parley.chat.run import Run
-    from parley.providers.request import CompletionRequest
+    from parley.providers.exchange import CompletionRequest
     from parley.providers.upstream import Upstream
 
 _log: Final = structlog.stdlib.get_logger(__name__)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.providers.answer import Answer
@@ -14,7 +15,6 @@ from parley.providers.failures import ReportedError
 
 if TYPE_CHECKING:
     from parley.chat.run import Attempt, Deadlines
-    from parley.providers.request import CompletionRequest
     from parley.providers.upstream import Upstream
 
 # After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
@@ -29,6 +29,24 @@ _SHORT_LINE_BYTES: Final = 32
 _SMALL_READ_BYTES: Final = 500
 # What has come by now is returned as one text, up to this.
 _MOST_CHARACTERS: Final = 16_384
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a chat completion, before the upstream's own names and defaults are filled in."""
+
+    messages: list[Any]
+    """As the chat completions API has them, without the system prompt."""
+    max_tokens: int
+    instructions: str | None = None
+    """The system prompt; `None` stands for the upstream's default."""
+    temperature: float | None = None
+    """`None` stands for the upstream's default."""
+    model: str | None = None
+    """`None` stands for the upstream's default; a fallback always uses its own."""
+    is_reply: bool = True
+    """Whether the answer is part of a reply, and not what a tool or a guardrail wants to know."""
+    options: dict[str, Any] = {}
+    """Other fields of the API, such as `tools`."""
 
 
 class Exchange:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from parley.chat.watch import Tracer, Watch
-    from parley.providers.request import CompletionRequest
+    from parley.providers.exchange import CompletionRequest
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
