@@ -71,11 +71,7 @@ class UpstreamModel(Model):
         self._is_reply = True
 
     async def get_response(self, *args: Any, **options: Any) -> ModelResponse:
-        """Return the whole answer, which is no part of the run's reply: only streams are.
-
-        Raises:
-            ChatError: if it fails.
-        """
+        """Return the whole answer, which is no part of the run's reply, or raise `ChatError` if it fails."""
         model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run)
         model._is_reply = False
         async for event in model.stream_response(*args, **options):

@@ -71,11 +71,7 @@ class Exchange:
         self._has_more = False
 
     async def open(self) -> None:
-        """Send the request, and wait for the response's head.
-
-        Raises:
-            ChatError: if there is no response, or it is an error.
-        """
+        """Send the request, and wait for the response's head; raise `ChatError` if there is none, or it is an error."""
         async with self._deadlines.limit():
             self._response = await self._upstream.post(self._request, self.attempt, self._span.headers)
         self.attempt.is_answered = True
@@ -156,11 +152,7 @@ class Exchange:
             self._response.close()
 
     async def _end(self) -> None:
-        """Check the answer, and read what follows it.
-
-        Raises:
-            ChatError: if the answer is not whole.
-        """
+        """Check the answer, and read what follows it; raise `ChatError` if the answer is not whole."""
         answer = self.answer
         failure = answer.failure or (None if answer.is_done else self._broken)
         if failure is None:

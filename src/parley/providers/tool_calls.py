@@ -32,11 +32,7 @@ class ToolCalls:
         self._calls: dict[int, tuple[str, list[str], list[str]]] = {}
 
     def add(self, deltas: Sequence[ToolCallDelta]) -> int:
-        """Take pieces; return the number of their characters.
-
-        Raises:
-            ChatError: if there are too many calls.
-        """
+        """Take pieces, and return the number of their characters; raise `ChatError` if there are too many calls."""
         size = 0
         for delta in deltas:
             function = delta.function
