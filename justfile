@@ -73,7 +73,7 @@ fmt:
 
 # Write the contract that the app serves to contracts/chat-api.yaml
 contract:
-    {{ uv }} run python -m parley.contract > contracts/chat-api.yaml
+    {{ uv }} run python -m tests.support.served > contracts/chat-api.yaml
 
 # Keep the contract as the one that is released: part of a release, see contracts/README.md
 release-contract:

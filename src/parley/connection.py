@@ -17,7 +17,7 @@ from parley.refusal import Refusal
 from parley.telemetry import request_log
 from parley.telemetry.correlation import new_correlation_id, record_of
 from parley.transport import ClientTransport, Flow, Lingering, Reader, prepare, reset, unread_bytes
-from parley.web.limits import FULL
+from parley.web.keys import FULL
 
 if TYPE_CHECKING:
     import asyncio

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parley.chat.attempt import Attempt
+from parley.chat.run import Attempt
 
 
 def new_attempt(call: int = 0) -> Attempt:

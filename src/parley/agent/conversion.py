@@ -25,7 +25,7 @@ from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
 from parley.chat.events import FinishReason, Usage
-from parley.providers.request import CompletionRequest
+from parley.providers.exchange import CompletionRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

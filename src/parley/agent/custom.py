@@ -59,11 +59,7 @@ class CustomAgent:
     """Answers as the operator's agent does; all its model calls go to Parley's upstreams."""
 
     def __init__(self, path: str, upstreams: Upstreams, settings: Settings) -> None:
-        """Load the agent.
-
-        Raises:
-            AgentError: if Parley cannot run it.
-        """
+        """Load the agent, or raise `AgentError` if Parley cannot run it."""
         self._agent = load(path)
         confine()
         self._upstreams = upstreams

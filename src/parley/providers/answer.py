@@ -13,7 +13,7 @@ from parley.providers.tool_calls import ToolCalls
 from parley.providers.wire import WIRE_ERRORS, Chunk, EventDecoder, decode_chunk, decode_tool_calls
 
 if TYPE_CHECKING:
-    from parley.chat.attempt import Attempt
+    from parley.chat.run import Attempt
 
 # What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
 _SPARE_LINES: Final = 500_000

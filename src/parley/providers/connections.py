@@ -172,11 +172,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return a host's addresses.
-
-        Raises:
-            OSError: if it has none.
-        """
+        """Return a host's addresses, or raise `OSError` if it has none."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[ResolveResult]] = loop.create_future()
 

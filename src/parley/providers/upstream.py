@@ -6,25 +6,23 @@ import asyncio
 import re
 import urllib.parse
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 import msgspec
 import structlog
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.run import Attempt
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import error_type, refusal, unsent
 from parley.providers.hiding import hide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from parley.chat.watch import Tracer, Watch
-    from parley.providers.request import CompletionRequest
+    from parley.providers.exchange import CompletionRequest
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -108,9 +106,7 @@ class Upstream:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     def upstream(self) -> Upstream:
@@ -156,11 +152,7 @@ class Upstream:
     async def post(
         self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        """Ask for a completion; return the response, which the caller closes.
-
-        Raises:
-            ChatError: if there is no response, or it is an error.
-        """
+        """Return the response, which the caller closes, or raise `ChatError` if there is none, or it is an error."""
         instructions = self.instructions if request.instructions is None else request.instructions
         messages = [{"role": "system", "content": instructions}] if instructions else []
         messages += [self._neutral(message) for message in request.messages]
@@ -187,11 +179,7 @@ class Upstream:
         return {**message, "content": self._neutralise(content)} if isinstance(content, str) else message
 
     async def _check_head(self, response: aiohttp.ClientResponse) -> None:
-        """Check that a response is not an error.
-
-        Raises:
-            ChatError: if it is.
-        """
+        """Raise `ChatError` if a response is an error."""
         self.watch.upstream_answered(response.status)
         if response.status not in _SUCCESS:
             text = await _explanation(response)
