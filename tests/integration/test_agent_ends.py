@@ -152,7 +152,7 @@ async def serving(settings: Settings) -> AsyncIterator[ChatService]:
     app = create_app(settings)
     provide: Any = app.dependencies["service"]
     async with app.lifespan():
-        yield provide.dependency()
+        yield provide.dependency(settings)
 
 
 @each_of(ALL_WAITS)
@@ -232,7 +232,6 @@ async def test_a_run_ends_while_nobody_reads(
     ("name", "scripts", "code"),
     [
         ("attacked", [call("cancelled_tool")], ErrorCode.INTERNAL),
-        ("attacked", [call("delicate_tool")], ErrorCode.INTERNAL),
         ("attacked", [call("need_helper", QUESTION), respond(429, {})], ErrorCode.UPSTREAM_RATE_LIMITED),
         ("judged", [respond(401, {})], ErrorCode.UPSTREAM_AUTH),
         ("ping", [call("transfer_to_pong"), call("transfer_to_ping")] * 5, ErrorCode.TOO_MANY_TURNS),

@@ -13,7 +13,6 @@ from agents import (
     AgentToolStreamEvent,
     GuardrailFunctionOutput,
     OpenAIChatCompletionsModel,
-    RunConfig,
     RunContextWrapper,
     Runner,
     WebSearchTool,
@@ -23,7 +22,6 @@ from agents import (
 )
 from openai import AsyncOpenAI
 
-from parley.agent.custom import Context
 from tests.support.canaries import CANARY
 
 
@@ -31,12 +29,6 @@ from tests.support.canaries import CANARY
 def weather(city: str) -> str:
     """Tell the weather in a city."""
     return f"It rains in {city}."
-
-
-@function_tool(needs_approval=True)
-def delicate_tool() -> str:
-    """Do what somebody must have allowed."""
-    return CANARY
 
 
 @function_tool
@@ -77,28 +69,27 @@ def broken_tool() -> str:
 
 
 @input_guardrail(run_in_parallel=False)
-async def no_secrets(_: RunContextWrapper[Context], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+async def no_secrets(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
     """Trip over a word."""
     return GuardrailFunctionOutput(CANARY, "forbidden" in str(message))
 
 
 @input_guardrail
-async def asking(wrapper: RunContextWrapper[Context], _: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+async def asking(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
     """Ask a model whether the message is allowed."""
-    config = RunConfig(model_provider=wrapper.context.models, tracing_disabled=True)
-    result = await Runner.run(Agent("Judge", instructions="Say yes or no."), message, run_config=config)
+    result = await Runner.run(Agent("Judge", instructions="Say yes or no."), message)
     return GuardrailFunctionOutput(None, result.final_output == "no")
 
 
 @input_guardrail
-async def hanging_guardrail(_: RunContextWrapper[Context], __: Agent[Any], ___: Any) -> GuardrailFunctionOutput:
+async def hanging_guardrail(_: RunContextWrapper[None], __: Agent[Any], ___: Any) -> GuardrailFunctionOutput:
     """Never come to a verdict."""
     await asyncio.get_running_loop().create_future()
     return GuardrailFunctionOutput(None, False)  # noqa: FBT003
 
 
 @output_guardrail
-async def short_answers(_: RunContextWrapper[Context], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
+async def short_answers(_: RunContextWrapper[None], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
     """Trip over a long answer."""
     return GuardrailFunctionOutput(CANARY, len(answer) > 20)
 
@@ -116,15 +107,15 @@ def failing_tool(about: str) -> str:
 
 
 @input_guardrail
-async def private_guardrail(_: RunContextWrapper[Context], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+async def private_guardrail(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
     """Trip over the name of a script, with words that nobody may see."""
     return GuardrailFunctionOutput(os.environ["PRIVATE"], "trips_the_guardrail" in str(message))
 
 
-helper = Agent[Context]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
-forecaster = Agent[Context]("Forecaster", tools=[weather])
-plain = Agent[Context]("Plain", instructions="You are terse.")
-tooled = Agent[Context](
+helper = Agent[None]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
+forecaster = Agent[None]("Forecaster", tools=[weather])
+plain = Agent[None]("Plain", instructions="You are terse.")
+tooled = Agent[None](
     "Tooled",
     instructions="You tell the weather.",
     tools=[weather, hanging_tool, blocking_tool, broken_tool, helper.as_tool("ask_helper", "Ask the helper.")],
@@ -169,13 +160,12 @@ async def stream_helper(question: str) -> str:
     return str(result.final_output)
 
 
-attacked = Agent[Context](
+attacked = Agent[None](
     "Attacked",
     tools=[
         weather,
         hanging_tool,
         stubborn_tool,
-        delicate_tool,
         cancelled_tool,
         blocking_tool,
         run_helper,
@@ -187,13 +177,13 @@ attacked = Agent[Context](
         helper.as_tool("need_helper", "Ask the helper, who must answer.", failure_error_function=None),
     ],
 )
-guarded = Agent[Context]("Guarded", tools=[weather, hanging_tool], input_guardrails=[hanging_guardrail])
-ping = Agent[Context]("Ping")
-pong = Agent[Context]("Pong", handoffs=[ping])
+guarded = Agent[None]("Guarded", tools=[weather, hanging_tool], input_guardrails=[hanging_guardrail])
+ping = Agent[None]("Ping")
+pong = Agent[None]("Pong", handoffs=[ping])
 ping.handoffs = [pong]
-judged = Agent[Context]("Judged", instructions="You answer.", input_guardrails=[asking])
-private = Agent[Context]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
-last_word = Agent[Context]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
+judged = Agent[None]("Judged", instructions="You answer.", input_guardrails=[asking])
+private = Agent[None]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
+last_word = Agent[None]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
 
 with_a_model = Agent("Bad", model=OpenAIChatCompletionsModel("m-1", AsyncOpenAI(api_key="none")))
 with_web_search = Agent("Bad", tools=[WebSearchTool()])
@@ -201,11 +191,11 @@ with_a_bad_handoff = Agent("Outer", handoffs=[with_web_search])
 no_agent = 5
 
 
-def make() -> Agent[Context]:
+def make() -> Agent[None]:
     """Make an agent."""
     return plain
 
 
-def make_in_vain() -> Agent[Context]:
+def make_in_vain() -> Agent[None]:
     """Fail."""
     raise RuntimeError(CANARY)

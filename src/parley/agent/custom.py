@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from agents import ModelProvider, RawResponsesStreamEvent, RunConfig, Runner
+from agents import RawResponsesStreamEvent, RunConfig, Runner
 from agents.exceptions import (
     InputGuardrailTripwireTriggered,
     MaxTurnsExceeded,
@@ -48,13 +48,6 @@ _TRIPWIRES: Final = (
 )
 
 
-class Context(NamedTuple):
-    """What tools and guardrails get as their context."""
-
-    models: ModelProvider
-    """Parley's models, for what they ask a model themselves: `RunConfig(model_provider=wrapper.context.models)`."""
-
-
 class CustomAgent:
     """Answers as the operator's agent does; all its model calls go to Parley's upstreams."""
 
@@ -83,7 +76,7 @@ class CustomAgent:
         asked = UpstreamModels(self._upstreams, self._settings, run=run, is_reply=False)
         context = copy_context()
         context.run(models_of_run.set, (asked, asyncio.get_running_loop()))
-        result = context.run(Runner.run_streamed, self._agent, turns, context=Context(asked), run_config=config)
+        result = context.run(Runner.run_streamed, self._agent, turns, run_config=config)
         events: Any = result.stream_events()
         end = _End(run, result, backpressure)
         try:
@@ -95,9 +88,8 @@ class CustomAgent:
                     break
                 if isinstance(event, RawResponsesStreamEvent) and isinstance(event.data, ResponseTextDeltaEvent):
                     yield event.data.delta
-            end.check()
-            if result.interruptions:
-                raise RuntimeError("a tool needs an approval, which nobody can give")  # noqa: TRY301
+            if end.error is not None:
+                raise end.error  # noqa: TRY301  # it has not come to its end by itself
             if result.new_items and result.new_items[-1].type == "tool_call_output_item":
                 yield str(result.final_output)
         except Exception as error:
@@ -147,15 +139,6 @@ class _End:
             if self._deadlines.expired is None:
                 raise
             raise self._deadlines.expired from None
-
-    def check(self) -> None:
-        """Return if the run has come to its end by itself.
-
-        Raises:
-            ChatError: if not.
-        """
-        if self.error is not None:
-            raise self.error
 
     async def stop(self, events: AsyncGenerator[Any, None]) -> None:
         """Stop the run, if it has not ended, and wait until its model has closed the connection."""

@@ -55,7 +55,8 @@ class Connector(aiohttp.TCPConnector):
         # The service limits the number of streams.
         super().__init__(limit=0, ssl=trusted, resolver=_Resolver())
         # There is no public way.
-        self._factory = cast("partial[ResponseHandler]", partial(_Connection, loop=self._loop))
+        kind = _Connection if isinstance(self._loop, asyncio.SelectorEventLoop) else _PatientConnection
+        self._factory = cast("partial[ResponseHandler]", partial(kind, loop=self._loop))
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:
@@ -102,17 +103,6 @@ class _Connection(ResponseHandler):
             selector.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
             return not selector.select(0)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what was read; after a large read, read on in the loop's next turn."""
-        super().data_received(data)
-        if len(data) > _LARGE_READ_BYTES and self.transport is not None:
-            self.transport.pause_reading()
-            self._loop.call_soon(self._read_on)
-
-    def _read_on(self) -> None:
-        if self.transport is not None and not self._reading_paused:
-            self.transport.resume_reading()
-
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a response's head; interim responses could go on forever."""
         self._heads += 1
@@ -132,6 +122,21 @@ class _Connection(ResponseHandler):
         except Exception:  # noqa: BLE001  # whatever it finds wrong with the probe, it had begun with something else
             return False
         return [message.code for message, _ in messages] == [_PROBE_STATUS]
+
+
+class _PatientConnection(_Connection):
+    """A connection for uvloop, which reads much at a time, and often in a row."""
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what was read; after a large read, read on in the loop's next turn."""
+        super().data_received(data)
+        if len(data) > _LARGE_READ_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self._reading_paused:
+            self.transport.resume_reading()
 
 
 class _Idle(asyncio.Protocol):
