@@ -73,7 +73,7 @@ fmt:
 
 # Write the contract that the app serves to contracts/chat-api.yaml
 contract:
-    {{ uv }} run python -m parley.contract > contracts/chat-api.yaml
+    {{ uv }} run python -m tests.support.served > contracts/chat-api.yaml
 
 # Keep the contract as the one that is released: part of a release, see contracts/README.md
 release-contract:
@@ -153,7 +153,7 @@ newest *arguments:
     trap 'rm -rf "$clone"' EXIT
     git clone --quiet . "$clone"
     cd "$clone"
-    sed -E -i 's/(==|>=)([0-9][^",<]*)(,<[0-9.]+)?"/>=\2"/g' pyproject.toml
+    sed -E -i 's/(==|>=)([0-9][^",<]*)(,<[0-9.]+)?( ;[^"]*)?"/>=\2\4"/g' pyproject.toml
     unset VIRTUAL_ENV
     {{ just_executable() }} upgrade
     git diff --unified=0 pyproject.toml | grep '^[-+]    "[^"]*=="\?' || true

@@ -11,7 +11,7 @@ from tests.support.canaries import CANARIES, CANARY_KEY
 from tests.support.clock import JumpingLoop
 from tests.support.logs import Logs
 from tests.support.running import running
-from tests.support.upstream import ScriptedUpstream
+from tests.support.upstream import ScriptedUpstream, call_weather
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -47,18 +47,28 @@ def logs() -> Iterator[Logs]:
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[ScriptedUpstream]:
-    """Run the scripted upstream."""
+def agent(request: pytest.FixtureRequest) -> str | None:
+    """Return the operator's agent that answers; tests with the mark `BOTH` run without any, then with one."""
+    path: str | None = getattr(request, "param", None)
+    return path
+
+
+@pytest.fixture
+async def upstream(agent: str | None) -> AsyncIterator[ScriptedUpstream]:
+    """Run the scripted upstream; an agent's first model call calls its tool, and the script is for the second."""
     async with ScriptedUpstream() as upstream:
+        if agent is not None:
+            upstream.tool_script = call_weather
         yield upstream
 
 
 @pytest.fixture
-def make_settings(upstream: ScriptedUpstream) -> Callable[..., Settings]:
+def make_settings(upstream: ScriptedUpstream, agent: str | None) -> Callable[..., Settings]:
     """Make settings that lead to the scripted upstream; everything is logged."""
 
     def make(**changes: Any) -> Settings:
         defaults: dict[str, Any] = {
+            "agent": agent,
             "openai_base_url": upstream.url,
             "openai_api_key": Secret(CANARY_KEY),
             "model": "scripted-1",

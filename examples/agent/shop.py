@@ -12,8 +12,6 @@ from agents import (
     input_guardrail,
 )
 
-from parley.agent.custom import Context
-
 # These stand for your own database.
 ORDERS = {
     "A-1001": "Shipped on Monday. It arrives tomorrow.",
@@ -33,7 +31,7 @@ async def order_status(number: str) -> str:
 
 @input_guardrail(run_in_parallel=False)  # it has the conversation before any model
 async def no_card_numbers(
-    _: RunContextWrapper[Context], __: Agent[Any], conversation: str | list[TResponseInputItem]
+    _: RunContextWrapper[None], __: Agent[Any], conversation: str | list[TResponseInputItem]
 ) -> GuardrailFunctionOutput:
     """Refuse a conversation that contains the number of a payment card."""
     numbers = re.findall(r"\d(?:[ -]?\d){12,18}", str(conversation))
@@ -47,7 +45,7 @@ def is_card_number(number: str) -> bool:
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
-returns = Agent[Context](
+returns = Agent[None](
     "Returns",
     handoff_description="Helps to return or exchange an order.",
     instructions=(
@@ -57,7 +55,7 @@ returns = Agent[Context](
     tools=[order_status],
 )
 
-agent = Agent[Context](
+agent = Agent[None](
     "Shop",
     instructions=(
         "You answer the customers of a shop. Look up the status of an order; never guess it. "

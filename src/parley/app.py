@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -13,23 +14,27 @@ from litestar.di import NamedDependency, Provide
 
 from parley.agent.custom import CustomAgent
 from parley.agent.plain import PlainAgent
+from parley.agent.threads import DaemonThreads
 from parley.chat.service import ChatService
 from parley.providers.calls import Upstreams
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream, reach
-from parley.providers.upstream import OPENAI_BASE_URL, Upstream
+from parley.providers.upstream import MAX_STREAMS, OPENAI_BASE_URL, Upstream
 from parley.signals import draining
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
 from parley.web.controllers import ChatController, HealthController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
-from parley.web.keys import KeyGuard
+from parley.web.keys import KeyGuard, check_room
 from parley.web.openapi import WireSchemas, openapi_config
 from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from parley.chat.agent import Agent
+    from litestar.connection import ASGIConnection
+    from litestar.handlers import BaseRouteHandler
+
+    from parley.chat.service import Agent
     from parley.chat.watch import Tracer, Watch
     from parley.settings import Secret, Settings
 
@@ -43,7 +48,10 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     """
     watch, telemetry = metrics(), TelemetryPlugin(settings)
     sources = list(_sources(settings, watch, telemetry.tracer, embedded))
-    agent = _agent(settings, Upstreams(sources))
+    upstreams = Upstreams(sources)
+    agent: Agent = (
+        CustomAgent(settings.agent, upstreams, settings) if settings.agent else PlainAgent(upstreams, settings)
+    )
     service = ChatService(settings, agent, watch)
 
     @asynccontextmanager
@@ -54,6 +62,8 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
                 for source in sources:
                     await stack.enter_async_context(source)
                 stack.enter_context(draining(service, settings.drain_timeout_s))
+                if settings.agent is not None:
+                    asyncio.get_running_loop().set_default_executor(DaemonThreads(MAX_STREAMS))
                 _log.info("serving", **described)
                 yield
             _log.info("stopped", **described)
@@ -67,11 +77,16 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # in turn, without tasks
         return service
 
-    metrics_guard = KeyGuard(settings.metrics_keys(), is_always_served=True)
+    key_guard = KeyGuard(settings.keys())
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        check_room(connection)  # here, as Litestar copies the handler for each guard
+        await key_guard(connection, handler)
+
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController], guards=[KeyGuard(settings.keys())]),
-            Router("/", route_handlers=[MetricsController], guards=[metrics_guard]),
+            Router("/", route_handlers=[ChatController], guards=[guard]),
+            Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
             HealthController,
         ],
         dependencies={
@@ -86,12 +101,6 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
         request_class=ChatAPIRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
-
-
-def _agent(settings: Settings, upstreams: Upstreams) -> Agent:
-    if settings.agent is None:
-        return PlainAgent(upstreams, settings)
-    return CustomAgent(settings.agent, upstreams, settings)
 
 
 def _described(settings: Settings, agent: Agent) -> dict[str, object]:

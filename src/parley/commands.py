@@ -7,18 +7,16 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
 from parley.environment import SettingsError, settings_from, unknown_variables
 from parley.telemetry.workers import choose_folder, counting
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
@@ -72,10 +70,8 @@ def _end(*_: object) -> None:
 
 
 def _health(host: str, port: int, question: str) -> int:
-    """Ask a Parley how it is, show what it says, and return the exit code.
-
-    With the standard library: httpx takes four times as long to import, and this may run every few seconds.
-    """
+    """Ask a Parley how it is, show what it says, and return the exit code."""
+    # httpx takes four times as long to import, and this may run every few seconds.
     connection = HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_S)
     try:
         connection.request("GET", f"/health/{question}")

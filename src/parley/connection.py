@@ -16,8 +16,8 @@ from parley.framing import RefusedRequestError, ServerConnection
 from parley.refusal import Refusal
 from parley.telemetry import request_log
 from parley.telemetry.correlation import new_correlation_id, record_of
-from parley.transport import ClientTransport, Flow, Lingering, prepare, reset, unread_bytes
-from parley.web.limits import FULL
+from parley.transport import ClientTransport, Flow, Lingering, Reader, prepare, reset, unread_bytes
+from parley.web.keys import FULL
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,6 +59,7 @@ class Connection(H11Protocol):
         super().connection_made(wrapped)  # type: ignore[arg-type]
         self.flow = Flow(transport, self._read_body)
         prepare(transport)
+        transport.set_protocol(Reader(self, transport, self.loop))
         self._reading.start()
         self.is_reserved = not self._limit.admit(len(self.connections))
         if self.is_reserved and not self._limit.admit_reserved(len(self.connections)):
@@ -146,6 +147,8 @@ class Connection(H11Protocol):
 
         `state` is that of the request, which may have its response.
         """
+        if self.is_closing():  # uvloop raises an error if something is sent to a client that has left
+            return
         if (cycle := self._cycle()) is not None and cycle.scope["state"] is state:
             self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from contextlib import suppress
 from contextvars import Context
@@ -40,15 +39,7 @@ _RESERVED: Final = 16
 # The most that macOS allows, whatever its hard limit says.
 _MACOS_FILES: Final = 10_240
 
-_REMEDY: Final = "raise the limit of open files (LimitNOFILE, `ulimit -n`), or add replicas"
-
-# Connections that may wait to be accepted, and those that are accepted before the loop serves others. CPython 3.11
-# tries as often even if each try fails, and logs each time.
-LISTEN_QUEUE: Final = 2048
-_ACCEPTS: Final = 16
-
-# Without a failure for so long, connections are accepted again; asyncio tries once a second.
-_CALM_S: Final = 3.0
+REMEDY: Final = "raise the limit of open files (LimitNOFILE, `ulimit -n`), or add replicas"
 
 
 def raise_limit(upstream_connections: int) -> None:
@@ -67,7 +58,7 @@ def raise_limit(upstream_connections: int) -> None:
             return
 
 
-def _open_files() -> int | None:
+def open_files() -> int | None:
     """Return how many files the process may have open; `None` says that there is no limit."""
     if sys.platform == "win32":
         return None
@@ -86,17 +77,22 @@ class ConnectionLimit:
     def __init__(self, most: int, open_files: int | None) -> None:
         self._most = most
         self._open_files = open_files
+        self._connections = 0
         self._idle: dict[Connection, None] = {}
         self._was_full = False
 
     @classmethod
     def beside(cls, upstream_connections: int) -> ConnectionLimit:
         """Return the limit that leaves enough files for so many connections to upstreams."""
-        open_files = _open_files()
-        if open_files is None:
-            return cls(_MOST_CLIENTS, open_files)
-        most = max(open_files - _OTHERS - _RESERVED - upstream_connections, open_files // 2)
-        return cls(min(most, _MOST_CLIENTS), open_files)
+        files = open_files()
+        if files is None:
+            return cls(_MOST_CLIENTS, files)
+        most = max(files - _OTHERS - _RESERVED - upstream_connections, files // 2)
+        return cls(min(most, _MOST_CLIENTS), files)
+
+    def has_room(self, opening: int) -> bool:
+        """Return whether one more connection can be admitted, at least as a reserved one, beside those that open."""
+        return self._connections + opening < self._most + _RESERVED + len(self._idle)
 
     def is_reached(self, connections: int) -> bool:
         """Return whether there are more connections than the limit allows."""
@@ -104,11 +100,12 @@ class ConnectionLimit:
 
     def admit(self, connections: int) -> bool:
         """Admit one more connection, which is counted already, if need be in the place of an idle one."""
+        self._connections = connections
         if not self.is_reached(connections):
             return True
         if not self._was_full:
             self._was_full = True
-            _tell(_log.warning, "connections_full", connections=self._most, open_files=self._open_files, remedy=_REMEDY)
+            _tell(_log.warning, "connections_full", connections=self._most, open_files=self._open_files, remedy=REMEDY)
         return self._evict_one(connection for connection in self._idle if not connection.is_reserved)
 
     def admit_reserved(self, connections: int) -> bool:
@@ -125,6 +122,7 @@ class ConnectionLimit:
 
     def leave(self, connection: Connection, connections: int) -> None:
         """Note that a connection is closed."""
+        self._connections = connections
         self.note_busy(connection)
         if self._was_full and connections < self._most * 0.9:  # not at each that comes and goes
             self._was_full = False
@@ -138,35 +136,3 @@ class ConnectionLimit:
     def note_busy(self, connection: Connection) -> None:
         """Note that a connection has a request."""
         self._idle.pop(connection, None)
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """asyncio's event loop, which accepts a few connections at a time, and says once that it cannot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last_failure = 0.0
-        self._calm: asyncio.TimerHandle | None = None
-
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
-        """Listen; asyncio's one number for the queue and for the connections accepted at a time becomes two."""
-        server = await super().create_server(*args, **{**options, "backlog": _ACCEPTS})
-        options["sock"].listen(LISTEN_QUEUE)
-        return server
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Log a failed accept once; pass everything else on."""
-        if context.get("message") != "socket.accept() out of system resource":
-            super().call_exception_handler(context)
-            return
-        self._last_failure = self.time()
-        if self._calm is None:
-            _log.warning("cannot_accept", open_files=_open_files(), remedy=_REMEDY)
-            self._calm = self.call_later(_CALM_S, self._look)
-
-    def _look(self) -> None:
-        if self.time() - self._last_failure < _CALM_S:
-            self._calm = self.call_later(_CALM_S, self._look)
-        else:
-            self._calm = None
-            _log.info("can_accept", open_files=_open_files())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import inspect
 
 from parley.settings import Secret, Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _PREFIX: Final = "PARLEY_"
 _USUAL: Final = ("openai_", "otel_")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Final
 
 import httpx
 import msgspec
@@ -24,10 +25,6 @@ from parley.web.schema import (
     TextChunk,
 )
 from parley.web.sse import encode_frame
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
-
 
 _DEFAULTS: Final = Settings()
 

@@ -24,7 +24,8 @@ from parley.agent.loading import AgentError, load
 from parley.app import create_app
 from parley.chat.watch import Untraced
 from parley.connection import Connection
-from parley.descriptors import LISTEN_QUEUE, ConnectionLimit, Loop
+from parley.descriptors import ConnectionLimit
+from parley.listener import LISTEN_QUEUE, Loop
 from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream
 from parley.providers.upstream import MAX_STREAMS
 from parley.settings import Settings
@@ -76,7 +77,7 @@ def options(settings: Settings) -> dict[str, Any]:
         ),
         "log_config": None,
         # Windows has processes, such as the embedded model's, in another kind of loop only.
-        "loop": "asyncio" if sys.platform == "win32" else f"{Loop.__module__}:{Loop.__qualname__}",
+        "loop": "asyncio" if sys.platform == "win32" else partial(Loop, limit),
         "forwarded_allow_ips": settings.trusted_proxies,
         "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,
@@ -101,11 +102,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listening(settings: Settings) -> socket.socket:
-    """Listen, before anything that takes time: who calls while the model is loaded waits, and is not turned away.
-
-    Raises:
-        SystemExit: with code 3, where it cannot.
-    """
+    """Listen before anything that takes time, so that early callers wait; exit with code 3 if that is not possible."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=LISTEN_QUEUE)
@@ -116,12 +113,8 @@ def _listening(settings: Settings) -> socket.socket:
 
 
 def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
-    """Make the app.
-
-    Raises:
-        SystemExit: with code 3, if the operator's agent cannot be run.
-    """
-    with _agent_or_exit():
+    """Make the app, or exit with code 3 if the operator's agent cannot be run."""
+    with _or_exit():
         app = create_app(settings, embedded)
     # The libraries make 400,000 objects that live as long as the process. Each look through them, in search of
     # garbage, would hold up all streams for a tenth of a second.
@@ -131,15 +124,11 @@ def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar
 
 
 @contextmanager
-def _agent_or_exit() -> Iterator[None]:
-    """Load the operator's agent in the block.
-
-    Raises:
-        SystemExit: with code 3, if it cannot be run.
-    """
+def _or_exit() -> Iterator[None]:
+    """Load the operator's agent or the embedded model in the block; exit with code 3 if that fails, and log why."""
     try:
         yield
-    except AgentError as error:
+    except (AgentError, EmbeddedModelError) as error:
         _log.critical("start_failed", reason=str(error))
         raise SystemExit(_START_FAILED) from None
 
@@ -188,7 +177,7 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
     if settings.agent is not None:
-        with _agent_or_exit():  # once, before each worker would fail for the same reason, or a model is loaded in vain
+        with _or_exit():  # once, before each worker would fail for the same reason, or a model is loaded in vain
             load(settings.agent)
     app = _WorkerApp(settings)
     ensure_running()  # else the first worker would start it, which lets go of a SIGINT that is held
@@ -204,19 +193,10 @@ def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
 
 @contextmanager
 def _model_of_all(settings: Settings) -> Iterator[Address | None]:
-    """Run the embedded model, if it is what answers, in this process, which outlives its workers.
-
-    Raises:
-        SystemExit: with code 3, where it cannot start.
-    """
+    """Run the embedded model, if it is what answers, in this process, which outlives its workers, or exit."""
     if not settings.embedded:
         yield None
         return
-    with start_blocking_portal() as portal:
-        try:
-            model = portal.wrap_async_context_manager(EmbeddedUpstream(settings, metrics(), Untraced()))
-            with model as opened:
-                yield opened.address
-        except EmbeddedModelError as error:
-            _log.critical("start_failed", reason=str(error))
-            raise SystemExit(_START_FAILED) from None
+    model = EmbeddedUpstream(settings, metrics(), Untraced())
+    with _or_exit(), start_blocking_portal() as portal, portal.wrap_async_context_manager(model) as opened:
+        yield opened.address

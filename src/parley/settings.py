@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # No server's ceiling can be higher.
 LONGEST_S: Final = 3600
@@ -66,8 +64,7 @@ class Secret:
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set, one field a variable: `port` is PARLEY_PORT.
 
-    `openai_*` and `otel_*` keep their usual names.
-    Seconds are seconds of wall-clock time, tokens are the model's own.
+    `openai_*` and `otel_*` keep their usual names. Seconds are of wall-clock time, tokens are the model's own.
     """
 
     openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream.")] = None
@@ -202,8 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")
     ] = "info"
     log_format: Annotated[
-        Literal["auto", "json", "console"],
-        Meta(description="`auto` is `console` on a terminal and `json` elsewhere."),
+        Literal["auto", "json", "console"], Meta(description="`auto` is `console` on a terminal and `json` elsewhere.")
     ] = "auto"
     log_upstream_text: Annotated[
         bool, Meta(description="Log what an upstream says of its errors, secrets hidden. It may quote messages.")

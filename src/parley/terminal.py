@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import httpx
 import httpx_sse
@@ -24,9 +25,6 @@ from parley.web.schema import (
     StreamChunk,
     TextChunk,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # A little more than the server's own ceiling between two chunks: the server is the one that keeps time.
 _TIMEOUT: Final = httpx.Timeout(60, connect=5)

@@ -92,10 +92,7 @@ class ChatRequestFactory(_Factory[ChatRequest]):
     @classmethod
     def history(cls) -> list[HistoryTurn]:
         """Begin with one exchange."""
-        return [
-            HistoryTurn("user", cls.text()),
-            HistoryTurn("assistant", cls.text()),
-        ]
+        return [HistoryTurn("user", cls.text()), HistoryTurn("assistant", cls.text())]
 
     @classmethod
     def max_output_tokens(cls) -> int:
@@ -125,11 +122,7 @@ class ErrorResponseFactory(_Factory[ErrorResponse]):
     detail = PostGenerated(_explained)
     action = PostGenerated(_explained)
     retryable = PostGenerated(_explained)
-
-    @classmethod
-    def retry_after_s(cls) -> int | None:
-        """Leave it open."""
-        return None
+    retry_after_s = None
 
 
 @register_fixture

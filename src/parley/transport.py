@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 import sys
@@ -17,26 +18,28 @@ if sys.platform == "linux":
     import termios
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
+
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
 _SEND_BUFFER_BYTES: Final = 65_536
 
-# What is parsed before the loop serves others; asyncio's 256 KiB can hold 40,000 chunks.
+# What is parsed before the loop serves others; 256 KB can hold 40,000 chunks.
 _READ_BYTES: Final = 16_384
 
 # For how long, and how much, a client that was refused may go on sending.
 _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
 _LINGER_BYTES_PER_READ: Final = 4_096
-_LINGER_READ_BYTES: Final = 1 << 18
+
+# Where the bytes of each read go; the connections share it, as each copies its bytes before the next read.
+_READ_BUFFER: Final = memoryview(bytearray(_READ_BYTES))
 
 
 def prepare(transport: asyncio.Transport) -> None:
     """Set what a client's connection needs."""
     transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
-    transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # asyncio has no public setting
     connection: socket.socket = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     # asyncio sets this only if it created the listening socket. Without it, a chunk can wait up to 40 ms for the
@@ -74,7 +77,6 @@ class Lingering:
         self._discarded = ReadBudget(_LINGER_BYTES, _LINGER_BYTES_PER_READ)
         with suppress(OSError):  # the client has gone
             transport.write_eof()
-        transport.max_size = _LINGER_READ_BYTES  # type: ignore[attr-defined]  # see `prepare`
         self._timer = loop.call_later(_LINGER_S, self._close)
 
     def discard(self, data: bytes) -> None:
@@ -92,6 +94,50 @@ class Lingering:
             self._timer = self._loop.call_later(_LINGER_S, self._close)
         else:
             self._transport.close()
+
+
+class Reader(asyncio.BufferedProtocol):
+    """Reads what a client sends, a little before the loop serves others; everything else is the connection's.
+
+    The loops' own buffers hold 256 KB. uvloop fills one up to 32 times in a row, so reading is paused after a read that
+    fills this one.
+    """
+
+    def __init__(self, connection: H11Protocol, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._loop = loop
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's wish
+        """Return where the next read goes."""
+        return _READ_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Give what was read to the connection."""
+        if nbytes == _READ_BYTES:
+            self._transport.pause_reading()
+            self._loop.call_soon(self._go_on)
+        self._connection.data_received(bytes(_READ_BUFFER[:nbytes]))
+
+    def _go_on(self) -> None:
+        if not self._connection.flow.read_paused:
+            self._transport.resume_reading()
+
+    def eof_received(self) -> None:
+        """Tell the connection."""
+        self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        """Tell the connection."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tell the connection."""
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the connection."""
+        self._connection.connection_lost(exc)
 
 
 class ClientTransport:

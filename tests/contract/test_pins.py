@@ -111,7 +111,7 @@ def wheel(folder: Path, name: str, version: str, requires: Iterable[str] = ()) -
 def clone(tmp_path: Path) -> Path:
     """Copy what the recipes read, as a fresh clone has it: without uv.lock."""
     clone = tmp_path / "clone"
-    for name in ("pyproject.toml", "justfile", "README.md", "tests/__init__.py"):
+    for name in ("pyproject.toml", "justfile", "tests/__init__.py"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
     shutil.copytree(ROOT / "tests" / "support", clone / "tests" / "support")

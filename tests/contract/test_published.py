@@ -9,9 +9,9 @@ import msgspec
 import yaml
 
 from parley.chat.record import Record
-from parley.contract import contract
 from parley.environment import Variable, variables
 from tests.support.contract import read
+from tests.support.served import contract
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.parse
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import httpx
 import pytest
 
 from parley.web.schema import ErrorChunk
 from tests.support.canaries import CANARY_KEY
 from tests.support.cost import measuring
-from tests.support.floods import FLOODS, PLAIN, flooding
+from tests.support.floods import CALL, FLOODS, OF_TOOLS, PLAIN, flooding
 from tests.support.process import parley
-from tests.support.running import read_chunks
+from tests.support.running import FORECASTER, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-    import httpx
 
     from tests.support.cost import Cost
     from tests.support.process import Parley
@@ -55,7 +55,7 @@ class Case:
 
 
 CASES = [
-    *(Case(name) for name in FLOODS if name not in {PLAIN, *OF_MODELS}),
+    *(Case(name) for name in FLOODS if name not in {PLAIN, CALL, *OF_MODELS}),
     *(Case(name, "/chat") for name in ("text", "a MB of text at a time", "empty objects", "gzip of empty lines")),
     *(Case(name, at_once=5) for name in AT_ONCE),
 ]
@@ -69,9 +69,9 @@ def upstream() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def serving(base_url: str) -> AsyncIterator[Parley]:
+async def serving(base_url: str, **variables: str) -> AsyncIterator[Parley]:
     """Run a Parley that has answered once, as much is loaded then; SIGTERM must end it in spite of all floods."""
-    async with parley(OPENAI_BASE_URL=base_url, **SETTINGS) as served, served.client() as client:
+    async with parley(OPENAI_BASE_URL=base_url, **SETTINGS, **variables) as served, served.client() as client:
         try:
             answer = await client.post("/chat/complete", json={"message": PLAIN})
             assert answer.json()["text"] == "whole"
@@ -89,6 +89,21 @@ async def served(upstream: str) -> AsyncIterator[Parley]:
     """Run one Parley for many floods, none of which may leave anything behind."""
     async with serving(f"{upstream}/v1") as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+async def agent(upstream: str) -> AsyncIterator[Parley]:
+    """Run one whose agent calls a tool before the flood."""
+    async with serving(f"{upstream}/v1", PARLEY_AGENT=FORECASTER) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    "case", [Case(name, "/chat") for name in ("text", "a MB of text at a time", *OF_TOOLS)], ids=str
+)
+async def test_a_flood_of_an_agents_model_costs_nobody_else_their_turn(agent: Parley, case: Case) -> None:
+    """Nor does one of tool calls."""
+    await test_a_flood_costs_nobody_else_their_turn(agent, case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -138,4 +153,26 @@ def check_cost(cost: Cost, at_once: int) -> None:
     """Check what the flood has cost."""
     assert cost.cpu_s < MOST_CPU_S * at_once
     assert cost.stall_s < MOST_STALL_S
+    assert cost.growth_kb < MOST_GROWTH_KB
+
+
+STUCK = 30
+
+
+@pytest.mark.parametrize("agent", ["", FORECASTER], ids=["plain", "agent"])
+async def test_clients_that_do_not_read_a_flood_cost_little_memory(upstream: str, agent: str) -> None:
+    """The upstream is held back, until all are cut off."""
+    body = b'{"message":"text"}'
+    request = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    async with (
+        serving(f"{upstream}/v1", PARLEY_AGENT=agent, PARLEY_WRITE_TIMEOUT_S="3") as served,
+        AsyncExitStack() as all_,
+    ):
+        url = httpx.URL(served.url)
+        with measuring(served) as cost:
+            for _ in range(STUCK):
+                connection = all_.enter_context(socket.create_connection((url.host, url.port)))
+                connection.sendall(request % (len(body), body))
+            with anyio.fail_after(DEADLINE_S + 30):
+                await served.logs.line("connection_timed_out", number=STUCK)
     assert cost.growth_kb < MOST_GROWTH_KB

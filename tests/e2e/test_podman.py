@@ -212,7 +212,7 @@ async def layers(image: str) -> list[str]:
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Return a copy of what an image is built from, to be changed."""
-    for name in ("Containerfile", ".containerignore", "LICENSE", "README.md", "pyproject.toml"):
+    for name in ("Containerfile", ".containerignore", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for lock in ROOT.glob("requirements*.lock"):
         shutil.copy(lock, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -10,14 +11,15 @@ import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.chat.events import UsageSource
 from parley.settings import Secret, Settings
 from parley.web.errors import STATUS
 from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARIES, CANARY, CANARY_KEY
 from tests.support.faults import FAULTS, Fault, show_named_fault
 from tests.support.logs import Logs
-from tests.support.running import problem, running, stream
-from tests.support.upstream import ScriptedUpstream
+from tests.support.running import FORECASTER, problem, running, stream
+from tests.support.upstream import ScriptedUpstream, call_weather
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,24 +27,40 @@ if TYPE_CHECKING:
     import httpx
 
 
+PLAIN, FIRST, SECOND = "plain", "an agent's first model call", "an agent's second model call"
+CASES = [
+    *((PLAIN, path, name) for path in ("/chat", "/chat/complete") for name in FAULTS),
+    *((where, "/chat", name) for where in (FIRST, SECOND) for name in FAULTS),
+]
+
+
 @pytest.fixture(scope="module")
-async def faulty() -> AsyncIterator[ScriptedUpstream]:
+def where(request: pytest.FixtureRequest) -> str:
+    """Return where the fault is."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+async def faulty(where: str) -> AsyncIterator[ScriptedUpstream]:
     """Run the faulty upstream."""
     async with ScriptedUpstream() as upstream:
         upstream.script = show_named_fault
+        if where == SECOND:
+            upstream.tool_script = call_weather
         yield upstream
 
 
 @pytest.fixture(scope="module")
-def all_logs() -> Logs:
+def all_logs(where: str) -> Logs:  # noqa: ARG001  # one for each
     """Hold the logs of all cases."""
     return Logs()
 
 
 @pytest.fixture(scope="module")
-async def parley(faulty: ScriptedUpstream, all_logs: Logs) -> AsyncIterator[httpx.AsyncClient]:
+async def parley(faulty: ScriptedUpstream, all_logs: Logs, where: str) -> AsyncIterator[httpx.AsyncClient]:
     """Run one Parley for all cases: none may leave anything behind for the next."""
     settings = Settings(
+        agent=None if where == PLAIN else FORECASTER,
         openai_base_url=faulty.url,
         openai_api_key=Secret(CANARY_KEY),
         model="scripted-1",
@@ -56,13 +74,16 @@ async def parley(faulty: ScriptedUpstream, all_logs: Logs) -> AsyncIterator[http
     assert not any(canary in all_logs.getvalue() for canary in CANARIES)
 
 
-@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(("where", "path", "name"), CASES, indirect=["where"], scope="module")
 async def test_every_fault_is_told_as_what_it_is(
-    parley: httpx.AsyncClient, faulty: ScriptedUpstream, all_logs: Logs, path: str, name: str
+    parley: httpx.AsyncClient, faulty: ScriptedUpstream, all_logs: Logs, where: str, path: str, name: str
 ) -> None:
     """Status or last chunk, text, usage, log line; and nothing goes on upstream."""
     fault = FAULTS[name]
+    if where != PLAIN and name == "tool_call":  # only an agent has tools; it does not have this one
+        fault = replace(fault, retryable=True, source=UsageSource.ESTIMATE)
+    if where == SECOND and fault.source is UsageSource.NONE:  # the first call is known, and that not all is
+        fault = replace(fault, source=UsageSource.ESTIMATE)
     correlation_id = uuid.uuid4().hex
     before = len(faulty.exchanges)
     request = {"message": f"{CANARY} {name}"}
@@ -87,7 +108,7 @@ async def test_every_fault_is_told_as_what_it_is(
     assert line.get("upstream_status") == fault.upstream_status
     assert line["usage_source"] == fault.source
     assert line["output_tokens"] is None or line["output_tokens"] > 0
-    assert line["attempts"] == 1
+    assert line["attempts"] == (2 if where == SECOND else 1)
     assert line["level"] == ("warning" if fault.code and STATUS[fault.code] >= 500 else "info")
     assert not [line for line in all_logs.lines("unexpected_error") if line["correlation_id"] == correlation_id]
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from tests.support.faults import after
-from tests.support.running import running, sending
+from tests.support.running import BOTH, running, sending
 from tests.support.upstream import Exchange, answer, delta, hang
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ async def seconds_until(event: asyncio.Event) -> float:
     return loop.time() - begun
 
 
+@BOTH
 @pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize(("path", "texts"), [("/chat", ()), ("/chat", ("a",)), ("/chat/complete", ("a",))])
 @pytest.mark.parametrize("ahead", AHEAD.values(), ids=AHEAD.keys())
@@ -89,6 +90,7 @@ async def test_a_client_that_leaves_is_noticed_whatever_it_sent_before(
     assert (await logs.line())["outcome"] == "client_disconnected"
 
 
+@BOTH
 @pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("ahead", [b"", b"\r\n", chat()])
 async def test_a_client_that_leaves_what_it_does_not_read_is_noticed(
@@ -131,6 +133,7 @@ async def test_a_client_that_leaves_in_its_request_is_noticed(
     assert upstream.exchanges == []
 
 
+@BOTH
 @pytest.mark.parametrize("between", [b"", b"\r\n", b"\r\n" * 50])
 async def test_requests_that_are_sent_ahead_are_served_in_their_order(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, between: bytes
@@ -139,7 +142,7 @@ async def test_requests_that_are_sent_ahead_are_served_in_their_order(
 
     async def echo(exchange: Exchange) -> None:
         assert len(upstream.exchanges) == answered + 1
-        await answer(exchange.json["messages"][-1]["content"])(exchange)
+        await answer(exchange.message)(exchange)
 
     upstream.script = echo
     words = ["one", "two", "three", "four"]
@@ -152,6 +155,7 @@ async def test_requests_that_are_sent_ahead_are_served_in_their_order(
                 await reader.readuntil(b"\r\n0\r\n\r\n")
 
 
+@BOTH
 async def test_a_client_that_sends_too_much_ahead_is_cut_off(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
@@ -169,6 +173,7 @@ async def test_a_client_that_sends_too_much_ahead_is_cut_off(
 # Slow readers
 
 
+@BOTH
 @pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
 @pytest.mark.parametrize("bytes_per_s", [2_000, 20_000])
 async def test_a_client_that_reads_slowly_but_steadily_gets_all(
@@ -187,6 +192,7 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_all(
         assert loop.time() - begun > 40
 
 
+@BOTH
 async def test_a_client_that_stops_reading_is_cut_off_after_the_time_since_it_took_something(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:

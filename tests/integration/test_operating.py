@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from parley.chat.agent import Agent
-    from parley.chat.attempt import Attempt
+    from parley.chat.run import Attempt
+    from parley.chat.service import Agent
     from parley.chat.watch import Span
     from parley.settings import Settings
     from tests.support.logs import Logs

@@ -14,7 +14,7 @@ from parley.chat.events import NO_USAGE, FinishReason, Usage, UsageSource
 from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.clock import JumpingLoop
-from tests.support.running import decode_chunk, problem, running, stream
+from tests.support.running import BOTH, decode_chunk, problem, running, stream, with_tool
 from tests.support.upstream import Exchange, Gated, answer, delta
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ REQUEST = {"message": CANARY}
 COUNTED = Usage(input_tokens=7, output_tokens=3, total_tokens=10, source=UsageSource.UPSTREAM)
 
 
+@BOTH
 async def test_an_answer_streams_as_start_texts_and_done(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+    client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
     """The whole stream, chunk for chunk, and the one line that is logged of it."""
     upstream.script = answer("Hello")
@@ -41,11 +42,13 @@ async def test_an_answer_streams_as_start_texts_and_done(
     assert start == StartChunk(seq=0, correlation_id="my.id-1", model="scripted-1")
     assert texts == [TextChunk(seq=1, text="Hello")]
     assert isinstance(done, DoneChunk)
-    assert done == DoneChunk(seq=2, finish_reason=FinishReason.STOP, usage=COUNTED, timing=done.timing)
+    assert done == DoneChunk(
+        seq=2, finish_reason=FinishReason.STOP, usage=with_tool(agent, COUNTED), timing=done.timing
+    )
     assert done.timing.first_token_ms is not None
     assert 0 <= done.timing.first_token_ms <= done.timing.total_ms
 
-    line = await logs.line()
+    line, usage = await logs.line(), with_tool(agent, COUNTED)
     assert line.pop("total_ms") >= line.pop("first_token_ms") >= 0
     assert line.pop("bytes_out") > len("Hello")
     del line["timestamp"], line["logger"]
@@ -65,17 +68,18 @@ async def test_an_answer_streams_as_start_texts_and_done(
         "queue_ms": 0,
         "model": "scripted-1",
         "is_fallback": False,
-        "attempts": 1,
+        "attempts": 1 if agent is None else 2,
         "upstream_status": None,
         "chunks": 3,
         "finish_reason": "stop",
-        "input_tokens": 7,
-        "output_tokens": 3,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
         "usage_source": "upstream",
     }
 
 
-async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, logs: Logs) -> None:
+@BOTH
+async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, agent: str | None, logs: Logs) -> None:
     """POST /chat/complete takes the same request."""
     response = await client.post("/chat/complete", json=REQUEST)
 
@@ -85,7 +89,7 @@ async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, log
     assert body == {
         "text": "Hello",
         "finish_reason": "stop",
-        "usage": {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10, "source": "upstream"},
+        "usage": msgspec.to_builtins(with_tool(agent, COUNTED)),
         "model": "scripted-1",
         "correlation_id": response.headers["x-correlation-id"],
     }
@@ -154,6 +158,7 @@ async def test_any_request_that_the_factory_makes_is_answered(
         assert sent["max_tokens"] == request.max_output_tokens
 
 
+@BOTH
 async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
@@ -183,36 +188,43 @@ async def test_no_part_of_an_answer_waits_until_the_client_has_acknowledged_the_
     assert loop.ahead_s - before_s < 1
 
 
+@BOTH
 async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream
+    client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream
 ) -> None:
     """Each delta counts as a token; nobody knows the input's."""
     upstream.script = answer("a", "b", "c", usage=None)
     done = (await stream(client, REQUEST))[-1]
     assert isinstance(done, DoneChunk)
-    assert done.usage == Usage.estimate(3)
+    assert done.usage == with_tool(agent, Usage.estimate(3))
 
 
+@BOTH
 async def test_usage_that_the_upstream_gives_in_part_is_kept_as_it_is(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream
+    client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream
 ) -> None:
     """Nobody adds up what it has not."""
     upstream.script = answer("a", usage={"prompt_tokens": 7, "completion_tokens": 0})
+    usage = Usage(input_tokens=7, output_tokens=0, total_tokens=None, source=UsageSource.UPSTREAM)
     done = (await stream(client, REQUEST))[-1]
     assert isinstance(done, DoneChunk)
-    assert done.usage == Usage(input_tokens=7, output_tokens=0, total_tokens=None, source=UsageSource.UPSTREAM)
+    assert done.usage == with_tool(agent, usage)
 
 
-async def test_an_empty_answer_is_an_answer(client: httpx.AsyncClient, upstream: ScriptedUpstream) -> None:
+@BOTH
+async def test_an_empty_answer_is_an_answer(
+    client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream
+) -> None:
     """The model may say nothing, and say why."""
     upstream.script = answer(finish_reason="content_filter", usage=None)
     start, done = await stream(client, REQUEST)
     assert isinstance(start, StartChunk)
     assert isinstance(done, DoneChunk)
-    assert (done.finish_reason, done.usage) == (FinishReason.CONTENT_FILTER, NO_USAGE)
+    assert (done.finish_reason, done.usage) == (FinishReason.CONTENT_FILTER, with_tool(agent, NO_USAGE))
     assert done.timing.first_token_ms is None
 
 
+@BOTH
 async def test_a_connection_serves_one_answer_after_the_other(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
@@ -223,8 +235,9 @@ async def test_a_connection_serves_one_answer_after_the_other(
     assert len(upstream.connections) == 1
 
 
+@BOTH
 async def test_a_stream_that_ends_without_a_reason_is_truncated(
-    client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
+    client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
     """All that came is delivered, then the truth: the stock client would have called it done."""
     upstream.script = answer("Hello", finish_reason=None, usage=None)
@@ -236,12 +249,13 @@ async def test_a_stream_that_ends_without_a_reason_is_truncated(
     assert error.error.code is ErrorCode.UPSTREAM_TRUNCATED
     assert error.error.retryable
     assert error.error.correlation_id == start.correlation_id
-    assert error.usage == Usage.estimate(1)
+    assert error.usage == with_tool(agent, Usage.estimate(1))
     line = await logs.line()
     assert (line["status"], line["outcome"], line["error_code"]) == (200, "failed", "upstream_truncated")
     assert line["level"] == "warning"
 
 
+@BOTH
 async def test_a_broken_connection_costs_no_text_that_had_come(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
@@ -267,6 +281,7 @@ async def test_a_broken_connection_costs_no_text_that_had_come(
     assert error.error.code is ErrorCode.UPSTREAM_TRUNCATED
 
 
+@BOTH
 async def test_what_fails_before_the_first_text_is_an_http_error(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:

@@ -13,8 +13,7 @@ import trustme
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Deadlines, Run
 from parley.chat.watch import Untraced
-from parley.providers.exchange import Exchange
-from parley.providers.request import CompletionRequest
+from parley.providers.exchange import CompletionRequest, Exchange
 from parley.providers.upstream import Upstream
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 from agents import (
     Agent,
+    AgentToolStreamEvent,
     GuardrailFunctionOutput,
     OpenAIChatCompletionsModel,
-    RunConfig,
     RunContextWrapper,
     Runner,
     WebSearchTool,
@@ -21,7 +22,6 @@ from agents import (
 )
 from openai import AsyncOpenAI
 
-from parley.agent.custom import Context
 from tests.support.canaries import CANARY
 
 
@@ -41,8 +41,25 @@ async def hanging_tool() -> str:
 @function_tool
 def blocking_tool() -> str:
     """Hold a thread for long."""
-    time.sleep(20)
+    time.sleep(120)
     return ""
+
+
+@function_tool
+async def stubborn_tool() -> str:
+    """Hold on for a minute, although it is cancelled."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 60
+    while loop.time() < end:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(end - loop.time())
+    return ""
+
+
+@function_tool(failure_error_function=None)
+async def cancelled_tool() -> str:
+    """Fail by an error that looks like a cancellation."""
+    raise asyncio.CancelledError(CANARY)
 
 
 @function_tool(failure_error_function=None)
@@ -52,21 +69,27 @@ def broken_tool() -> str:
 
 
 @input_guardrail(run_in_parallel=False)
-async def no_secrets(_: RunContextWrapper[Context], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+async def no_secrets(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
     """Trip over a word."""
     return GuardrailFunctionOutput(CANARY, "forbidden" in str(message))
 
 
 @input_guardrail
-async def asking(wrapper: RunContextWrapper[Context], _: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+async def asking(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
     """Ask a model whether the message is allowed."""
-    config = RunConfig(model_provider=wrapper.context.models, tracing_disabled=True)
-    result = await Runner.run(Agent("Judge", instructions="Say yes or no."), message, run_config=config)
+    result = await Runner.run(Agent("Judge", instructions="Say yes or no."), message)
     return GuardrailFunctionOutput(None, result.final_output == "no")
 
 
+@input_guardrail
+async def hanging_guardrail(_: RunContextWrapper[None], __: Agent[Any], ___: Any) -> GuardrailFunctionOutput:
+    """Never come to a verdict."""
+    await asyncio.get_running_loop().create_future()
+    return GuardrailFunctionOutput(None, False)  # noqa: FBT003
+
+
 @output_guardrail
-async def short_answers(_: RunContextWrapper[Context], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
+async def short_answers(_: RunContextWrapper[None], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
     """Trip over a long answer."""
     return GuardrailFunctionOutput(CANARY, len(answer) > 20)
 
@@ -84,14 +107,15 @@ def failing_tool(about: str) -> str:
 
 
 @input_guardrail
-async def private_guardrail(_: RunContextWrapper[Context], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
+async def private_guardrail(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
     """Trip over the name of a script, with words that nobody may see."""
     return GuardrailFunctionOutput(os.environ["PRIVATE"], "trips_the_guardrail" in str(message))
 
 
-helper = Agent[Context]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
-plain = Agent[Context]("Plain", instructions="You are terse.")
-tooled = Agent[Context](
+helper = Agent[None]("Helper", instructions="You help.", handoff_description="Helps.", model="other-1")
+forecaster = Agent[None]("Forecaster", tools=[weather])
+plain = Agent[None]("Plain", instructions="You are terse.")
+tooled = Agent[None](
     "Tooled",
     instructions="You tell the weather.",
     tools=[weather, hanging_tool, blocking_tool, broken_tool, helper.as_tool("ask_helper", "Ask the helper.")],
@@ -99,9 +123,67 @@ tooled = Agent[Context](
     input_guardrails=[no_secrets],
     output_guardrails=[short_answers],
 )
-judged = Agent[Context]("Judged", instructions="You answer.", input_guardrails=[asking])
-private = Agent[Context]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
-last_word = Agent[Context]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
+
+
+async def watch(_: AgentToolStreamEvent) -> None:
+    """Look at what the helper says."""
+
+
+@function_tool
+async def run_helper(question: str) -> str:
+    """Ask the helper as the documentation of openai-agents does."""
+    return str((await Runner.run(helper, question)).final_output)
+
+
+@function_tool
+def block_for_helper(question: str) -> str:
+    """Ask the helper from a thread."""
+    return str(Runner.run_sync(helper, question).final_output)
+
+
+left_behind: set[asyncio.Task[Any]] = set()
+
+
+@function_tool
+async def leave_helper(question: str) -> str:
+    """Ask the helper, and do not wait for the answer."""
+    left_behind.add(asyncio.create_task(Runner.run(helper, question)))
+    return "later"
+
+
+@function_tool
+async def stream_helper(question: str) -> str:
+    """Ask the helper, and read what it says as it comes."""
+    result = Runner.run_streamed(helper, question, run_config={"workflow_name": CANARY})
+    async for _ in result.stream_events():
+        pass
+    return str(result.final_output)
+
+
+attacked = Agent[None](
+    "Attacked",
+    tools=[
+        weather,
+        hanging_tool,
+        stubborn_tool,
+        cancelled_tool,
+        blocking_tool,
+        run_helper,
+        stream_helper,
+        block_for_helper,
+        leave_helper,
+        helper.as_tool("ask_helper", "Ask the helper."),
+        helper.as_tool("watch_helper", "Ask the helper, and watch.", on_stream=watch),
+        helper.as_tool("need_helper", "Ask the helper, who must answer.", failure_error_function=None),
+    ],
+)
+guarded = Agent[None]("Guarded", tools=[weather, hanging_tool], input_guardrails=[hanging_guardrail])
+ping = Agent[None]("Ping")
+pong = Agent[None]("Pong", handoffs=[ping])
+ping.handoffs = [pong]
+judged = Agent[None]("Judged", instructions="You answer.", input_guardrails=[asking])
+private = Agent[None]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
+last_word = Agent[None]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
 
 with_a_model = Agent("Bad", model=OpenAIChatCompletionsModel("m-1", AsyncOpenAI(api_key="none")))
 with_web_search = Agent("Bad", tools=[WebSearchTool()])
@@ -109,11 +191,11 @@ with_a_bad_handoff = Agent("Outer", handoffs=[with_web_search])
 no_agent = 5
 
 
-def make() -> Agent[Context]:
+def make() -> Agent[None]:
     """Make an agent."""
     return plain
 
 
-def make_in_vain() -> Agent[Context]:
+def make_in_vain() -> Agent[None]:
     """Fail."""
     raise RuntimeError(CANARY)

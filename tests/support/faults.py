@@ -278,7 +278,7 @@ SCRIPTS = {name: fault.script for name, fault in FAULTS.items()} | {
 
 async def show_named_fault(exchange: Exchange) -> None:
     """Show the fault that the last message names."""
-    await SCRIPTS.get(exchange.json["messages"][-1]["content"].split()[-1], SCRIPTS["none"])(exchange)
+    await SCRIPTS.get(exchange.message.split()[-1], SCRIPTS["none"])(exchange)
 
 
 async def main() -> None:

@@ -1,7 +1,7 @@
 """Owns the floods: answers that never end, or unpack to far more than was sent, each by name.
 
-Run as a program, it answers with the flood that the message names, or that the path names for the list of models; it
-writes its port to standard output. It is a process
+Run as a program, it answers with the flood that the message names, or that the path names for the list of models; an
+agent has to call its tool before. It writes its port to standard output. It is a process
 of its own with blocking sockets, so that it can send faster than Parley reads.
 """
 
@@ -26,6 +26,7 @@ MOST_BYTES = 200 << 20
 _BLOCK = 1 << 16
 LONG_TEXT = "x" * 900_000
 PLAIN = "plain"
+CALL = "call"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ def holding(unit: str) -> Flood:
     return endless(HEAD, event(unit))
 
 
+_CALL = delta(
+    "tool_calls",
+    tool_calls=[{"index": 0, "id": "a", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}],
+)
 _DEEP = "[" * 100_000 + "]" * 100_000
 _DIGITS = "9" * 1_000_000
 _MODELS = b'{"object":"list","data":['
@@ -120,6 +125,7 @@ _IN_CHUNKS = CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE)
 
 FLOODS = {
     PLAIN: Flood(lambda: iter([HEAD, WHOLE, event("[DONE]")]), "whole"),
+    CALL: Flood(lambda: iter([HEAD, _CALL, event("[DONE]")])),
     # It is compressed.
     "gzip of empty lines": packed(HEAD, b"data:\n", 10_000_000),
     "gzip of an error": packed(ERROR, b"x", 80_000_000),
@@ -147,6 +153,13 @@ FLOODS = {
     # It holds text.
     "text": endless(HEAD, delta(content="word ")),
     "a MB of text at a time": endless(HEAD, delta(content="x" * 1_000_000)),
+    # It calls tools, for whoever has some.
+    "arguments": endless(HEAD, delta(tool_calls=[{"index": 0, "function": {"name": "weather", "arguments": "xx"}}])),
+    "a MB of arguments at a time": endless(
+        HEAD, delta(tool_calls=[{"index": 0, "function": {"arguments": "x" * 1_000_000}}])
+    ),
+    "pieces of tool calls that hold nothing": endless(HEAD, delta(tool_calls=[{}] * 100)),
+    "a million tool calls": holding('{"choices":[{"delta":{"tool_calls":[' + "{}," * 340_000 + "{}]}}]}"),
     # It goes on after the end.
     "chunks after DONE": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
     "comments after the finish reason": endless(HEAD + WHOLE, b":\n\n", "whole"),
@@ -159,6 +172,8 @@ FLOODS = {
     "gzip of models": packed(JSON, b'{"id":"x"},', 8_000_000),
     "100 Continue before models": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
 }
+
+OF_TOOLS = [name for name in FLOODS if "tool" in name or "arguments" in name]
 
 
 @contextmanager
@@ -185,7 +200,10 @@ def _serve(connection: socket.socket) -> None:
         if path.endswith("/models"):
             name = urllib.parse.unquote(path.split("/")[1])
         else:
-            name = json.loads(body)["messages"][-1]["content"]
+            request = json.loads(body)
+            name = [turn["content"] for turn in request["messages"] if turn["role"] == "user"][-1]
+            if "tools" in request and request["messages"][-1]["role"] != "tool" and name not in OF_TOOLS:
+                name = CALL
         for piece in FLOODS.get(name, FLOODS[PLAIN]).pieces():
             connection.sendall(piece)
         connection.shutdown(socket.SHUT_WR)

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 PARLEY = (sys.executable, "-m", "parley")
 
+# Runs the command that follows, `PARLEY`, as if uvloop were not installed.
+_WITHOUT_UVLOOP = """
+import runpy, sys
+sys.modules["uvloop"] = None
+del sys.argv[1:4]
+runpy.run_module("parley", run_name="__main__", alter_sys=True)
+"""
+LOOPS = {"uvloop": (), "asyncio": (sys.executable, "-c", _WITHOUT_UVLOOP)}
+"""For each event loop, what comes before `PARLEY` in a command that runs it on this loop."""
+
 
 def environment(**variables: str) -> dict[str, str]:
     """Return an environment in which only these settings are made, on a free port, and everything is logged."""
@@ -94,7 +104,7 @@ async def read(stream: asyncio.StreamReader | None, logs: Logs) -> None:
 async def address(logs: Logs) -> str:
     """Wait for the line that says where it serves."""
     with anyio.fail_after(60):
-        while not (found := re.search(r"url\b.{1,20}?(http://\S+?:\d+)", logs.getvalue())):
+        while not (found := re.search(r"url\b.{1,20}?(http://(?:\[\S+?\]|[^\s\[]+?):\d+)", logs.getvalue())):
             await logs.written()
     return found[1]
 

@@ -13,9 +13,11 @@ import anyio
 import httpx
 import httpx_sse
 import msgspec
+import pytest
 import uvicorn
 
 from parley.app import create_app
+from parley.chat.events import Usage, UsageSource
 from parley.server import options
 from parley.web.schema import ErrorResponse, StreamChunk
 from tests.support import contract
@@ -25,6 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from parley.settings import Settings
+
+FORECASTER = "tests.support.agents:forecaster"
+BOTH = pytest.mark.parametrize("agent", [None, FORECASTER], ids=["plain", "agent"], indirect=True)
+
+
+def with_tool(agent: str | None, usage: Usage) -> Usage:
+    """Return what a request costs whose last model call costs this: an agent has called its tool before."""
+    return usage if agent is None else Usage.sum([_TOOL_COST, usage])
+
+
+_TOOL_COST = Usage(input_tokens=100, output_tokens=10, total_tokens=110, source=UsageSource.UPSTREAM)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import ssl
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-USAGE_OF_CALL = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+TOOL_USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 
 
 @dataclass
@@ -48,6 +48,16 @@ class Exchange:
     def json(self) -> Any:
         """The request's body."""
         return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        """The user's last message."""
+        return str([turn["content"] for turn in self.json["messages"] if turn["role"] == "user"][-1])
+
+    @property
+    def follows_a_tool(self) -> bool:
+        """Whether the model is given the result of a tool that it has called."""
+        return bool(self.json["messages"][-1]["role"] == "tool")
 
     async def head(self, status: int = 200, content_type: str = "text/event-stream", **headers: str) -> None:
         """Send status line and headers."""
@@ -124,24 +134,6 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
     return script
 
 
-def call(name: str, *arguments: str, text: str = "") -> Script:
-    """Call a tool, the arguments in pieces."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        if text:
-            await exchange.events(delta(text))
-        first = {"index": 0, "id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": ""}}
-        await exchange.events({"choices": [{"index": 0, "delta": {"tool_calls": [first]}}]})
-        for piece in arguments:
-            more = {"index": 0, "function": {"arguments": piece}}
-            await exchange.events({"choices": [{"index": 0, "delta": {"tool_calls": [more]}}]})
-        await exchange.events(delta(finish_reason="tool_calls"), {"choices": [], "usage": USAGE_OF_CALL}, "[DONE]")
-        await exchange.end()
-
-    return script
-
-
 class Gated:
     """A script that sends its first text at once, and its last when it may; it counts the answers that have begun.
 
@@ -177,6 +169,30 @@ class Gated:
             await self._has_begun.wait()
 
 
+def call(name: str, *arguments: str, text: str = "") -> Script:
+    """Call a tool, the arguments in pieces."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        if text:
+            await exchange.events(delta(text))
+        first = {"index": 0, "id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": ""}}
+        await exchange.events(tool_calls(first))
+        await exchange.events(*(tool_calls({"index": 0, "function": {"arguments": piece}}) for piece in arguments))
+        await exchange.events(delta(finish_reason="tool_calls"), {"choices": [], "usage": TOOL_USAGE}, "[DONE]")
+        await exchange.end()
+
+    return script
+
+
+call_weather = call("weather", '{"ci', 'ty": "Paris"}')
+
+
+def tool_calls(*calls: object) -> dict[str, object]:
+    """Make a chunk that adds pieces of tool calls."""
+    return {"choices": [{"index": 0, "delta": {"tool_calls": calls}}]}
+
+
 def in_turn(*scripts: Script) -> Script:
     """Do these one after the other, one for each request; the last for all that follow."""
     remaining = list(scripts)
@@ -206,7 +222,8 @@ async def hang(exchange: Exchange) -> None:
 class ScriptedUpstream:
     """Runs `script` for each chat completion; `models_script` answers GET /models; `headers` go with all answers.
 
-    `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed.
+    `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed. With a
+    `tool_script`, it runs that for each first model call of an agent, and `script` for those with a tool's result.
     """
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
@@ -214,6 +231,7 @@ class ScriptedUpstream:
         self._port = port
         self._tls = tls
         self.script: Script = answer("Hel", "lo")
+        self.tool_script: Script | None = None
         self.models_script: Script = respond(200, {"object": "list", "data": []})
         self.headers: dict[str, str] = {}
         self.models_requests = 0
@@ -225,7 +243,8 @@ class ScriptedUpstream:
     @property
     def url(self) -> str:
         """The base URL to give to Parley."""
-        host, port = self._server.sockets[0].getsockname()
+        port = self._server.sockets[0].getsockname()[1]
+        host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{port}/v1"
 
     async def __aenter__(self) -> Self:
@@ -280,6 +299,9 @@ class ScriptedUpstream:
         if exchange.path.endswith("/models"):
             self.models_requests += 1
             await self.models_script(exchange)
+            return
+        if self.tool_script is not None and not exchange.follows_a_tool:
+            await self.tool_script(exchange)
             return
         self.exchanges.append(exchange)
         self.received.set()

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import NO_USAGE, Usage, UsageSource
 from parley.chat.run import Deadlines, Run
 from parley.settings import Settings
+from tests.support.attempts import new_attempt
 
 
 def new_run(end: float, settings: Settings | None = None) -> Run:
@@ -99,20 +99,6 @@ async def test_a_request_ends_in_time_even_if_its_client_does_not_read() -> None
     assert interrupted == [ErrorCode.REQUEST_TIMEOUT]
 
 
-def attempt(call: int) -> Attempt:
-    """Ask a model."""
-    return Attempt(
-        model="m-1",
-        host="127.0.0.1",
-        port=80,
-        max_tokens=100,
-        temperature=None,
-        is_fallback=False,
-        call=call,
-        is_reply=True,
-    )
-
-
 def counted(read: int, written: int) -> Usage:
     """Return what an upstream counted."""
     return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written, source=UsageSource.UPSTREAM)
@@ -133,7 +119,7 @@ async def test_the_usage_of_a_reply_is_that_of_all_its_model_calls(usages: list[
     """What is unknown of one call is unknown of the reply; what earlier attempts of a call used is not published."""
     run = new_run(0)
     for number, usage in enumerate(usages):
-        failed, last = attempt(number), attempt(number)
+        failed, last = new_attempt(number), new_attempt(number)
         failed.usage, last.usage = counted(100, 100), None if usage is NO_USAGE else usage
         run.attempts += [failed, last]
     assert run.usage() == total
@@ -144,7 +130,7 @@ async def test_a_model_call_may_answer_with_the_tokens_that_the_calls_before_it_
     run = new_run(0)
     left = [run.output_tokens_left]
     for number, written in enumerate((30, 100)):
-        run.attempts.append(attempt(number))
+        run.attempts.append(new_attempt(number))
         run.attempts[-1].usage = counted(1, written)
         left.append(run.output_tokens_left)
     assert left == [100, 70, 1]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from parley.chat.stopwatch import Stopwatch
+from parley.chat.service import Stopwatch
 
 
 async def test_each_duration_is_measured_from_its_own_start() -> None:

@@ -26,7 +26,7 @@ from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
 from parley.chat.events import FinishReason, ReplyReasoning, ReplyText, Usage
-from parley.providers.request import CompletionRequest
+from parley.providers.exchange import CompletionRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,9 +166,9 @@ def completed(  # noqa: PLR0913, PLR0917  # what there is to say
 
 
 def _output(text: str, calls: Sequence[ToolCall]) -> list[ResponseOutputItem]:
-    """Return what an answer consists of."""
+    """Return what an answer consists of: if it is empty, of an empty text, or openai-agents would ask again."""
     items: list[ResponseOutputItem] = []
-    if text:
+    if text or not calls:
         content = ResponseOutputText(annotations=[], text=text, type="output_text", logprobs=[])
         items.append(
             ResponseOutputMessage(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from agents import ModelProvider, RawResponsesStreamEvent, RunConfig, Runner
+from agents import RawResponsesStreamEvent, RunConfig, Runner
 from agents.exceptions import (
     InputGuardrailTripwireTriggered,
     MaxTurnsExceeded,
@@ -21,12 +22,13 @@ from agents.exceptions import (
 from parley.agent.conversion import to_piece, warm_up
 from parley.agent.loading import load
 from parley.agent.model import Backpressure, UpstreamModels
+from parley.agent.nested import confine, models_of_run
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import ReplyReasoning, ReplyText
 from parley.chat.run import Deadlines
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from agents import RunResultStreaming
 
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from parley.providers.calls import Upstreams
     from parley.settings import Settings
 
-_CLEAN_UP_TIMEOUT_S: Final = 5.0
+# For what is to end, before it is left alone: tools and guardrails can hold on.
+_LAST_WORDS_S: Final = 1.0
 
 _TRIPWIRES: Final = (
     InputGuardrailTripwireTriggered,
@@ -45,23 +48,13 @@ _TRIPWIRES: Final = (
 )
 
 
-class Context(NamedTuple):
-    """What tools and guardrails get as their context."""
-
-    models: ModelProvider
-    """Parley's models, for what they ask a model themselves: `RunConfig(model_provider=wrapper.context.models)`."""
-
-
 class CustomAgent:
     """Answers as the operator's agent does; all its model calls go to Parley's upstreams."""
 
     def __init__(self, path: str, upstreams: Upstreams, settings: Settings) -> None:
-        """Load the agent.
-
-        Raises:
-            AgentError: if Parley cannot run it.
-        """
+        """Load the agent, or raise `AgentError` if Parley cannot run it."""
         self._agent = load(path)
+        confine()
         self._upstreams = upstreams
         self._settings = settings
         named = [self._agent.model] if isinstance(self._agent.model, str) else upstreams.model_names[:1]
@@ -80,35 +73,104 @@ class CustomAgent:
         models = UpstreamModels(self._upstreams, self._settings, run=run, backpressure=backpressure)
         turns: list[Any] = [{"role": message.role, "content": message.content} for message in prompt.messages]
         config = RunConfig(model_provider=models, tracing_disabled=True, trace_include_sensitive_data=False)
-        deadlines = Deadlines(run)
-        deadlines.is_waiting = False  # the models wait for the upstream; here, only the request's own deadline counts
-        result = Runner.run_streamed(self._agent, turns, context=Context(models), run_config=config)
-        events = result.stream_events()
+        asked = UpstreamModels(self._upstreams, self._settings, run=run, is_reply=False)
+        context = copy_context()
+        context.run(models_of_run.set, (asked, asyncio.get_running_loop()))
+        result = context.run(Runner.run_streamed, self._agent, turns, run_config=config)
+        events: Any = result.stream_events()
+        end = _End(run, result, backpressure)
         try:
             while True:
                 with backpressure.reading():
-                    async with deadlines.limit():
+                    async with end.limit():
                         event = await anext(events, None)
                 if event is None:
                     break
                 if isinstance(event, RawResponsesStreamEvent) and (piece := to_piece(event.data)) is not None:
                     yield piece
+            if end.error is not None:
+                raise end.error  # noqa: TRY301  # it has not come to its end by itself
             if result.new_items and result.new_items[-1].type == "tool_call_output_item":
                 yield ReplyText(str(result.final_output))
-        except _TRIPWIRES as error:
-            raise ChatError(ErrorCode.GUARDRAIL_TRIPPED) from error
-        except MaxTurnsExceeded as error:
-            raise ChatError(ErrorCode.TOO_MANY_TURNS) from error
-        except (ModelBehaviorError, ModelRefusalError) as error:
-            detail = "The model did not do what the agent needs, such as calling a tool in the right form."
-            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail) from error
+        except Exception as error:
+            named = end.error or _named(error)
+            if named is None or named is error:
+                raise
+            raise named from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("a tool has cancelled itself") from error
         finally:
-            await _stop(result)
+            await end.stop(events)
 
 
-async def _stop(result: RunResultStreaming) -> None:
-    """End the run, and wait until its model has closed the connection."""
-    result.cancel()
-    if result.run_loop_task is not None:
-        with anyio.move_on_after(_CLEAN_UP_TIMEOUT_S, shield=True), suppress(Exception, asyncio.CancelledError):
-            await asyncio.wait([result.run_loop_task])
+class _End:
+    """Ends a run at the request's deadline, also if nobody reads, and if it does not let itself be ended.
+
+    A model call ends itself, and after all of its text.
+    """
+
+    def __init__(self, run: Run, result: RunResultStreaming, backpressure: Backpressure) -> None:
+        self.error: ChatError | None = None
+        """Why the run was ended."""
+        self._run = run
+        self._result = result
+        self._backpressure = backpressure
+        self._loop = asyncio.get_running_loop()
+        self._wait: asyncio.Timeout | None = None
+        self._deadlines = Deadlines(run)
+        self._deadlines.is_waiting = False  # only the models wait for the upstream
+        self._deadlines.start(self._interrupt)
+
+    @asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """Wait, in the block, for the run; after the deadline, for its last words only.
+
+        Raises:
+            ChatError: if they do not come.
+        """
+        expired = self._deadlines.expired
+        try:
+            async with asyncio.timeout(None if expired is None else _LAST_WORDS_S) as self._wait:
+                yield
+        except TimeoutError:
+            if self._deadlines.expired is None:
+                raise
+            raise self._deadlines.expired from None
+
+    async def stop(self, events: AsyncGenerator[Any, None]) -> None:
+        """Stop the run, if it has not ended, and wait until its model has closed the connection."""
+        self._deadlines.stop()
+        self._run.stop(ChatError(ErrorCode.INTERNAL))  # a tool may have left something behind that asks a model
+        self._result.cancel()
+        with anyio.move_on_after(_LAST_WORDS_S, shield=True):
+            if self._result.run_loop_task is not None:
+                await asyncio.gather(self._result.run_loop_task, return_exceptions=True)
+            await events.aclose()
+
+    def _interrupt(self, error: ChatError) -> None:
+        if self._result.run_loop_task is None or self._result.run_loop_task.done():
+            return
+        if self._wait is not None:
+            with suppress(RuntimeError):  # nobody waits just now
+                self._wait.reschedule(self._loop.time() + _LAST_WORDS_S)
+        if not self._backpressure.streams:
+            self.error = error
+            self._result.cancel()
+
+
+def _named(error: Exception) -> ChatError | None:
+    """Return what an error of the run is to the client; `None` if nobody expects it."""
+    if isinstance(error, _TRIPWIRES):
+        return ChatError(ErrorCode.GUARDRAIL_TRIPPED)
+    if isinstance(error, MaxTurnsExceeded):
+        return ChatError(ErrorCode.TOO_MANY_TURNS)
+    if isinstance(error, ModelBehaviorError | ModelRefusalError | RecursionError):  # arguments can be nested too deeply
+        detail = "The model did not do what the agent needs, such as calling a tool in the right form."
+        return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ChatError):
+        cause = cause.__cause__
+    return cause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from agents import Model, ModelProvider, ModelResponse, Usage
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agents import AgentOutputSchemaBase, Handoff, ModelSettings, Tool, TResponseInputItem, TResponseStreamEvent
 
     from parley.providers.calls import Upstreams
+    from parley.providers.exchange import Exchange
     from parley.settings import Settings
 
 
@@ -30,6 +31,8 @@ class Backpressure:
     """
 
     def __init__(self) -> None:
+        self.streams = 0
+        """The number of model calls that are being streamed."""
         self._reader_waits = asyncio.Event()
 
     @contextmanager
@@ -53,7 +56,7 @@ class UpstreamModel(Model):
     It raises `ChatError` if an answer fails, and says `incomplete` of one that was cut short.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is named where it is given
         self,
         upstreams: Upstreams,
         settings: Settings,
@@ -61,6 +64,7 @@ class UpstreamModel(Model):
         name: str | None = None,
         run: Run | None = None,
         backpressure: Backpressure | None = None,
+        is_reply: bool = True,
     ) -> None:
         """Take the upstreams; `name` is another model of the first one's. Without a run, each call is its own."""
         self._upstreams = upstreams
@@ -68,30 +72,31 @@ class UpstreamModel(Model):
         self._name = name
         self._run = run
         self._backpressure = backpressure
-        self._is_reply = True
+        self._is_reply = is_reply
 
     async def get_response(self, *args: Any, **options: Any) -> ModelResponse:
-        """Return the whole answer, which is no part of the run's reply: only streams are.
+        """Return the whole answer, which is no part of the run's reply.
 
         Raises:
             ChatError: if it fails.
         """
-        model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run)
-        model._is_reply = False
-        async for event in model.stream_response(*args, **options):
-            if isinstance(event, ResponseCompletedEvent):
-                counts = event.response.usage
-                usage = (
-                    Usage()
-                    if counts is None
-                    else Usage(
-                        requests=1,
-                        input_tokens=counts.input_tokens,
-                        output_tokens=counts.output_tokens,
-                        total_tokens=counts.total_tokens,
+        model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run, is_reply=False)
+        events: Any = model.stream_response(*args, **options)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, ResponseCompletedEvent):
+                    counts = event.response.usage
+                    usage = (
+                        Usage()
+                        if counts is None
+                        else Usage(
+                            requests=1,
+                            input_tokens=counts.input_tokens,
+                            output_tokens=counts.output_tokens,
+                            total_tokens=counts.total_tokens,
+                        )
                     )
-                )
-                return ModelResponse(output=event.response.output, usage=usage, response_id=None)
+                    return ModelResponse(output=event.response.output, usage=usage, response_id=None)
         raise AssertionError("an answer has an end")
 
     async def stream_response(  # noqa: PLR0913, PLR0917  # as openai-agents calls it
@@ -123,10 +128,13 @@ class UpstreamModel(Model):
             is_reply=self._is_reply,
             include_reasoning=run.include_reasoning,
         )
-        exchange, piece = await self._upstreams.begin(request, run)
+        exchange: Exchange | None = None
         error: BaseException | None = None
         text, number = io.StringIO(), 0  # a list of many short texts would take ten times the memory
+        if self._backpressure is not None:
+            self._backpressure.streams += 1
         try:
+            exchange, piece = await self._upstreams.begin(request, run)
             while piece is not None:
                 if thought := exchange.take_thoughts():
                     yield reasoning_delta(delta=thought, sequence_number=number)
@@ -138,22 +146,20 @@ class UpstreamModel(Model):
                     if self._backpressure is not None:
                         await self._backpressure.wait()
                 piece = await exchange.next()
-            calls, attempt = exchange.answer.tool_calls, exchange.attempt
-            yield completed(
-                text.getvalue(),
-                calls.joined() if calls else (),
-                attempt.model,
-                attempt.finish_reason,
-                attempt.usage,
-                number,
-            )
+            known = (str(message.get("tool_call_id")) for message in request.messages)
+            calls = exchange.answer.tool_calls.joined(known) if exchange.answer.tool_calls else ()
+            attempt = exchange.attempt
+            yield completed(text.getvalue(), calls, attempt.model, attempt.finish_reason, attempt.usage, number)
         except BaseException as failure:
             error = failure
             if self._backpressure is not None and isinstance(failure, Exception):
                 await self._backpressure.wait()
             raise
         finally:
-            exchange.close(error)
+            if self._backpressure is not None:
+                self._backpressure.streams -= 1
+            if exchange is not None:
+                exchange.close(error)
 
     def _new_run(self, settings: ModelSettings) -> Run:
         end = asyncio.get_running_loop().time() + self._settings.request_timeout_s
@@ -170,15 +176,22 @@ class UpstreamModels(ModelProvider):
         *,
         run: Run | None = None,
         backpressure: Backpressure | None = None,
+        is_reply: bool = True,
     ) -> None:
         """Take what the models have in common."""
         self._upstreams = upstreams
         self._settings = settings
         self._run = run
         self._backpressure = backpressure
+        self._is_reply = is_reply
 
     def get_model(self, model_name: str | None) -> UpstreamModel:
         """Return a model; without a name, the one of the settings."""
         return UpstreamModel(
-            self._upstreams, self._settings, name=model_name, run=self._run, backpressure=self._backpressure
+            self._upstreams,
+            self._settings,
+            name=model_name,
+            run=self._run,
+            backpressure=self._backpressure,
+            is_reply=self._is_reply,
         )

@@ -32,11 +32,7 @@ class PlainAgent:
         warm_up()
 
     async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
-        """Yield what the model says as it comes.
-
-        Raises:
-            ChatError: if the answer fails.
-        """
+        """Yield what the model says as it comes; raise `ChatError` if the answer fails."""
         model = UpstreamModel(self._upstreams, self._settings, run=run)
         turns: list[Any] = [{"role": message.role, "content": message.content} for message in prompt.messages]
         events: Any = model.stream_response(None, turns, PLAIN, [], None, [], ModelTracing.DISABLED)

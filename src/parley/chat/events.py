@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 from msgspec import Meta
 
 from parley.chat.errors import ChatError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _Count = Annotated[int, Meta(ge=0)]
 

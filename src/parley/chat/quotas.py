@@ -53,10 +53,7 @@ class Allowance:
 
 
 class Quotas:
-    """A caller's requests a minute and replies at once, and everybody's tokens a minute, where the settings limit them.
-
-    They are those of one process.
-    """
+    """One process's limits: a caller's requests a minute and replies at once, and everybody's tokens a minute."""
 
     def __init__(
         self, settings: Settings, usual_stay_s: Callable[[], float], now: Callable[[], float] = time.monotonic
@@ -109,7 +106,12 @@ class Quotas:
         }
         longest = max(waits_s, key=lambda reason: waits_s[reason])
         if waits_s[longest] > 0:
-            raise _limited(longest, waits_s[longest])
+            raise ChatError(
+                ErrorCode.RATE_LIMITED,
+                detail=_DETAILS[longest],
+                reason=longest,
+                retry_after_s=math.ceil(waits_s[longest]),
+            )
 
 
 _DETAILS: Final = {
@@ -117,12 +119,6 @@ _DETAILS: Final = {
     "requests_per_minute": "This client has sent more requests than it may in a minute.",
     "tokens_per_minute": "Parley has spent the tokens that it may spend in a minute.",
 }
-
-
-def _limited(reason: str, wait_s: float) -> ChatError:
-    return ChatError(
-        ErrorCode.RATE_LIMITED, detail=_DETAILS[reason], reason=reason, retry_after_s=max(1, math.ceil(wait_s))
-    )
 
 
 def _estimate(prompt: Prompt) -> int:

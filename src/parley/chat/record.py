@@ -38,8 +38,7 @@ class Record(msgspec.Struct, kw_only=True):
     ] = None
     route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")] = None
     status: Annotated[
-        int | None,
-        Meta(description="499, where the client left before there was one; none, where nobody got one."),
+        int | None, Meta(description="499, where the client left before there was one; none, where nobody got one.")
     ] = None
     error_code: Annotated[ErrorCode | None, Meta(description="The error's code.")] = None
     reason: Annotated[
@@ -68,8 +67,7 @@ class Record(msgspec.Struct, kw_only=True):
         None
     )
     usage_source: Annotated[
-        UsageSource | None,
-        Meta(description="Who counted them: `upstream`, `estimate` or `none`."),
+        UsageSource | None, Meta(description="Who counted them: `upstream`, `estimate` or `none`.")
     ] = None
 
     def fail(self, error: ChatError) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
 import structlog
 
 from parley.chat.admission import Admission
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import (
-    Event,
-    FinishReason,
     ReplyAdmitted,
     ReplyFailed,
     ReplyFinished,
@@ -20,16 +18,14 @@ from parley.chat.events import (
     ReplyStarted,
     ReplyText,
     Timing,
-    Usage,
 )
 from parley.chat.quotas import Quotas
 from parley.chat.run import Run
-from parley.chat.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from parley.chat.agent import Agent
+    from parley.chat.events import Event
     from parley.chat.messages import Prompt
     from parley.chat.record import Record
     from parley.chat.watch import Watch
@@ -38,15 +34,28 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole reply."""
+class Agent(Protocol):
+    """Writes replies."""
 
-    model: str
-    text: str
-    reasoning: str
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
+    @property
+    def model_names(self) -> list[str]:
+        """The names of the models that it asks: the first, then the fallback."""
+
+    @property
+    def max_streams(self) -> int:
+        """The number of replies that it can write at once, unless the settings say otherwise."""
+
+    def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
+        """Yield the reply as it comes, and note in the run what each request to a model came to.
+
+        Closing the generator stops the model.
+
+        Raises:
+            ChatError: if the reply fails; all text that had come by then has been yielded.
+        """
+
+    async def check(self) -> ErrorCode | None:
+        """Return `None` if a model can be reached, or the error that a request would meet."""
 
 
 class ChatService:
@@ -126,37 +135,6 @@ class ChatService:
             record.queue_ms, record.first_token_ms = stopwatch.queue_ms, stopwatch.timing().first_token_ms
             _note(record, run)
 
-    async def complete(self, prompt: Prompt, record: Record) -> Reply:
-        """Collect the events of one reply.
-
-        Raises:
-            ChatError: where the reply failed; what had come of it is dropped.
-        """
-        model = ""
-        texts: list[str] = []
-        thoughts: list[str] = []
-        async with aclosing(self.stream(prompt, record)) as events:
-            async for event in events:
-                match event:
-                    case ReplyStarted():
-                        model = event.model
-                    case ReplyText():
-                        texts.append(event.text)
-                    case ReplyReasoning():
-                        thoughts.append(event.text)
-                    case ReplyFailed():
-                        raise event.error
-                    case ReplyFinished():
-                        return Reply(
-                            model=model,
-                            text="".join(texts),
-                            reasoning="".join(thoughts),
-                            finish_reason=event.finish_reason,
-                            usage=event.usage,
-                            timing=event.timing,
-                        )
-        raise AssertionError("a reply has a last event")
-
     def _model(self, run: Run) -> str:
         return run.last.model if run.last else self._agent.model_names[0]
 
@@ -182,6 +160,39 @@ class ChatService:
                     yield pieces
             finally:
                 self._runs.discard(run)
+
+
+class Stopwatch:
+    """The timing of one reply, by the loop's clock: its turn, its first text, the gaps between texts, its end."""
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+        self.started = self._now()
+        self.queue_ms: int | None = None
+        """The wait for a turn, once it is over."""
+        self.first_token: float | None = None
+        self._last_text = 0.0
+
+    def turn(self) -> None:
+        """Note that the wait for a turn is over: it has come, or will not."""
+        self.queue_ms = self._since_start_ms(self._now())
+
+    def text(self) -> float | None:
+        """Note that a text has come; return the seconds since the one before, if there was any."""
+        now = self._now()
+        gap_s = None if self.first_token is None else now - self._last_text
+        if self.first_token is None:
+            self.first_token = now
+        self._last_text = now
+        return gap_s
+
+    def timing(self) -> Timing:
+        """Return the milliseconds so far."""
+        first_token_ms = None if self.first_token is None else self._since_start_ms(self.first_token)
+        return Timing(first_token_ms=first_token_ms, total_ms=self._since_start_ms(self._now()))
+
+    def _since_start_ms(self, moment: float) -> int:
+        return round((moment - self.started) * 1000)
 
 
 def _note(record: Record, run: Run) -> None:

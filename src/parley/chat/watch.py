@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from parley.chat.attempt import Attempt
+    from parley.chat.run import Attempt
 
 
 class Watch(Protocol):
     """Whoever measures; none of it may fail, or take long."""
 
-    def replying(self, change: int) -> None:
+    def replying(self, change: int, /) -> None:
         """So many more replies are being made; fewer, where it is negative."""
 
-    def waiting(self, change: int) -> None:
+    def waiting(self, change: int, /) -> None:
         """So many more prompts wait for their turn."""
 
-    def gap(self, seconds: float) -> None:
+    def gap(self, seconds: float, /) -> None:
         """This long after the text before it, another text came."""
 
     def upstream_answered(self, status: int | None) -> None:

@@ -26,7 +26,7 @@ from parley.providers.wire import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from parley.chat.attempt import Attempt
+    from parley.chat.run import Attempt
 
 # What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
 _SPARE_LINES: Final = 500_000
@@ -69,7 +69,7 @@ class Answer:
         self.thoughts: list[str] = []
         """What the model has thought since somebody looked."""
         self._is_completion = False
-        self._choices = 0
+        self._parts = 0  # choices, and pieces of tool calls
         self._message = ""
         self._has_other_text = False
         self._characters = 0
@@ -113,7 +113,7 @@ class Answer:
         text = "".join(texts)
         self._characters += len(text)
         if (
-            self.decoder.lines + self._choices > self._most_lines
+            self.decoder.lines + self._parts > self._most_lines
             or self.bytes > self._most_bytes
             or self._characters > self._most_characters
         ):
@@ -171,7 +171,7 @@ class Answer:
                 raise ReportedError(payload)
             return
         self._is_completion = True
-        self._choices += len(chunk.choices)
+        self._parts += len(chunk.choices)
         for choice in chunk.choices:
             if choice.index:  # another answer, which was not asked for
                 self._has_other_text |= bool(choice.delta and choice.delta.content)
@@ -195,7 +195,9 @@ class Answer:
                 attempt.thoughts += 1
                 attempt.finish_reason, attempt.is_final = None, False
             if self.tool_calls is not None and bytes(delta.tool_calls):
-                size = self.tool_calls.add(decode_tool_calls(delta.tool_calls) or ())
+                pieces = decode_tool_calls(delta.tool_calls) or ()
+                self._parts += len(pieces)
+                size = self.tool_calls.add(pieces)
                 self._characters += size
                 is_piece |= size > 0
         if is_piece:

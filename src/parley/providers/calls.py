@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from parley.chat.run import Run
-    from parley.providers.request import CompletionRequest
+    from parley.providers.embedded import EmbeddedUpstream
+    from parley.providers.exchange import CompletionRequest
     from parley.providers.upstream import Upstream
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -35,32 +36,10 @@ _FIRST_BACKOFF_S: Final = 0.25
 _LONGEST_BACKOFF_S: Final = 2.0
 
 
-class Source(Protocol):
-    """An upstream, or what runs one."""
-
-    @property
-    def model_name(self) -> str:
-        """The name that replies are published under."""
-
-    @property
-    def max_streams(self) -> int:
-        """The number of replies that it can write at once."""
-
-    def upstream(self) -> Upstream:
-        """Return the upstream.
-
-        Raises:
-            ChatError: if it is being restarted.
-        """
-
-    async def check(self) -> ErrorCode | None:
-        """Return `None` if it can be reached, or the error that a request would meet."""
-
-
 class Upstreams:
     """The upstreams, in the order in which they are asked: a later one only if those before it have failed."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Upstream | EmbeddedUpstream]) -> None:
         self._sources = sources
         self.model_names = [source.model_name for source in sources]
         self.max_streams = sources[0].max_streams
@@ -75,11 +54,7 @@ class Upstreams:
         return problem
 
     async def begin(self, request: CompletionRequest, run: Run) -> tuple[Exchange, str | None]:
-        """Ask until one of them answers; return the exchange, which the caller closes, and its first text.
-
-        Raises:
-            ChatError: if none of them answers.
-        """
+        """Return the exchange with the first that answers, and its first text, or raise `ChatError` if none does."""
         call = len(run.attempts)
         for number, source in enumerate(self._sources):
             try:
@@ -92,13 +67,9 @@ class Upstreams:
 
 
 async def _ask(
-    source: Source, request: CompletionRequest, run: Run, call: int, *, is_fallback: bool
+    source: Upstream | EmbeddedUpstream, request: CompletionRequest, run: Run, call: int, *, is_fallback: bool
 ) -> tuple[Exchange, str | None]:
-    """Ask one upstream, up to the first token; again if it fails by what may pass.
-
-    Raises:
-        ChatError: if it does not answer.
-    """
+    """Ask one upstream, up to the first token, again if its failure may pass; raise `ChatError` if none helps."""
     deadlines = Deadlines(run)
     upstream = source.upstream()
     retries = run.settings.retries

@@ -35,6 +35,8 @@ _MAX_HEADS: Final = 16
 # A whole response, which a parser takes as such only if it has taken nothing of another one.
 _PROBE: Final = b"HTTP/1.1 299 Probe\r\nContent-Length: 0\r\n\r\n"
 _PROBE_STATUS: Final = 299
+# After a larger read the loop has its turn: uvloop would fill its buffer of 256,000 bytes up to 32 times in a row.
+_LARGE_READ_BYTES: Final = 65_536
 # `select` takes no file descriptor above 1,023, but exists on every platform.
 _Selector: Final[type[selectors.BaseSelector]] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -53,7 +55,8 @@ class Connector(aiohttp.TCPConnector):
         # The service limits the number of streams.
         super().__init__(limit=0, ssl=trusted, resolver=_Resolver())
         # There is no public way.
-        self._factory = cast("partial[ResponseHandler]", partial(_Connection, loop=self._loop))
+        kind = _Connection if isinstance(self._loop, asyncio.SelectorEventLoop) else _PatientConnection
+        self._factory = cast("partial[ResponseHandler]", partial(kind, loop=self._loop))
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:
@@ -121,6 +124,21 @@ class _Connection(ResponseHandler):
         return [message.code for message, _ in messages] == [_PROBE_STATUS]
 
 
+class _PatientConnection(_Connection):
+    """A connection for uvloop, which reads much at a time, and often in a row."""
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what was read; after a large read, read on in the loop's next turn."""
+        super().data_received(data)
+        if len(data) > _LARGE_READ_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self._reading_paused:
+            self.transport.resume_reading()
+
+
 class _Idle(asyncio.Protocol):
     """Listens to an idle connection, and closes it at the first byte."""
 
@@ -159,11 +177,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return a host's addresses.
-
-        Raises:
-            OSError: if it has none.
-        """
+        """Return a host's addresses, or raise `OSError` if it has none."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[ResolveResult]] = loop.create_future()
 

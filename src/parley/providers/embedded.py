@@ -9,7 +9,7 @@ import urllib.parse
 from contextlib import AsyncExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 import structlog
@@ -19,9 +19,6 @@ from parley.providers.llama_server import SLOTS, Order, Report, environment
 from parley.providers.upstream import Upstream
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from parley.chat.watch import Tracer, Watch
     from parley.settings import Settings
 
@@ -99,29 +96,19 @@ class EmbeddedUpstream:
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Start the child and wait until the model is loaded.
-
-        Raises:
-            EmbeddedModelError: where it cannot be.
-        """
+        """Start the child and wait until the model is loaded, or raise `EmbeddedModelError`."""
         child = await self._start()
         self._supervisor = asyncio.create_task(self._supervise(child))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._supervisor is not None:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
 
     def upstream(self) -> Upstream:
-        """Return the way to the child.
-
-        Raises:
-            ChatError: while it is being restarted.
-        """
+        """Return the way to the child, or raise `ChatError` while it is being restarted."""
         if self._upstream is None:
             detail = "The embedded model is being restarted."
             raise ChatError(ErrorCode.UPSTREAM_UNREACHABLE, detail=detail, retry_after_s=1)
@@ -155,11 +142,7 @@ class EmbeddedUpstream:
             await _stop(child)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start the child, wait for its report, and turn to it.
-
-        Raises:
-            EmbeddedModelError: where it does not serve.
-        """
+        """Start the child, wait for its report, and turn to it; raise `EmbeddedModelError` if it does not serve."""
         port = urllib.parse.urlsplit(self.address.url).port or 0
         order = Order(model_path=str(self.find_model()), api_key=self.address.api_key, port=port)
         try:
@@ -190,11 +173,7 @@ class EmbeddedUpstream:
         return child
 
     def find_model(self) -> Path:
-        """Return the model's file.
-
-        Raises:
-            EmbeddedModelError: where there is none.
-        """
+        """Return the model's file, or raise `EmbeddedModelError` if there is none."""
         if self._settings.model_path is not None:
             path = Path(self._settings.model_path)
             if not path.is_file():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.providers.answer import Answer
 
 if TYPE_CHECKING:
-    from parley.chat.attempt import Attempt
-    from parley.chat.run import Deadlines
-    from parley.providers.request import CompletionRequest
+    from parley.chat.run import Attempt, Deadlines
     from parley.providers.upstream import Upstream
 
 # After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
@@ -29,6 +28,26 @@ _SHORT_LINE_BYTES: Final = 32
 _SMALL_READ_BYTES: Final = 500
 # What has come by now is returned as one text, up to this.
 _MOST_CHARACTERS: Final = 16_384
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a chat completion, before the upstream's own names and defaults are filled in."""
+
+    messages: list[Any]
+    """As the chat completions API has them, without the system prompt."""
+    max_tokens: int
+    instructions: str | None = None
+    """The system prompt; `None` stands for the upstream's default."""
+    temperature: float | None = None
+    """`None` stands for the upstream's default."""
+    model: str | None = None
+    """`None` stands for the upstream's default; a fallback always uses its own."""
+    is_reply: bool = True
+    """Whether the answer is part of a reply, and not what a tool or a guardrail wants to know."""
+    include_reasoning: bool = False
+    """Whether somebody wants to see what the model thinks."""
+    options: dict[str, Any] = {}
+    """Other fields of the API, such as `tools`."""
 
 
 class Exchange:
@@ -54,11 +73,7 @@ class Exchange:
         self._is_over = False
 
     async def open(self) -> None:
-        """Send the request, and wait for the response's head.
-
-        Raises:
-            ChatError: if there is no response, or it is an error.
-        """
+        """Send the request, and wait for the response's head; raise `ChatError` if there is none, or it is an error."""
         async with self._deadlines.limit():
             self._response = await self._upstream.post(self._request, self.attempt, self._span.headers)
         self.attempt.is_answered = True
@@ -157,11 +172,7 @@ class Exchange:
             self._response.close()
 
     async def _end(self) -> None:
-        """Check the answer, and read what follows it.
-
-        Raises:
-            ChatError: if the answer is not whole.
-        """
+        """Check the answer, and read what follows it; raise `ChatError` if the answer is not whole."""
         answer = self.answer
         failure = answer.failure or (None if answer.is_done else self._broken)
         if failure is None:

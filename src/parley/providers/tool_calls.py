@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,7 @@ import msgspec
 from parley.chat.errors import ChatError, ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from parley.providers.wire import ToolCallDelta
 
@@ -29,44 +30,69 @@ class ToolCalls:
     """Joins pieces to calls."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, tuple[str, list[str], list[str]]] = {}
+        self._calls: list[_Call] = []
 
-    def add(self, deltas: Sequence[ToolCallDelta]) -> int:
-        """Take pieces; return the number of their characters.
+    def add(self, pieces: Sequence[ToolCallDelta]) -> int:
+        """Take the pieces of a chunk; return the number of their characters.
 
         Raises:
             ChatError: if there are too many calls.
         """
+        if len(pieces) > _MOST_CALLS:
+            raise _TooManyCallsError
         size = 0
-        for delta in deltas:
-            function = delta.function
+        for place, piece in enumerate(pieces):
+            function = piece.function
             name, arguments = (function.name or "", function.arguments or "") if function else ("", "")
-            key = self._key(delta)
-            if key not in self._calls:
+            call = self._find(piece, name, place)
+            if call is None:
                 if len(self._calls) == _MOST_CALLS:
-                    detail = f"The model made more than {_MOST_CALLS} tool calls at once."
-                    raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
-                self._calls[key] = (delta.id or "", [], [])
-            _, names, pieces = self._calls[key]
-            if name and names != [name]:  # some upstreams repeat it
-                names.append(name)
-            pieces.append(arguments)
+                    raise _TooManyCallsError
+                call = _Call(piece.index, piece.id or "")
+                self._calls.append(call)
+            if name and call.names != [name]:  # some upstreams repeat it
+                call.names.append(name)
+            call.arguments.write(arguments)
             size += len(name) + len(arguments)
         return size
 
-    def _key(self, delta: ToolCallDelta) -> int:
-        """Return the index of a call; without one, an id that is new begins a call, and all else continues the last."""
-        if delta.index is not None:
-            return delta.index
-        for key, (known, _, __) in self._calls.items():
-            if delta.id and delta.id == known:
-                return key
-        last = max(self._calls, default=-1)
-        return last + 1 if delta.id or not self._calls else last
+    def _find(self, piece: ToolCallDelta, name: str, place: int) -> _Call | None:
+        """Return the call that a piece continues, `None` if it begins another one.
 
-    def joined(self) -> list[ToolCall]:
-        """Return the calls, each with an id, also if the upstream has given none."""
-        return [
-            ToolCall(call_id or f"call_{uuid.uuid4().hex}", "".join(names), "".join(pieces) or "{}")
-            for call_id, names, pieces in self._calls.values()
-        ]
+        Calls are told apart by their index. If an upstream gives none, or always the same, their ids tell, and failing
+        that, their places in a chunk.
+        """
+        for call in reversed(self._calls):
+            if piece.index is None:
+                if piece.id == call.id or (not piece.id and not (place and name)):
+                    return call
+            elif piece.index == call.index and not (name and piece.id and call.id and piece.id != call.id):
+                return call
+        return None
+
+    def joined(self, known: Iterable[str]) -> list[ToolCall]:
+        """Return the calls, each with an id that is not among the `known` ones, also if the upstream gives none.
+
+        Some upstreams count anew in each answer, and openai-agents would take a call for the one before.
+        """
+        ids = {"", *known}
+        calls: list[ToolCall] = []
+        for call in self._calls:
+            call_id = f"call_{uuid.uuid4().hex}" if call.id in ids else call.id
+            ids.add(call_id)
+            calls.append(ToolCall(call_id, "".join(call.names), call.arguments.getvalue() or "{}"))
+        return calls
+
+
+class _Call:
+    def __init__(self, index: int | None, call_id: str) -> None:
+        self.index = index
+        self.id = call_id
+        self.names: list[str] = []
+        self.arguments = io.StringIO()  # a list of many short texts would take ten times the memory
+
+
+class _TooManyCallsError(ChatError):
+    def __init__(self) -> None:
+        detail = f"The model made more than {_MOST_CALLS} tool calls at once."
+        super().__init__(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)

@@ -6,25 +6,23 @@ import asyncio
 import re
 import urllib.parse
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 import msgspec
 import structlog
 
-from parley.chat.attempt import Attempt
 from parley.chat.errors import ChatError, ErrorCode
+from parley.chat.run import Attempt
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import error_type, refusal, unsent, unwanted_parameter
 from parley.providers.hiding import hide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from parley.chat.watch import Tracer, Watch
-    from parley.providers.request import CompletionRequest
+    from parley.providers.exchange import CompletionRequest
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -124,9 +122,7 @@ class Upstream:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     def upstream(self) -> Upstream:
@@ -171,11 +167,7 @@ class Upstream:
     async def post(
         self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        """Ask for a completion; return the response, which the caller closes.
-
-        Raises:
-            ChatError: if there is no response, or it is an error.
-        """
+        """Return the response, which the caller closes, or raise `ChatError` if there is none, or it is an error."""
         while True:
             response = await self._send(self._body(request, attempt), {**headers, **_correlation()})
             try:

@@ -29,10 +29,7 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class CorrelationMiddleware:
-    """Gives each request its id, in the response's headers and in every log line, and its record.
-
-    The record is in the scope's state for the layers to fill in, as `record`.
-    """
+    """Gives each request its id, in the response's headers and every log line, and its record, in the scope's state."""
 
     def __init__(self, app: ASGIApp, done: Callable[[Record, float], None]) -> None:
         """Wrap the app; `done` gets the record of each request at its end, and the seconds that it took."""

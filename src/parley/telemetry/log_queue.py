@@ -6,12 +6,10 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final
 
 # Lines that wait, or are being written: several seconds of a busy worker's.
 MOST_LINES: Final = 5_000
@@ -32,10 +30,7 @@ class LogQueue:
     def __init__(
         self, descriptor: int, encoding: str, count: Callable[[int], None], tell: Callable[[int], None]
     ) -> None:
-        """Start the thread.
-
-        `count` is called for each dropped line, and `tell` with their number before the next line is taken.
-        """
+        """Start the thread; `count` hears of lines that are dropped, `tell` of their number before the next line."""
         self._descriptor = descriptor
         self._encoding = encoding
         self._count = count

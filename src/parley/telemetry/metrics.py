@@ -31,29 +31,29 @@ _DURATIONS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
 
 class Metrics:
-    """What this process counts; where labels have many values, no caller chooses them."""
+    """What this process counts, as a `Watch`; where labels have many values, no caller chooses them."""
 
     def __init__(self) -> None:
-        self._in_flight = Gauge("parley_streams_in_flight", "Replies being made.", multiprocess_mode="livesum")
-        self._queue = Gauge("parley_queue_depth", "Prompts that wait for their turn.", multiprocess_mode="livesum")
+        self.replying = Gauge("parley_streams_in_flight", "Replies being made.", multiprocess_mode="livesum").inc
+        self.waiting = Gauge("parley_queue_depth", "Prompts that wait for their turn.", multiprocess_mode="livesum").inc
         self._chats = Counter("parley_chats", "Chats by their end: finish reason, error code, or who left.", ["ending"])
         self._refusals = Counter("parley_refusals", "Chats refused before a model was asked.", ["reason"])
         self._queue_time = Histogram("parley_queue_seconds", "Wait for a turn.", buckets=_WAITS)
         self._first_token = Histogram("parley_first_token_seconds", "Request to first text.", buckets=_WAITS)
-        self._gap = Histogram("parley_token_gap_seconds", "Text to next text.", buckets=_GAPS)
+        self.gap = Histogram("parley_token_gap_seconds", "Text to next text.", buckets=_GAPS).observe
         self._duration = Histogram("parley_chat_seconds", "Request to end.", buckets=_DURATIONS)
         self._tokens = Counter("parley_tokens", "Tokens, by who counted them.", ["direction", "source"])
         self._cached = Counter("parley_cached_input_tokens", "Input tokens that the upstream had in its cache.")
         self._reasoning = Counter("parley_reasoning_tokens", "Output tokens that the model thought with.")
         self._upstream = Counter("parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["status"])
-        self._retries = Counter("parley_retries", "Times that the same model was asked again.")
+        self.retrying = Counter("parley_retries", "Times that the same model was asked again.").inc
         self._fallbacks = Counter("parley_fallbacks", "Chats for which the fallback was asked.")
-        self._restarts = Counter(
+        self.embedded_model_restarts = Counter(
             "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
-        )
-        self._log_lines_dropped = Counter(
+        ).inc
+        self.log_lines_dropped = Counter(
             "parley_log_lines_dropped", "Log lines that standard output did not take, or not soon enough."
-        )
+        ).inc
         self._in_progress = Gauge(
             "parley_http_requests_in_progress",
             "Total requests currently in progress",
@@ -68,33 +68,9 @@ class Metrics:
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
             self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
 
-    def replying(self, change: int) -> None:
-        """Count replies being made."""
-        self._in_flight.inc(change)
-
-    def waiting(self, change: int) -> None:
-        """Count prompts that wait."""
-        self._queue.inc(change)
-
-    def gap(self, seconds: float) -> None:
-        """Measure the gap before a text."""
-        self._gap.observe(seconds)
-
     def upstream_answered(self, status: int | None) -> None:
         """Count an upstream's answer."""
         self._upstream.labels("none" if status is None else status).inc()
-
-    def retrying(self) -> None:
-        """Count a retry."""
-        self._retries.inc()
-
-    def embedded_model_restarts(self) -> None:
-        """Count a start."""
-        self._restarts.inc()
-
-    def log_lines_dropped(self, number: int) -> None:
-        """Count lines that nobody will read."""
-        self._log_lines_dropped.inc(number)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         """Count the requests in progress, by route; only inside the router is that known before the response."""
@@ -125,12 +101,9 @@ class Metrics:
         self._duration.observe(record.total_ms / 1000)
         if record.outcome == "failed" and not record.attempts:
             self._refusals.labels(record.reason or record.error_code).inc()
-        for histogram, milliseconds in (
-            (self._queue_time, record.queue_ms),
-            (self._first_token, record.first_token_ms),
-        ):
-            if milliseconds is not None:
-                histogram.observe(milliseconds / 1000)
+        for histogram, wait_ms in ((self._queue_time, record.queue_ms), (self._first_token, record.first_token_ms)):
+            if wait_ms is not None:
+                histogram.observe(wait_ms / 1000)
         for direction, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens is not None:
                 self._tokens.labels(direction, record.usage_source).inc(tokens)

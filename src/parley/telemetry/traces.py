@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
-    from parley.chat.attempt import Attempt
     from parley.chat.record import Record
+    from parley.chat.run import Attempt
 
 # A collector that does not answer must not hold up the exit.
 _LAST_EXPORT_TIMEOUT_S: Final = 3
@@ -91,42 +91,32 @@ class Traces:
         span = get_current_span()
         method = None if record.method == "other" else record.method
         span.update_name(" ".join(filter(None, (method or "HTTP", record.route))))
-        span.set_attributes(
-            _known(
-                {
-                    "http.request.method": method or "_OTHER",
-                    "http.route": record.route,
-                    "http.response.status_code": record.status,
-                    "error.type": record.error_code,
-                    "parley.correlation_id": record.correlation_id,
-                    "parley.outcome": record.outcome,
-                }
-            )
-        )
+        attributes = {
+            "http.request.method": method or "_OTHER",
+            "http.route": record.route,
+            "http.response.status_code": record.status,
+            "error.type": record.error_code,
+            "parley.correlation_id": record.correlation_id,
+            "parley.outcome": record.outcome,
+        }
+        span.set_attributes(_known(attributes))
         if record.is_failure:
             span.set_status(StatusCode.ERROR)
 
     def begin(self, attempt: Attempt) -> _AttemptSpan:
         """Give an attempt its span, by OpenTelemetry's conventions for generative AI."""
-        return _AttemptSpan(
-            self._tracer.start_span(
-                f"chat {attempt.model}",
-                kind=SpanKind.CLIENT,
-                attributes=_known(
-                    {
-                        "gen_ai.operation.name": "chat",
-                        "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
-                        "gen_ai.request.model": attempt.model,
-                        "gen_ai.request.stream": True,
-                        "gen_ai.request.max_tokens": attempt.max_tokens,
-                        "gen_ai.request.temperature": attempt.temperature,
-                        "server.address": attempt.host,
-                        "server.port": attempt.port,
-                    }
-                ),
-            ),
-            attempt,
-        )
+        attributes: dict[str, AttributeValue | None] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
+            "gen_ai.request.model": attempt.model,
+            "gen_ai.request.stream": True,
+            "gen_ai.request.max_tokens": attempt.max_tokens,
+            "gen_ai.request.temperature": attempt.temperature,
+            "server.address": attempt.host,
+            "server.port": attempt.port,
+        }
+        span = self._tracer.start_span(f"chat {attempt.model}", kind=SpanKind.CLIENT, attributes=_known(attributes))
+        return _AttemptSpan(span, attempt)
 
 
 class _AttemptSpan:
@@ -144,18 +134,15 @@ class _AttemptSpan:
         if isinstance(error, Exception):
             self._span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
             self._span.set_status(StatusCode.ERROR)
-        self._span.set_attributes(
-            _known(
-                {
-                    "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
-                    "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
-                    "gen_ai.usage.input_tokens": usage.input_tokens,
-                    "gen_ai.usage.output_tokens": usage.output_tokens,
-                    "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
-                    "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
-                }
-            )
-        )
+        attributes: dict[str, AttributeValue | None] = {
+            "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
+            "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
+            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
+        }
+        self._span.set_attributes(_known(attributes))
         self._span.end()
 
 

@@ -1,5 +1,7 @@
 """Owns the operations: chat as a stream, chat as one answer, and health."""
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated
 
@@ -9,17 +11,12 @@ from litestar.params import JSONBody, Parameter
 from litestar.plugins.prometheus import PrometheusController
 from msgspec import UNSET
 
+from parley.chat.events import Event, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
 from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
 from parley.web.errors import ClientDisconnectedError
-from parley.web.openapi import (
-    CHAT_FAILURES,
-    LIVENESS_FAILURES,
-    MAY_NEED_KEY,
-    READINESS_FAILURES,
-    DescribedOperation,
-)
+from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
 from parley.web.sse import EventStream, cancelled_on_disconnect
@@ -81,18 +78,38 @@ class ChatController(Controller):
     ) -> ChatResponse:
         """Answer a message in one piece, for callers that do not stream."""
         record: Record = request.state.record
-        async with cancelled_on_disconnect(request.receive, record):
-            reply = await service.complete(data.to_prompt(settings, request.state.caller), record)
-            return ChatResponse(
-                text=reply.text,
-                reasoning=reply.reasoning if data.include_reasoning else UNSET,
-                finish_reason=reply.finish_reason,
-                usage=reply.usage,
-                timing=reply.timing,
-                model=reply.model,
-                correlation_id=record.correlation_id,
-            )
+        reply = service.stream(data.to_prompt(settings, request.state.caller), record)
+        async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
+            return await _collect(events, record.correlation_id, include_reasoning=data.include_reasoning)
         raise ClientDisconnectedError
+
+
+async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include_reasoning: bool) -> ChatResponse:
+    """Make one answer of the events of a reply, or raise `ChatError` if it failed."""
+    model = ""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    async for event in events:
+        match event:
+            case ReplyStarted():
+                model = event.model
+            case ReplyText():
+                texts.append(event.text)
+            case ReplyReasoning():
+                thoughts.append(event.text)
+            case ReplyFailed():
+                raise event.error
+            case ReplyFinished():
+                return ChatResponse(
+                    text="".join(texts),
+                    reasoning="".join(thoughts) if include_reasoning else UNSET,
+                    finish_reason=event.finish_reason,
+                    usage=event.usage,
+                    timing=event.timing,
+                    model=model,
+                    correlation_id=correlation_id,
+                )
+    raise AssertionError("a reply has a last event")
 
 
 class MetricsController(PrometheusController):

@@ -13,12 +13,11 @@ import yaml
 from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin, YamlRenderPlugin
-from litestar.params import FromPath  # Litestar resolves it when it runs
+from litestar.params import FromPath  # noqa: TC002  # Litestar resolves it when it runs
 
 if TYPE_CHECKING:
     from litestar import Request
-    from litestar.params import FromPath  # Litestar resolves it when it runs
-from litestar.openapi.plugins import OpenAPIRenderPlugin
+    from litestar.openapi.plugins import OpenAPIRenderPlugin
 
 _PATH: Final = "/schema"
 _FILES: Final = "/swagger-ui"

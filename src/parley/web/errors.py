@@ -52,18 +52,15 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 
 # The errors that Litestar finds by itself, before a controller is reached.
 _CODES: Final[Mapping[int, ErrorCode]] = {
-    status: code
-    for code, status in STATUS.items()
-    if code
-    in {
+    STATUS[code]: code
+    for code in (
         ErrorCode.INVALID_REQUEST,
         ErrorCode.NOT_FOUND,
         ErrorCode.METHOD_NOT_ALLOWED,
         ErrorCode.PAYLOAD_TOO_LARGE,
         ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-    }
+    )
 }
-
 
 NO_BODY: Final = "The body is empty."
 
@@ -96,10 +93,6 @@ def headers_of(error: ErrorResponse) -> dict[str, str]:
     return headers
 
 
-def _on_chat_error(request: Request[Any, Any, Any], error: ChatError) -> Response[ErrorResponse]:
-    return _respond(request, error)
-
-
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorResponse]:
     code = _CODES.get(error.status_code)
     if code is None:
@@ -124,7 +117,7 @@ def _on_disconnect(request: Request[Any, Any, Any], _: ClientDisconnectedError) 
 
 
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
-    ChatError: _on_chat_error,
+    ChatError: _respond,
     ClientDisconnectedError: _on_disconnect,
     ValidationException: _on_no_body,
     HTTPException: _on_http_error,

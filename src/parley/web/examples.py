@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
@@ -20,9 +21,6 @@ from parley.web.schema import (
     StreamChunk,
     TextChunk,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _CORRELATION_ID: Final = "dbe688a500de49e49b06437065c5466b"
 _MODEL: Final = "smollm2-135m-instruct"

@@ -1,4 +1,4 @@
-"""Owns who may call: compares keys, and names the caller whose quotas a request counts against."""
+"""Owns who may call: if a connection is left, and who has a key; names the caller whose quotas a request counts for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.web.limits import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +20,20 @@ if TYPE_CHECKING:
 _SCHEME: Final = "bearer"
 _NAME_DIGITS: Final = 8
 
+FULL: Final = "is_full"
+"""In a scope's state: whether its connection is one of those that are kept for health and metrics."""
+
+
+def check_room(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """Raise `ChatError` if a request is on a connection that is kept for health and metrics."""
+    if connection.scope["state"].get(FULL):
+        raise ChatError(
+            ErrorCode.OVERLOADED,
+            detail="Parley has reached its limit of client connections.",
+            reason="connections_full",
+            retry_after_s=1,
+        )
+
 
 class KeyGuard:
     """A guard for routes: without one of the keys nobody passes, if there are any; only their hashes are kept.
@@ -28,19 +41,11 @@ class KeyGuard:
     Async, so that Litestar does not call it in a thread for each request.
     """
 
-    def __init__(self, keys: Iterable[str], *, is_always_served: bool = False) -> None:
-        """Take the keys; `is_always_served` lets requests pass that are on a connection kept for health and metrics."""
-        self._is_always_served = is_always_served
+    def __init__(self, keys: Iterable[str]) -> None:
         self._hashes = [_hash(key) for key in keys]
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        """Name the caller in the connection's state: by its key, else by its address.
-
-        Raises:
-            ChatError: if it has no key or a wrong one, or if there is no room.
-        """
-        if not self._is_always_served:
-            check_room(connection)
+        """Name the caller in the connection's state, by its key or address; raise `ChatError` if the key is wrong."""
         if not self._hashes:
             connection.state.caller = _caller(connection.client.host) if connection.client else ""
             return

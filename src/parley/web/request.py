@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 from litestar import Request
@@ -12,9 +13,6 @@ from litestar.exceptions import InternalServerException
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import NOT_BLANK_NO_NUL
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 MAX_BODY_BYTES: Final = 1 << 20
 
@@ -35,11 +33,7 @@ class ChatAPIRequest(Request[Any, Any, Any]):
     unfinished_bytes: ClassVar[int] = 0
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
-
-        Raises:
-            ChatError: if all requests that are being received hold too many bytes.
-        """
+        """Yield the body as it comes; raise `ChatError` if all requests that are being received hold too many bytes."""
         held = 0
         try:
             async for piece in super().stream():
@@ -54,33 +48,21 @@ class ChatAPIRequest(Request[Any, Any, Any]):
             ChatAPIRequest.unfinished_bytes -= held
 
     async def body(self) -> bytes:
-        """Return the body's bytes.
-
-        Raises:
-            ClientDisconnectedError: where the client leaves before it is whole.
-        """
+        """Return the body's bytes, or raise `ClientDisconnectedError` if the client leaves before all have come."""
         try:
             return await super().body()
         except InternalServerException as error:
             raise ClientDisconnectedError from error
 
     async def json(self) -> Any:
-        """Return the body as the handler's type.
-
-        Raises:
-            ChatError: where it is not that, or not JSON.
-        """
+        """Return the body as the handler's type, or raise `ChatError` if it is not that, or not JSON."""
         data_field = self.route_handler.parsed_data_field
         content_type = self.headers.get("Content-Type", "")
         return decode(await self.body(), content_type, data_field.annotation if data_field else Any)
 
 
 def decode(body: bytes, content_type: str, shape: type[T]) -> T:
-    """Decode a body of this Content-Type into this shape.
-
-    Raises:
-        ChatError: where it is not that, or not JSON.
-    """
+    """Decode a body of this Content-Type into this shape, or raise `ChatError` if it is not that, or not JSON."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
     try:

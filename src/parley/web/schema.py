@@ -1,6 +1,6 @@
 """Owns the shapes on the wire: requests, chunks, responses and errors, as the contract publishes them."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -9,6 +9,8 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage
 from parley.chat.messages import Message, Prompt, Role
 from parley.settings import LONGEST_S, MOST_OUTPUT_TOKENS, Settings
+
+NumberT = TypeVar("NumberT", int, float)
 
 MAX_MESSAGE_CHARACTERS: Final = 32_000
 MAX_HISTORY_TURNS: Final = 200
@@ -83,30 +85,23 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = False
 
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
-        """Return what the domain is asked, and for whom.
-
-        Raises:
-            ChatError: where a value is above its ceiling.
-        """
-        max_output_tokens, timeout_s = settings.max_output_tokens, settings.request_timeout_s
-        if self.max_output_tokens is not UNSET:
-            _check_ceiling("max_output_tokens", self.max_output_tokens, max_output_tokens)
-            max_output_tokens = self.max_output_tokens
-        if self.timeout_s is not UNSET:
-            _check_ceiling("timeout_s", self.timeout_s, timeout_s)
-            timeout_s = self.timeout_s
+        """Return what the domain is asked, and for whom, or raise `ChatError` if a value is above its ceiling."""
         return Prompt(
             messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
-            max_output_tokens=max_output_tokens,
-            timeout_s=timeout_s,
+            max_output_tokens=_limited("max_output_tokens", self.max_output_tokens, settings.max_output_tokens),
+            timeout_s=_limited("timeout_s", self.timeout_s, settings.request_timeout_s),
             include_reasoning=self.include_reasoning,
             caller=caller,
         )
 
 
-def _check_ceiling(name: str, value: float, ceiling: float) -> None:
+def _limited(name: str, value: NumberT | UnsetType, ceiling: NumberT) -> NumberT:
+    """Return a value that is at most its ceiling, which is also its default."""
+    if value is UNSET:
+        return ceiling
     if value > ceiling:
         raise ChatError(ErrorCode.INVALID_REQUEST, detail=f"`{name}` must be at most {ceiling:g}.")
+    return value
 
 
 class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,15 +120,11 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, error: ChatError, correlation_id: str) -> "ErrorResponse":
         """Publish an error of the domain."""
-        explanation = error.explanation
         return cls(
             code=error.code,
-            error=explanation.error,
-            detail=explanation.detail,
-            action=explanation.action,
             correlation_id=correlation_id,
-            retryable=explanation.retryable,
             retry_after_s=error.retry_after_s,
+            **error.explanation._asdict(),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
 import anyio
@@ -16,7 +17,7 @@ from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from litestar import Litestar, Request
     from litestar.types import Receive, Scope, Send
@@ -56,20 +57,13 @@ def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, s
 async def cancelled_on_disconnect(receive: Receive, record: Record) -> AsyncIterator[anyio.CancelScope]:
     """Cancel the body when the client goes, and say so in the request's record; the request must have been read."""
     with anyio.CancelScope() as scope:
-        async with _alongside(_cancel_on_disconnect(receive, scope)):
+        watching = asyncio.create_task(_cancel_on_disconnect(receive, scope))
+        try:
             yield scope
+        finally:
+            await _end(watching)
     if scope.cancelled_caught:
         record.outcome = "client_disconnected"
-
-
-@asynccontextmanager
-async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do something beside the body, for as long as that takes."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        await _end(task)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -94,9 +88,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         silence after them.
         """
         super().__init__(())
-        self._events = events
-        self._hold_headers_s = hold_headers_s
-        self._heartbeat_s = heartbeat_s
+        self._response = partial(_EventStreamResponse, events, hold_headers_s, heartbeat_s)
 
     def to_asgi_response(
         self,
@@ -108,13 +100,8 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         **_: Any,
     ) -> ASGIStreamingResponse:
         """Make the response that streams."""
-        return _EventStreamResponse(
-            self._events,
-            self._hold_headers_s,
-            self._heartbeat_s,
-            headers={**(headers or {}), **self.headers},
-            media_type=self.media_type,
-            status_code=status_code,
+        return self._response(
+            headers={**(headers or {}), **self.headers}, media_type=self.media_type, status_code=status_code
         )
 
 

@@ -1,4 +1,6 @@
-"""Owns the contract file: prints the OpenAPI document that the app serves, as YAML in a stable order."""
+"""Owns the contract as the app serves it: prints the OpenAPI document as YAML, in its order, for `just contract`."""
+
+import sys
 
 from parley.app import create_app
 from parley.settings import Settings
@@ -11,4 +13,4 @@ def contract() -> str:
 
 
 if __name__ == "__main__":
-    print(contract(), end="")  # noqa: T201  # the program's output
+    sys.stdout.write(contract())

@@ -1,0 +1,178 @@
+"""The event loops: uvloop, and asyncio's where there is no uvloop. Clients and upstreams see no difference."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import ssl
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx_sse
+import pytest
+import trustme
+
+from parley.chat.errors import ErrorCode
+from parley.web.schema import ErrorChunk
+from tests.support.out_of_turn import LAST_CHUNK, WAYS, WHOLE, First, OutOfTurn, chunked
+from tests.support.process import LOOPS, leading_to, parley, resident_kb
+from tests.support.running import decode_chunk, sending, stream
+from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import httpx
+
+MOST_GROWTH_KB = 20_000
+WRITE_TIMEOUT_S = 2.0
+
+each_loop = pytest.mark.parametrize("loop", LOOPS)
+
+
+def chat(path: str) -> bytes:
+    """Return a request."""
+    body = b'{"message":"Hi"}'
+    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        path.encode(),
+        len(body),
+        body,
+    )
+
+
+async def endless(exchange: Exchange) -> None:
+    """Send text for as long as Parley takes it."""
+    await exchange.head()
+    while not exchange.gone.is_set():
+        await exchange.events(*[delta("word " * 100)] * 100)
+
+
+@each_loop
+async def test_parley_runs_on_uvloop_if_it_is_installed(upstream: ScriptedUpstream, loop: str) -> None:
+    """Otherwise it runs on asyncio's own loop."""
+    async with parley(*LOOPS[loop], **leading_to(upstream)) as served, served.client() as client:
+        await stream(client, {"message": "Hi"})
+        mapped = await anyio.Path(f"/proc/{served.process.pid}/maps").read_text()
+    assert ("/uvloop/" in mapped) == (loop == "uvloop")
+
+
+# The write buffer
+
+
+@each_loop
+async def test_clients_that_do_not_read_fill_no_memory_and_are_cut_off(upstream: ScriptedUpstream, loop: str) -> None:
+    """The upstream could send without end; the write deadline runs from when the buffer is full."""
+    upstream.script = endless
+    variables = leading_to(upstream, PARLEY_WRITE_TIMEOUT_S=str(WRITE_TIMEOUT_S), PARLEY_MAX_OUTPUT_TOKENS="1000000")
+    async with parley(*LOOPS[loop], **variables) as served, served.client() as client, AsyncExitStack() as stack:
+        upstream.script = answer("Hi")
+        await stream(client, {"message": "Hi"})
+        upstream.script = endless
+        before_kb = resident_kb(served.process.pid)
+        for _ in range(20):
+            _, transport = await stack.enter_async_context(sending(client, chat("/chat")))
+            transport.pause_reading()
+        with anyio.fail_after(60):
+            while len(cut := served.logs.lines("connection_timed_out")) < 20:
+                await served.logs.written()
+        assert resident_kb(served.process.pid) - before_kb < MOST_GROWTH_KB
+    assert {line["awaited"] for line in cut} == {"client"}
+
+
+@each_loop
+async def test_a_client_that_reads_slowly_but_steadily_gets_all(upstream: ScriptedUpstream, loop: str) -> None:
+    """It takes longer than the write deadline, but takes something within each."""
+    text = "x" * 900_000
+    upstream.script = answer(text)
+    variables = leading_to(upstream, PARLEY_WRITE_TIMEOUT_S=str(WRITE_TIMEOUT_S))
+    async with (
+        parley(*LOOPS[loop], **variables) as served,
+        served.client() as client,
+        sending(client, chat("/chat/complete")) as (reader, _),
+    ):
+        begun = asyncio.get_running_loop().time()
+        received = b""
+        while (missing := len(text) - received.count(b"x")) > 0:
+            received += await reader.readexactly(min(missing, 60_000))
+            await asyncio.sleep(WRITE_TIMEOUT_S / 5)  # it is slow
+        assert asyncio.get_running_loop().time() - begun > 2 * WRITE_TIMEOUT_S
+        assert served.logs.lines("connection_timed_out") == []
+
+
+# Signals
+
+
+@each_loop
+async def test_a_second_ctrl_c_tells_the_caller_and_ends_parley(upstream: ScriptedUpstream, loop: str) -> None:
+    """Both signals come while the loop waits for something else."""
+    upstream.script = Gated()
+    async with parley(*LOOPS[loop], **leading_to(upstream)) as served, served.client() as client:
+        async with httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "Hi"}) as source:
+            events = source.aiter_sse()
+            await anext(events)
+            served.process.send_signal(signal.SIGINT)
+            await served.logs.line("Shutting down")
+            served.process.send_signal(signal.SIGINT)
+            chunks = [decode_chunk(event.data) async for event in events]
+        assert isinstance(chunks[-1], ErrorChunk)
+        assert chunks[-1].error.code is ErrorCode.SHUTTING_DOWN
+        assert await served.wait() == 0
+
+
+# IPv6
+
+
+@each_loop
+async def test_clients_and_upstreams_can_use_ipv6(loop: str) -> None:
+    """Callers are told apart by their addresses, so Parley must see them."""
+    async with (
+        ScriptedUpstream(host="::1") as upstream,
+        parley(*LOOPS[loop], **leading_to(upstream, PARLEY_HOST="::1", PARLEY_REQUESTS_PER_MINUTE="1")) as served,
+        served.client() as client,
+    ):
+        chunks = await stream(client, {"message": "Hi"})
+        assert chunks[-1].__struct_config__.tag == "done"
+        assert (await client.post("/chat", json={"message": "Hi"})).status_code == 429
+
+
+# Connections to the upstream
+
+
+async def ask(client: httpx.AsyncClient, word: str) -> str:
+    """Ask for a word and return the answer."""
+    return str((await client.post("/chat/complete", json={"message": word})).json()["text"])
+
+
+@each_loop
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "TLS"])
+async def test_a_connection_that_spoke_out_of_turn_is_not_used_again(
+    tmp_path: Path, loop: str, *, is_encrypted: bool
+) -> None:
+    """Whether it sent a response, or a part of one, or closed."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    async with ScriptedUpstream(tls=tls if is_encrypted else None) as upstream:
+        variables = leading_to(upstream, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+        async with parley(*LOOPS[loop], **variables) as served, served.client() as client:
+            for way in ("a chunked answer", "half a status line", "100", "FIN"):
+                for when in (-1.0, 0.0):
+                    before = len(upstream.connections)
+                    first = First(chunked(WHOLE), lambda _: asyncio.sleep(0), end=LAST_CHUNK)
+                    script = OutOfTurn(upstream, first, WAYS[way], when)
+                    assert await ask(client, "first") == "first"
+                    await script.spoken.wait()
+                    assert await ask(client, "second") == "second"
+                    assert len(upstream.connections) == before + 2, way
+
+
+@each_loop
+async def test_a_kept_connection_is_used_again(upstream: ScriptedUpstream, loop: str) -> None:
+    """If the upstream has sent nothing but its answers."""
+    async with parley(*LOOPS[loop], **leading_to(upstream)) as served, served.client() as client:
+        for _ in range(10):
+            assert json.loads((await client.post("/chat/complete", json={"message": "Hi"})).content)["text"] == "Hello"
+    assert len(upstream.connections) == 1
