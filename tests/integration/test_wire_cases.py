@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import httpx
@@ -11,15 +11,16 @@ import openai
 import pytest
 
 from parley.settings import Secret, Settings
-from parley.web.schema import ChatResponse
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.logs import Logs
-from tests.support.running import problem, read_chunks, running
+from tests.support.outcomes import ask, differing
+from tests.support.replay import Replay
+from tests.support.running import running
 from tests.support.upstream import ScriptedUpstream
-from tests.support.wire_cases import Expected, Replay, WireCase, load
+from tests.support.wire_cases import WireCase, load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable
 
 CASES: Final = load()
 PATHS: Final = ("/chat", "/chat/complete")
@@ -64,7 +65,9 @@ rate_limit_with_200_at_the_first_try bad_key_in_the_stream bad_key_in_the_stream
 bad_key_with_200 quota_429 credits_402_in_the_stream prompt_filtered_in_the_stream prompt_filtered_by_its_policy
 prompt_filtered_by_an_inner_error prompt_filtered_with_200 error_with_200 wait_in_milliseconds wait_until_a_date
 wait_until_the_tokens_reset wait_until_the_requests_reset wait_of_a_retry_delay_with_a_fraction
-wait_with_529_in_milliseconds
+wait_with_529_in_milliseconds rate_limit_in_the_stream_as_text rate_limit_in_the_stream_by_its_status
+error_of_no_text_with_each_text wait_until_a_date_with_503 wait_in_the_stream overflow_of_volcengine
+overflow_of_vertex overflow_of_lm_studio overflow_of_anthropic_by_the_output too_much_output_for_the_model
 wants_max_completion_tokens forbids_stream_options remembers_max_completion_tokens names_max_tokens_in_its_text_only
 forbids_max_tokens_as_extra_input does_not_know_stream_options does_not_know_stream_options_as_a_detail
 does_not_know_stream_options_as_text wants_its_own_temperature names_a_parameter_always
@@ -81,18 +84,6 @@ NO_REASONING_YET: Final = frozenset(_NO_REASONING_YET.split())
 OPENAI_READS_BETTER: Final = frozenset({"comments_for_25s", "deflate"})
 
 
-class Outcome(NamedTuple):
-    """What came of a request."""
-
-    ending: str
-    """`done` or `error`, and the finish reason or the code."""
-    text: str | None = None
-    """`None` if there was none to be seen, as in an HTTP error."""
-    reasoning: str | None = None
-    usage: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
-
-
 def named(cases: Iterable[WireCase]) -> list[Any]:
     """Return the cases as parameters."""
     return [pytest.param(case, id=case.name) for case in cases]
@@ -104,6 +95,11 @@ def check(case: WireCase, differences: list[str], not_yet: frozenset[str]) -> No
         assert differences, "This case is right now: take it off the list."
     else:
         assert not differences
+
+
+def test_the_lists_name_cases() -> None:
+    """A name that is misspelt would never be missed."""
+    assert CASES.keys() >= NOT_YET | NO_REASONING_YET | OPENAI_READS_BETTER
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +148,7 @@ async def test_every_answer_is_read_as_it_is_meant(
         replaying.script = replay = Replay(case)
         outcome = await ask(parley, path)
         differences += [f"{path}: {one}" for one in differing(case.expect, outcome, replay.tries)]
+        assert not outcome.reasoning, "nobody asked what the model thought"
     check(case, differences, NOT_YET)
 
 
@@ -199,75 +196,6 @@ async def test_openai_python_reads_no_case_better(
         is_better = outcome.text is None or case.expect.whole_text not in {outcome.text, "*"}
 
     assert is_better == (case.name in OPENAI_READS_BETTER)
-
-
-async def ask(client: httpx.AsyncClient, path: str, **more: object) -> Outcome:
-    """Send a message, and read what comes of it; the shape is checked on the way."""
-    with anyio.fail_after(120):
-        response = await client.post(path, json={"message": CANARY, **more})
-    if response.status_code != 200:
-        error = msgspec.to_builtins(problem(response))
-        return Outcome(f"error {error['code']}", error=error)
-    if path == "/chat/complete":
-        answer = response.json()
-        assert msgspec.json.decode(response.content, type=ChatResponse)
-        return Outcome(f"done {answer['finish_reason']}", answer["text"], answer.get("reasoning"), answer["usage"])
-    return of_chunks([msgspec.to_builtins(chunk) for chunk in read_chunks(response.content)])
-
-
-def of_chunks(chunks: list[dict[str, Any]]) -> Outcome:
-    """Return what a whole stream says, checked for what holds for every stream."""
-    *begun, last = chunks
-    assert [chunk["seq"] for chunk in chunks] == list(range(len(chunks)))
-    assert [chunk["type"] for chunk in begun[:1]] in (["start"], []), chunks
-    assert {chunk["type"] for chunk in begun[1:]} <= {"reasoning", "text"}, chunks
-    text = "".join(chunk["text"] for chunk in begun[1:] if chunk["type"] == "text")
-    reasoning = "".join(chunk["text"] for chunk in begun[1:] if chunk["type"] == "reasoning")
-    if last["type"] == "error":
-        return Outcome(f"error {last['error']['code']}", text, reasoning, last["usage"], last["error"])
-    assert [begun[0]["type"], last["type"]] == ["start", "done"], chunks
-    return Outcome(f"done {last['finish_reason']}", text, reasoning, last["usage"])
-
-
-def differing(expected: Expected, outcome: Outcome, tries: int) -> Iterator[str]:
-    """Yield what is not as expected."""
-    endings = [f"done {one}" for one in listed(expected.done)] + [f"error {one}" for one in listed(expected.error)]
-    if outcome.ending not in endings:
-        yield f"{outcome.ending} instead of {' or '.join(endings)}"
-        return
-    is_done = outcome.error is None
-    wanted = expected.whole_text if is_done else expected.text
-    if outcome.text is not None and wanted not in {None, "*", outcome.text}:
-        yield f"text {outcome.text!r} instead of {wanted!r}"
-    if is_done and not any(is_usage(outcome.usage or {}, one) for one in listed(expected.usage)):
-        yield f"usage {outcome.usage} instead of {expected.usage}"
-    if tries not in (listed(expected.tries) or [tries]):
-        yield f"{tries} tries instead of {expected.tries}"
-    if outcome.error is not None:
-        if expected.retryable not in {None, outcome.error["retryable"]}:
-            yield f"retryable {outcome.error['retryable']}"
-        wait_s = outcome.error["retry_after_s"]
-        if expected.retry_after_s is not msgspec.UNSET and wait_s not in listed(expected.retry_after_s):
-            yield f"retry_after_s {wait_s} instead of {expected.retry_after_s}"
-        if expected.detail not in outcome.error["detail"]:
-            yield f"detail without {expected.detail!r}: {outcome.error['detail']}"
-
-
-def listed(value: object) -> list[Any]:
-    """Return a value, or the alternatives, as a list."""
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def is_usage(usage: dict[str, Any], expected: str) -> bool:
-    """Return whether the usage is the one that is written like `9/4/13 cached=5`."""
-    if expected in {"*", "none"}:
-        return expected == "*" or usage["source"] != "upstream"
-    counts, *parts = expected.split(" ")
-    names = {"cached": "cached_input_tokens", "reasoning": "reasoning_tokens"}
-    wanted = dict(zip(("input_tokens", "output_tokens", "total_tokens"), counts.split("/"), strict=True))
-    wanted |= {names[name]: value for name, value in (part.split("=") for part in parts)}
-    found = {name: msgspec.json.encode(usage.get(name, "no such field")).decode() for name in wanted}
-    return usage["source"] == "upstream" and all(value in {"*", found[name]} for name, value in wanted.items())
 
 
 async def openai_reads_all(client: openai.AsyncOpenAI, whole: str) -> bool:
