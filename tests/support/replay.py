@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import zlib
 from contextlib import suppress
 from email.utils import formatdate
+from json import dumps
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.support.wire_cases import REST, START, Format, WireCase
@@ -119,9 +119,9 @@ class _Reply:
         headers: dict[str, Any] | None = None,
         content_type: str = "application/json",
         body: str | None = None,
-        **more: object,
+        json: object = None,
     ) -> None:
-        content = json.dumps(more["json"]) if body is None else body
+        content = dumps(json) if body is None else body
         length = {"Content-Length": str(len(content.encode()))}
         await self._head(
             status=status, content_type=content_type, framing="length", headers={**length, **(headers or {})}
@@ -192,11 +192,13 @@ def _said(step: Any, format_: Format) -> bytes:
             return _event(payload, format_)
         case {"choice": _}:
             payload = _chunk(**fields)
-        case _:
+        case {"delta": _} | {"reason": _}:
             payload = _chunk({"delta": fields.pop("delta", {}), "finish_reason": fields.pop("reason", None)}, **fields)
+        case _:
+            raise ValueError(f"no step of a wire case: {step!r}")
     return _event(payload, format_)
 
 
 def _event(payload: object, format_: Format) -> bytes:
-    text = payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False, indent=format_.indent)
+    text = payload if isinstance(payload, str) else dumps(payload, ensure_ascii=False, indent=format_.indent)
     return (format_.prefix + text.replace("\n", "\n" + format_.prefix) + format_.after).encode()
