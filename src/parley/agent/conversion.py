@@ -130,13 +130,11 @@ reasoning_delta: Final = partial(
 )
 
 
-def to_piece(event: object) -> ReplyText | ReplyReasoning | None:
-    """Return the piece of a reply that an event holds, if it holds one."""
-    if isinstance(event, ResponseTextDeltaEvent):
-        return ReplyText(event.delta)
-    if isinstance(event, ResponseReasoningTextDeltaEvent):
-        return ReplyReasoning(event.delta)
-    return None
+# What the pieces of a reply are to openai-agents, and to the domain.
+PIECES: Final[dict[type, type[ReplyText | ReplyReasoning]]] = {
+    ResponseTextDeltaEvent: ReplyText,
+    ResponseReasoningTextDeltaEvent: ReplyReasoning,
+}
 
 
 def completed(  # noqa: PLR0913, PLR0917  # what there is to say

@@ -19,7 +19,7 @@ from agents.exceptions import (
     ToolOutputGuardrailTripwireTriggered,
 )
 
-from parley.agent.conversion import to_piece, warm_up
+from parley.agent.conversion import PIECES, warm_up
 from parley.agent.loading import load
 from parley.agent.model import Backpressure, UpstreamModels
 from parley.agent.nested import confine, models_of_run
@@ -86,8 +86,9 @@ class CustomAgent:
                         event = await anext(events, None)
                 if event is None:
                     break
-                if isinstance(event, RawResponsesStreamEvent) and (piece := to_piece(event.data)) is not None:
-                    yield piece
+                data: Any = event.data if isinstance(event, RawResponsesStreamEvent) else None
+                if (kind := PIECES.get(type(data))) is not None:
+                    yield kind(data.delta)
             if end.error is not None:
                 raise end.error  # noqa: TRY301  # it has not come to its end by itself
             if result.new_items and result.new_items[-1].type == "tool_call_output_item":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import ModelTracing
 
-from parley.agent.conversion import PLAIN, to_piece, warm_up
+from parley.agent.conversion import PIECES, PLAIN, warm_up
 from parley.agent.model import UpstreamModel
 
 if TYPE_CHECKING:
@@ -38,5 +38,5 @@ class PlainAgent:
         events: Any = model.stream_response(None, turns, PLAIN, [], None, [], ModelTracing.DISABLED)
         async with aclosing(events):
             async for event in events:
-                if (piece := to_piece(event)) is not None:
-                    yield piece
+                if (kind := PIECES.get(type(event))) is not None:
+                    yield kind(event.delta)

@@ -24,8 +24,6 @@ from parley.providers.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from parley.chat.run import Attempt
 
 # What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
@@ -44,7 +42,7 @@ _LARGEST_COUNT: Final = 1 << 53
 _SHORT_BYTES: Final = 16
 _NO_CHUNKS: Final = (b"", b"[DONE]", b"{}", b"null")
 _EMPTY: Final = Delta()
-_NO_ERRORS: Final = (b"", b"null")
+_NO_ERRORS: Final = (b"", b"null", b'""', b"{}", b"[]", b"false")
 
 
 class Answer:
@@ -77,39 +75,28 @@ class Answer:
         self._most_bytes = _SPARE_BYTES + most_tokens * _BYTES_PER_TOKEN
         self._most_characters = _SPARE_CHARACTERS + most_tokens * _CHARACTERS_PER_TOKEN
 
-    def take(self, data: bytes) -> str:
+    def take(self, data: bytes, *, is_end: bool = False) -> str:
         """Decode bytes; return their text, and note all else that they say, a failure too."""
         self.bytes += len(data)
-        return self._take(self.decoder.feed, data)
-
-    def end(self) -> str:
-        """Decode what is left at the end of the body, if it is whole; return its text."""
-        text = self._take(self.decoder.end)
-        if self.failure is not None and isinstance(self.failure.__cause__, ValueError):
-            self.failure = self.undecodable = None
-        return text
-
-    def _take(self, feed: Callable[..., list[bytes]], *data: bytes) -> str:
         texts: list[str] = []
         try:
-            for payload in feed(*data):
+            for payload in self.decoder.end() if is_end else self.decoder.feed(data):
                 if len(payload) < _SHORT_BYTES and payload.strip() in _NO_CHUNKS:
                     self.is_done = payload.strip() == b"[DONE]"
                     if self.is_done:
                         break
+                    continue
+                try:
+                    chunk = decode_chunk(payload)
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    self._decode_leniently(payload, texts)
                 else:
-                    self._decode(payload, texts)
-        except WIRE_ERRORS as error:
-            detail = "The upstream sent something that is not a completion."
-            self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
-            self.failure.__cause__ = error
-            self.undecodable = data[0] if data else b""
-        except ReportedError as error:
-            self._report(error.body)
-        except ChatError as error:
-            self.failure = error
-        if self.decoder.error is not None and not self.is_done and self.failure is None:
-            self._report(self.decoder.error)
+                    self._note(chunk, payload, texts)
+        except (*WIRE_ERRORS, ReportedError, ChatError) as error:
+            self._fail(error, data)
+        is_whole = self.is_done and self._is_completion
+        if self.decoder.error is not None and self.failure is None and not is_whole:
+            self._fail(ReportedError(self.decoder.error), data)
         text = "".join(texts)
         self._characters += len(text)
         if (
@@ -121,16 +108,23 @@ class Answer:
             self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
         return text
 
-    def _report(self, body: bytes) -> None:
-        self.failure, self.reported = reported(body), body
-
-    def _decode(self, payload: bytes, texts: list[str]) -> None:
-        try:
-            chunk = decode_chunk(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self._decode_leniently(payload, texts)
+    def _fail(self, error: Exception, data: bytes) -> None:
+        if isinstance(error, ChatError):
+            self.failure = error
+        elif isinstance(error, ReportedError):
+            self.failure, self.reported = reported(error.body), error.body
         else:
-            self._note(chunk, payload, texts)
+            detail = "The upstream sent something that is not a completion."
+            self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
+            self.failure.__cause__ = error
+            self.undecodable = data
+
+    def end(self) -> str:
+        """Decode what is left at the end of the body, if it is whole; return its text."""
+        text = self.take(b"", is_end=True)
+        if self.failure is not None and isinstance(self.failure.__cause__, ValueError):
+            self.failure = self.undecodable = None
+        return text
 
     def _decode_leniently(self, payload: bytes, texts: list[str]) -> None:
         """Decode an event that is not as it should be, or that is several of which the blank lines are missing."""
@@ -161,53 +155,62 @@ class Answer:
 
     def _note(self, chunk: Chunk, payload: bytes, texts: list[str]) -> None:
         """Take a chunk's text, and note its finish reason and usage."""
+        if chunk.usage or chunk.x_groq or chunk.error or not chunk.choices:
+            self._note_fields(chunk, payload)
+        attempt = self._attempt
+        for choice in chunk.choices or ():
+            self._parts += 1
+            self._is_completion = True
+            if choice.index:  # another answer, which was not asked for
+                self._has_other_text |= bool(choice.delta and choice.delta.content)
+                continue
+            delta, pieces = choice.delta, attempt.deltas
+            if choice.message or choice.text:
+                delta = self._other_delta(choice)
+            if delta is not None:
+                if text := delta.content or delta.refusal:
+                    texts.append(text)
+                    attempt.deltas += 1
+                if delta.reasoning_content or delta.reasoning or (self.tool_calls and delta.tool_calls):
+                    self._note_thought_and_calls(delta)
+            if attempt.deltas > pieces:
+                attempt.finish_reason, attempt.is_final = None, False
+            if choice.finish_reason or choice.usage or choice.error:
+                self._note_end(choice, payload, is_alone=attempt.deltas == pieces)
+
+    def _note_fields(self, chunk: Chunk, payload: bytes) -> None:
+        """Note what stands beside the choices."""
         if bytes(chunk.error) not in _NO_ERRORS:
             raise ReportedError(payload)
         usage = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
         if usage:
             self._note_usage(usage)
-        if not chunk.choices:
-            if not usage and chunk.choices is None and is_error(payload):
-                raise ReportedError(payload)
-            return
-        self._is_completion = True
-        self._parts += len(chunk.choices)
-        for choice in chunk.choices:
-            if choice.index:  # another answer, which was not asked for
-                self._has_other_text |= bool(choice.delta and choice.delta.content)
-            else:
-                self._note_choice(choice, payload, texts)
+        elif chunk.choices is None and is_error(payload):
+            raise ReportedError(payload)
 
-    def _note_choice(self, choice: Choice, payload: bytes, texts: list[str]) -> None:
+    def _note_thought_and_calls(self, delta: Delta) -> None:
+        attempt = self._attempt
+        if thought := delta.reasoning_content or delta.reasoning:
+            self.thoughts.append(thought)
+            self._characters += len(thought)
+            attempt.thoughts += 1
+            attempt.finish_reason, attempt.is_final = None, False
+        if self.tool_calls is not None and bytes(delta.tool_calls):
+            pieces = decode_tool_calls(delta.tool_calls) or ()
+            self._parts += len(pieces)
+            size = self.tool_calls.add(pieces)
+            self._characters += size
+            attempt.deltas += size > 0
+
+    def _note_end(self, choice: Choice, payload: bytes, *, is_alone: bool) -> None:
+        """Note a finish reason, which can be the last word if it comes alone, after text."""
         if bytes(choice.error) not in _NO_ERRORS:
             raise ReportedError(payload)
-        attempt, delta = self._attempt, choice.delta
-        is_piece = False
-        if choice.text or choice.message is not None:
-            delta = self._other_delta(choice)
-        if delta is not None:
-            if text := (delta.content or "") + (delta.refusal or ""):
-                is_piece = True
-                texts.append(text)
-            if thought := delta.reasoning_content or delta.reasoning:
-                self.thoughts.append(thought)
-                self._characters += len(thought)
-                attempt.thoughts += 1
-                attempt.finish_reason, attempt.is_final = None, False
-            if self.tool_calls is not None and bytes(delta.tool_calls):
-                pieces = decode_tool_calls(delta.tool_calls) or ()
-                self._parts += len(pieces)
-                size = self.tool_calls.add(pieces)
-                self._characters += size
-                is_piece |= size > 0
-        if is_piece:
-            attempt.deltas += 1
-            attempt.finish_reason, attempt.is_final = None, False
         if choice.usage:
             self._note_usage(choice.usage)
         if choice.finish_reason:
-            attempt.finish_reason = self._finish(choice.finish_reason)
-            attempt.is_final = attempt.deltas > 0 and not is_piece
+            self._attempt.finish_reason = self._finish(choice.finish_reason)
+            self._attempt.is_final = self._attempt.deltas > 0 and is_alone
 
     def _other_delta(self, choice: Choice) -> Delta | None:
         """Return what a chunk adds to the answer that has a message or a text, in the place of a delta or beside it."""

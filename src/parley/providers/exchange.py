@@ -94,7 +94,14 @@ class Exchange:
             deadlines.renew()
         text = ""
         while answer.failure is None and not answer.is_done and not self._is_over:
-            if self._unread or await self._read():
+            if not self._unread and self._broken is None:
+                deadlines.is_waiting = True
+                try:
+                    self._unread = await self.content.readany()
+                except (aiohttp.ClientError, OSError, ChatError) as error:
+                    self._break(error)
+                deadlines.is_waiting = False
+            if self._unread:
                 text += self._take()
             else:
                 self._is_over = True
@@ -123,18 +130,6 @@ class Exchange:
         if self._response is not None:
             self._response.close()
         self._span.end(error)
-
-    async def _read(self) -> bool:
-        """Wait for bytes; return whether there are any."""
-        if self._broken is not None:
-            return False
-        self._deadlines.is_waiting = True
-        try:
-            self._unread = await self.content.readany()
-        except (aiohttp.ClientError, OSError, ChatError) as error:
-            self._break(error)
-        self._deadlines.is_waiting = False
-        return bool(self._unread)
 
     def _take(self) -> str:
         """Decode some of the bytes that have been read; return their text."""

@@ -79,7 +79,9 @@ TOO_LONG: Final = re.compile(
     | request[ ]exceeds[ ]the[ ]maximum[ ]size          # Anthropic, by its status 413
     | reduce[ ]the[ ]length[ ]of[ ]the[ ](messages|prompt|input)   # Groq, Cerebras
     | (input|prompt)[ _]?tokens?([ ]count)?[^.]{0,40}
-        (exceed|more[ ]than|greater|larger|cannot)      # Gemini, Copilot, watsonx
+        (exceed|more[ ]than|greater|larger|cannot|only[ ]supports)   # Gemini, Vertex, Copilot, watsonx
+    | (input|prompt)[ ]length[^.]{0,20}exceed           # Volcengine
+    | context[ ]length[ ]of[ ]only                      # LM Studio
     | range[ ]of[ ]input[ ]length[ ]should[ ]be         # DashScope
     | exceed[a-z]*[^.]{0,30}(token[ ]limit|max[ ]length|max[ ]message[ ]tokens)   # Moonshot, GLM, Volcengine
     | too[ ]many[ ](input[ ]|prompt[ ])?tokens[^.]{0,40}(prompt|model|request|input)   # Cohere, Bedrock

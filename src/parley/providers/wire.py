@@ -112,6 +112,7 @@ class EventDecoder:
         """The data of an event that is named `error`, or of what stands for it."""
         self._is_begun = False
         self._is_json = False
+        self._is_stream = False
         self._after_return = False
         self._rest = bytearray()
         self._name = b""
@@ -134,13 +135,18 @@ class EventDecoder:
         self.lines += len(lines)
         complete: list[bytes] = []
         for line in lines:
-            if not line:
-                self._complete(complete)
-            elif line.startswith(b"data:") and not self._is_json:
-                self._add(line[5:].removeprefix(b" "))
-                self._is_begun = True
-            else:
+            if line.startswith(b"data:") and self._is_stream:
+                self._data.append(line[5:].removeprefix(b" "))
+                self._data_bytes += len(line) + 1
+            elif line:
                 self._take_other(line)
+            elif not self._name and self._is_stream:
+                if self._data:
+                    complete.append(b"\n".join(self._data))
+                    self._data.clear()
+                    self._data_bytes = 0
+            else:
+                self._complete(complete)
         if len(self._rest) + self._data_bytes > MAX_EVENT_BYTES:
             raise EventTooLargeError
         return complete
@@ -169,20 +175,16 @@ class EventDecoder:
             self._data_bytes = 0
         self._name = b""
 
-    def _add(self, data: bytes) -> None:
-        self._data.append(data)
-        self._data_bytes += len(data) + 6  # an empty line of data is not free
-
     def _take_other(self, line: bytes) -> None:
-        """Take a line that is not data."""
+        """Take a line that is not data, or may be the first."""
         if not self._is_begun:
             line = line.removeprefix(_BYTE_ORDER_MARK)
             self._is_begun = bool(line.strip())
             self._is_json = line.lstrip().startswith((b"{", b"["))
-        if self._is_json:
-            self._add(line)
-        elif line.startswith(b"data:"):
-            self._add(line[5:].removeprefix(b" "))
+            self._is_stream = self._is_begun and not self._is_json
+        if self._is_json or line.startswith(b"data:"):
+            self._data.append(line if self._is_json else line[5:].removeprefix(b" "))
+            self._data_bytes += len(line) + 1
         elif line.startswith(b"event:"):
             self._name = line[6:].strip()[:20]
         elif line.startswith((b"error:", b'{"error"')):  # of llama.cpp, and of servers that end a stream with JSON
