@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import inspect
 
-from parley.settings import Secret, Settings
+from parley.settings import Secret, SecretText, Settings
 
 _PREFIX: Final = "PARLEY_"
 _USUAL: Final = ("openai_", "otel_")
@@ -37,7 +37,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
             values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
         except (msgspec.ValidationError, UnicodeEncodeError):
             # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
-            is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint"))
+            is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint", "_headers", "_body"))
             shown = "its value" if is_private else repr(text[:100])
             problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
     if path := values.get("api_keys_file"):
@@ -105,6 +105,8 @@ def _with_keys_of_file(keys: Secret | None, path: str) -> Secret:
 
 def _decode(kind: type, value: object) -> object:
     text = str(value)
+    if kind is SecretText:
+        return SecretText(text)
     if kind is not Secret or not (text.isascii() and text.isprintable() and " " not in text):
         raise ValueError  # it could not be sent in a header; msgspec makes this a ValidationError
     return Secret(text)
@@ -126,6 +128,8 @@ def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
             return "true or false"
         case inspect.LiteralType():
             return "one of " + ", ".join(map(str, kind.values))
+        case inspect.CustomType() if kind.cls is SecretText:
+            return "any text in UTF-8"
         case inspect.CustomType():
             return "printable ASCII without blanks"
         case _:

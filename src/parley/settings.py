@@ -61,6 +61,10 @@ class Secret:
         return self._value
 
 
+class SecretText(Secret):
+    """A secret that can hold blanks."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set, one field a variable: `port` is PARLEY_PORT.
 
@@ -115,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     extra_headers: Annotated[
-        Secret | None, Meta(description="A JSON object of headers that each request to the upstream gets.")
+        SecretText | None, Meta(description="A JSON object of headers that each request to the upstream gets.")
     ] = None
     host: Annotated[_Name, Meta(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = 8000

@@ -14,6 +14,7 @@ from litestar.testing import AsyncTestClient
 
 from parley.agent.plain import PlainAgent
 from parley.chat.errors import ErrorCode
+from parley.chat.events import ReplyText
 from parley.chat.service import ChatService
 from parley.chat.watch import Untraced
 from parley.providers.calls import Upstreams
@@ -87,7 +88,8 @@ async def test_probes_that_come_while_the_upstream_is_asked_share_its_answer(
     ("script", "reason"),
     [
         (respond(401, {}), "upstream_auth"),
-        (respond(500, {}), "upstream_error"),
+        (respond(403, {}), None),  # nor to everybody
+        (respond(500, {}), None),  # and some fail at it
         (respond(404, {}), None),  # not every server lists its models
         (respond(301, {}, location="/v1/models"), None),  # it is an answer, and not followed
     ],
@@ -108,7 +110,7 @@ async def test_a_parley_is_ready_if_its_first_model_or_its_second_answers(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
     """If both fail, the reason is the second's."""
-    upstream.models_script = respond(500, {})
+    upstream.models_script = respond(401, {})
     async with ScriptedUpstream() as second:
         settings = make_settings(fallback_base_url=second.url, fallback_model="second-1")
         async with running(settings) as client:
@@ -169,10 +171,10 @@ class BrokenAgent:
     model_names: ClassVar = ["broken"]
     max_streams = 1
 
-    async def answer(self, *_: object) -> AsyncGenerator[str, None]:
+    async def answer(self, *_: object) -> AsyncGenerator[ReplyText, None]:
         """Fail in a way that nobody thought of, with words that must stay inside."""
         for text in self.texts:
-            yield text
+            yield ReplyText(text)
         raise RuntimeError(CANARY)
 
     async def check(self) -> None:

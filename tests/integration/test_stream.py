@@ -74,6 +74,8 @@ async def test_an_answer_streams_as_start_texts_and_done(
         "finish_reason": "stop",
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
+        "cached_input_tokens": None,
+        "reasoning_tokens": None,
         "usage_source": "upstream",
     }
 

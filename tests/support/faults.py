@@ -192,7 +192,7 @@ FAULTS: dict[str, Fault] = {
     "reset_after_text": breaking(after(ABC, reset)),
     "close_after_text": breaking(after(ABC, close)),
     "no_reason": breaking(after(ABC, end)),
-    "no_reason_but_done": breaking(say(sse(*map(delta, ABC), "[DONE]"))),
+    "no_reason_but_done": Fault(say(sse(*map(delta, ABC), "[DONE]")), finish_reason=FinishReason.UNKNOWN),
     "nothing": failing(say(b"")),
     "only_done": failing(say(sse("[DONE]"))),
     "role_then_end": failing(
@@ -207,7 +207,9 @@ FAULTS: dict[str, Fault] = {
     "malformed_after_text": breaking(
         say(sse(*map(delta, ABC)) + b"data: {" + CANARY.encode() + b"\n\n"), ErrorCode.UPSTREAM_ERROR
     ),
-    "not_utf8": failing(say(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n')),
+    "not_utf8": Fault(
+        say(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n' + sse(_STOP, "[DONE]")), text="\ufffd"
+    ),
     "another_shape": failing(say(sse({"choices": 5}))),
     "error_in_band": failing(say(sse(ECHO))),
     "error_in_band_after_text": breaking(say(sse(*map(delta, ABC), ECHO, delta("d"))), ErrorCode.UPSTREAM_ERROR),

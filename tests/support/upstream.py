@@ -118,7 +118,7 @@ def delta(text: str | None = None, finish_reason: str | None = None, **more: obj
 
 
 def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAGE) -> Script:
-    """Answer as OpenAI does: a role, the texts, a finish reason, the usage, `[DONE]`."""
+    """Answer as OpenAI does: a role, the texts, a finish reason, the usage, `[DONE]`; without a reason, break off."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -128,7 +128,8 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
             await exchange.events(delta(finish_reason=finish_reason))
         if usage is not None:
             await exchange.events({"choices": [], "usage": usage})
-        await exchange.events("[DONE]")
+        if finish_reason is not None:
+            await exchange.events("[DONE]")
         await exchange.end()
 
     return script

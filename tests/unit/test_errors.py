@@ -44,6 +44,7 @@ def test_the_statuses_are_those_of_the_contract() -> None:
         "upstream_idle_timeout": 504,
         "request_timeout": 504,
         "context_length_exceeded": 400,
+        "content_filtered": 400,
         "guardrail_tripped": 400,
         "too_many_turns": 502,
         "internal": 500,

@@ -43,6 +43,9 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
         "PARLEY_SYSTEM_PROMPT": "Be brief.\nBe kind.",
         "PARLEY_AGENT": "my_agents.weather:agent",
         "PARLEY_TEMPERATURE": "0.5",
+        "PARLEY_REASONING_EFFORT": "low",
+        "PARLEY_EXTRA_BODY": '{"seed": 1}',
+        "PARLEY_EXTRA_HEADERS": '{"X-Team": "a"}',
         "PARLEY_HOST": "::1",
         "PARLEY_PORT": "0",
         "PARLEY_WORKERS": "2",
@@ -82,15 +85,18 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
     assert settings.openai_api_key.reveal() == CANARY_KEY
     assert settings.fallback_api_key is not None
     assert settings.fallback_api_key.reveal() == CANARY_KEY
+    assert settings.added_headers() == {"X-Team": "a"}
     assert settings.keys() == [CANARY_KEY, f"{CANARY_KEY}2", f"{CANARY_KEY}3"]
     assert settings.metrics_keys() == [f"{CANARY_KEY}4"]
-    without_secrets = dict.fromkeys(("openai_api_key", "fallback_api_key", "api_keys", "metrics_key"))
+    without_secrets = dict.fromkeys(("openai_api_key", "fallback_api_key", "api_keys", "metrics_key", "extra_headers"))
     assert msgspec.structs.replace(settings, **without_secrets) == Settings(
         openai_base_url="https://example.com/v1",
         model="some-model",
         system_prompt="Be brief.\nBe kind.",
         agent="my_agents.weather:agent",
         temperature=0.5,
+        reasoning_effort="low",
+        extra_body='{"seed": 1}',
         host="::1",
         port=0,
         workers=2,

@@ -138,16 +138,20 @@ class Answer:
 
     def check(self) -> ChatError | None:
         """Return what is wrong with the answer, now that all of it has been taken."""
+        has_come = self._attempt.deltas or self._attempt.thoughts
         if not self._is_completion:
             if not self.bytes:
-                return ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's answer is empty.")
+                return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream's answer is empty.", is_transient=True)
             return ChatError(
                 ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream."
             )
         if self._attempt.finish_reason is None:
-            if not self.is_done:
+            if not self.is_done or not has_come:
                 return ChatError(ErrorCode.UPSTREAM_TRUNCATED)
             self._attempt.finish_reason = FinishReason.UNKNOWN
+        if self._attempt.finish_reason is FinishReason.UNKNOWN and not has_come:
+            detail = "The upstream ended the answer before it began, for a reason that nobody knows."
+            return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
         if self._has_other_text and not self._attempt.deltas:
             detail = "The upstream gave text to other choices than the one that was asked for."
             return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
@@ -168,8 +172,8 @@ class Answer:
             if choice.message or choice.text:
                 delta = self._other_delta(choice)
             if delta is not None:
-                if text := delta.content or delta.refusal:
-                    texts.append(text)
+                if delta.content or delta.refusal:
+                    texts += filter(None, (delta.content, delta.refusal))
                     attempt.deltas += 1
                 if delta.reasoning_content or delta.reasoning or (self.tool_calls and delta.tool_calls):
                     self._note_thought_and_calls(delta)
@@ -224,9 +228,11 @@ class Answer:
         return choice.message
 
     def _finish(self, reason: str) -> FinishReason:
-        # A model that calls tools has finished like any other: it says more when it has their results.
-        if self.tool_calls is not None and reason in TOOL_CALLS:
-            return FinishReason.STOP
+        if reason in TOOL_CALLS:
+            if self.tool_calls is None:
+                detail = "The model called a tool, although the request has none."
+                raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
+            return FinishReason.STOP  # a model that calls tools says more when it has their results
         named = named_finish(reason)
         if named is FinishReason.UNKNOWN:
             self.unknown_reason = reason

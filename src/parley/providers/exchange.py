@@ -179,7 +179,7 @@ class Exchange:
         elif answer.undecodable is not None:
             self._upstream.log_odd("upstream_undecodable", answer.undecodable)
         if answer.unknown_reason is not None:
-            self._upstream.log_odd("upstream_unknown_ending", answer.unknown_reason.encode())
+            self._upstream.log_odd("upstream_unknown_ending", answer.unknown_reason.encode(errors="replace"))
         if failure is not None:
             self.attempt.finish_reason = None
             raise failure

@@ -31,6 +31,8 @@ def decode_chunk(payload: bytes) -> Chunk:
     error = decoded.get("error")
     groq = decoded.get("x_groq")
     choices = decoded.get("choices")
+    if not isinstance(choices, list | None):
+        raise ValueError("the choices are no list")  # noqa: TRY004  # as if it were no JSON
     return Chunk(
         choices=[_choice(choice) for choice in choices if isinstance(choice, dict)]
         if isinstance(choices, list)
