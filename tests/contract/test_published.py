@@ -28,13 +28,7 @@ def test_the_contract_says_that_chat_streams_chunks() -> None:
     stream = responses.pop("200")["content"]["text/event-stream"]["schema"]
     assert stream == {"$ref": "#/components/schemas/StreamChunk"}
     chunk = document["components"]["schemas"]["StreamChunk"]
-    tags = {
-        "start": "StartChunk",
-        "reasoning": "ReasoningChunk",
-        "text": "TextChunk",
-        "done": "DoneChunk",
-        "error": "ErrorChunk",
-    }
+    tags = {kind: f"{kind.title()}Chunk" for kind in ("start", "reasoning", "text", "done", "error")}
     references = {tag: f"#/components/schemas/{name}" for tag, name in tags.items()}
     assert chunk["oneOf"] == [{"$ref": reference} for reference in references.values()]
     assert chunk["discriminator"] == {"propertyName": "type", "mapping": references}

@@ -170,6 +170,7 @@ def scripts(canaries: Canaries) -> dict[str, Script]:
         "tool": say(sse({"choices": [{"delta": {"tool_calls": [{"function": {"name": words}}]}}]}, "[DONE]")),
         **{f"calls_the_{name}": call(name, json.dumps({"about": text})) for name in ("telling_tool", "failing_tool")},
         "trips_the_guardrail": answer(text),
+        "prompt_filtered": respond(400, {"error": {"message": words, "code": "content_filter", "param": text}}),
         "role": say(sse({"id": words, "model": words, "choices": [{"delta": {"role": words, "content": "a"}}]})),
         "usage_in_words": say(sse(delta("a"), {"choices": [], "usage": {"prompt_tokens": words}})),
         "error_in_a_word": say(sse({"error": words})),

@@ -24,6 +24,7 @@ try {
     const chunk: Schemas['StreamChunk'] = JSON.parse(event.data);
     switch (chunk.type) {
       case 'start': console.error(`[${chunk.model}, ${chunk.correlation_id}]`); break;
+      case 'reasoning': break; // comes only to requests with `include_reasoning`
       case 'text': process.stdout.write(chunk.text); break;
       case 'done': reason = chunk.finish_reason; break;
       case 'error': fail(chunk.error);

@@ -22,6 +22,8 @@ def ask(base_url: str, message: str) -> None:
             match chunk := parley.StreamChunk.from_json(event.data).actual_instance:
                 case parley.StartChunk():
                     print(f"[{chunk.model}, {chunk.correlation_id}]", file=sys.stderr)
+                case parley.ReasoningChunk():
+                    pass  # comes only to requests with `include_reasoning`
                 case parley.TextChunk():
                     print(chunk.text, end="", flush=True)
                 case parley.DoneChunk():

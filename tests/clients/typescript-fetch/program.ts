@@ -19,6 +19,7 @@ try {
     const chunk = StreamChunkFromJSON(JSON.parse(event.data));
     switch (chunk.type) {
       case 'start': console.error(`[${chunk.model}, ${chunk.correlationId}]`); break;
+      case 'reasoning': break; // comes only to requests with `include_reasoning`
       case 'text': process.stdout.write(chunk.text); break;
       case 'done': reason = chunk.finishReason; break;
       case 'error': fail(chunk.error);
