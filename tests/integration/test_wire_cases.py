@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 CASES: Final = load()
 PATHS: Final = ("/chat", "/chat/complete")
 
-# The cases that are not yet right. One that becomes right fails until it is taken off this list.
-_NOT_YET: Final = """
-"""
-NOT_YET: Final = frozenset(_NOT_YET.split())
-# The same for the requests that ask for what the model thought.
-_NO_REASONING_YET: Final = """
-"""
-NO_REASONING_YET: Final = frozenset(_NO_REASONING_YET.split())
 # Parley fails these on purpose, although openai-python reads a whole answer in them.
 OPENAI_READS_BETTER: Final = frozenset({"comments_for_25s", "deflate", "gzip", "thinks_beyond_the_time_of_the_request"})
 
@@ -42,17 +34,9 @@ def named(cases: Iterable[WireCase]) -> list[Any]:
     return [pytest.param(case, id=case.name) for case in cases]
 
 
-def check(case: WireCase, differences: list[str], not_yet: frozenset[str]) -> None:
-    """Fail where there are differences; or where there are none any more."""
-    if case.name in not_yet:
-        assert differences, "This case is right now: take it off the list."
-    else:
-        assert not differences
-
-
 def test_the_lists_name_cases() -> None:
     """A name that is misspelt would never be missed."""
-    assert CASES.keys() >= NOT_YET | NO_REASONING_YET | OPENAI_READS_BETTER
+    assert CASES.keys() >= OPENAI_READS_BETTER
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +86,7 @@ async def test_every_answer_is_read_as_it_is_meant(
         outcome = await ask(parley, path)
         differences += [f"{path}: {one}" for one in differing(case.expect, outcome, replay.tries)]
         assert not outcome.reasoning, "nobody asked what the model thought"
-    check(case, differences, NOT_YET)
+    assert not differences
 
 
 @pytest.mark.parametrize("case", named(case for case in CASES.values() if case.kind == "requests"))
@@ -116,7 +100,7 @@ async def test_every_upstream_is_asked_as_it_can_be_asked(replaying: ScriptedUps
             outcome = await ask(client, path)
             differences += [f"{path}: {one}" for one in differing(expected, outcome, replay.tries)]
             expected = msgspec.structs.replace(expected, tries=expected.tries_again or expected.tries)
-    check(case, differences, NOT_YET)
+    assert not differences
 
 
 @pytest.mark.parametrize("case", named(case for case in CASES.values() if case.expect.reasoning is not None))
@@ -131,12 +115,10 @@ async def test_what_the_model_thought_is_told_to_who_asks(
         differences += [f"{path}: {one}" for one in differing(case.expect, outcome, replay.tries)]
         if outcome.reasoning != case.expect.reasoning:
             differences.append(f"{path}: reasoning {outcome.reasoning!r} instead of {case.expect.reasoning!r}")
-    check(case, differences, NO_REASONING_YET)
+    assert not differences
 
 
-@pytest.mark.parametrize(
-    "case", named(case for case in CASES.values() if case.has_an_answer and case.name not in NOT_YET)
-)
+@pytest.mark.parametrize("case", named(case for case in CASES.values() if case.has_an_answer))
 async def test_openai_python_reads_no_case_better(
     parley: httpx.AsyncClient, openai_client: openai.AsyncOpenAI, replaying: ScriptedUpstream, case: WireCase
 ) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
+from tests.support import replay, wire_cases
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.upstream import USAGE, Exchange, Script, ScriptedUpstream, answer, delta, hang, respond
 
@@ -280,7 +281,10 @@ SCRIPTS = {name: fault.script for name, fault in FAULTS.items()} | {
 
 async def show_named_fault(exchange: Exchange) -> None:
     """Show the fault that the last message names."""
-    await SCRIPTS.get(exchange.message.split()[-1], SCRIPTS["none"])(exchange)
+    name = exchange.message.split()[-1]
+    cases = wire_cases.load()
+    script = replay.Replay(cases[name]) if name in cases else SCRIPTS.get(name, SCRIPTS["none"])
+    await script(exchange)
 
 
 async def main() -> None:
