@@ -15,17 +15,18 @@ from parley.chat.run import Deadlines, Run
 from parley.chat.watch import Untraced
 from parley.providers.exchange import CompletionRequest, Exchange
 from parley.providers.upstream import Upstream
-from parley.settings import Settings
+from parley.settings import SecretText, Settings
 from parley.telemetry.metrics import metrics
 from tests.support.canaries import CANARY
-from tests.support.faults import after, close, reset
+from tests.support.faults import after, close, reset, say, sse
 from tests.support.running import problem, running
-from tests.support.upstream import ScriptedUpstream
+from tests.support.upstream import ScriptedUpstream, answer, delta, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.support.logs import Logs
     from tests.support.upstream import Script
 
 REQUEST = {"message": CANARY}
@@ -96,3 +97,51 @@ async def test_the_environments_proxy_is_used(
         response = await client.post("/chat", json=REQUEST)
     assert response.status_code == (200 if path else 502)
     assert [exchange.path for exchange in upstream.exchanges] == ([path] if path else [])
+
+
+async def test_an_upstream_gets_what_it_wants_besides(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
+) -> None:
+    """Fields and headers; those that Parley itself must decide stay its own, and what is a secret is hidden."""
+    secret = "a secret of the gateway"  # noqa: S105  # no password
+    settings = make_settings(
+        reasoning_effort="low",
+        extra_body='{"chat_template_kwargs": {"thinking": false}, "stream": false, "max_tokens": 1, "model": "x"}',
+        extra_headers=SecretText(f'{{"x-gateway": "{secret}", "authorization": "Basic abc"}}'),
+        log_upstream_text=True,
+    )
+    upstream.script = in_turn(answer("Hello"), respond(400, {"error": {"message": f"Wrong: {secret}!"}}))
+    async with running(settings, logs) as client:
+        await client.post("/chat", json=REQUEST)
+        await client.post("/chat", json=REQUEST)
+        said = (await logs.line("upstream_refused"))["upstream_text"]
+    assert "Wrong: ***!" in said
+    asked, headers = upstream.exchanges[0].json, upstream.exchanges[0].headers
+    assert (asked["reasoning_effort"], asked["chat_template_kwargs"]) == ("low", {"thinking": False})
+    assert (asked["stream"], asked["max_tokens"], asked["model"]) == (True, 2000, "scripted-1")
+    assert (headers["x-gateway"], headers["authorization"]) == (secret, "Basic abc")
+
+
+@pytest.mark.parametrize(
+    ("script", "event", "word"),
+    [
+        (answer("Hello", finish_reason="weary"), "upstream_unknown_ending", "weary"),
+        (answer("Hello", finish_reason="42 reasons"), "upstream_unknown_ending", None),
+        (say(sse(delta("Hello")) + b"data: {\n\n"), "upstream_undecodable", None),
+    ],
+)
+async def test_what_nobody_expects_of_an_upstream_leaves_a_line(
+    make_settings: Callable[..., Settings],
+    upstream: ScriptedUpstream,
+    logs: Logs,
+    script: Script,
+    event: str,
+    word: str | None,
+) -> None:
+    """With the word, if it is one; never with a text."""
+    upstream.script = script
+    async with running(make_settings(), logs) as client:
+        await client.post("/chat", json=REQUEST)
+        line = await logs.line(event)
+    assert (line["level"], line["word"]) == ("warning", word)
+    assert "upstream_text" not in line

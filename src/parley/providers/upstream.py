@@ -37,6 +37,7 @@ _EXPLANATION_TIMEOUT_S: Final = 2.0
 # Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
 _READ_BUFFER_BYTES: Final = 16_384
 _MAX_LOGGED_CHARACTERS: Final = 2000
+_SHORTEST_SECRET: Final = 16
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WORD: Final = re.compile(r"[A-Za-z_]{1,32}")
 _SUCCESS: Final = range(200, 300)
@@ -85,7 +86,10 @@ class Upstream:
         self._key = api_key
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        given = {name.lower() for name in extra_headers or ()}
+        self._headers = {name: value for name, value in self._headers.items() if name.lower() not in given}
         self._headers.update(extra_headers or {})
+        self._secrets = [value for value in (extra_headers or {}).values() if len(value) >= _SHORTEST_SECRET]
         self._extra_body = dict(extra_body or {})
         if reasoning_effort is not None:
             self._extra_body.setdefault("reasoning_effort", reasoning_effort)
@@ -176,6 +180,7 @@ class Upstream:
             except BaseException:
                 response.close()
                 raise
+            response.close()
 
     def _body(self, request: CompletionRequest, attempt: Attempt) -> bytes:
         instructions = self.instructions if request.instructions is None else request.instructions
@@ -254,9 +259,7 @@ class Upstream:
     def log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
         """Log what can be told of an upstream's error without its words, which may quote a message."""
         request_id = response.headers.get("X-Request-ID", "")
-        text: dict[str, str] = {}
-        if self._log_text:
-            text["upstream_text"] = hide(self._key or "", body.decode(errors="replace"))[:_MAX_LOGGED_CHARACTERS]
+        text = {"upstream_text": self._shown(body)} if self._log_text else {}
         _log.warning(
             "upstream_refused",
             upstream_status=response.status,
@@ -265,10 +268,17 @@ class Upstream:
             **text,
         )
 
+    def _shown(self, said: bytes) -> str:
+        """Return what an upstream says, with asterisks instead of keys."""
+        text = said.decode(errors="replace")
+        for secret in (self._key or "", *self._secrets):
+            text = hide(secret, text)
+        return text[:_MAX_LOGGED_CHARACTERS]
+
     def log_odd(self, event: str, said: bytes) -> None:
         """Log what nobody expects an upstream to say: a word, if it is one; any other text only if that is wanted."""
         name = said.decode(errors="replace")
-        text = {"upstream_text": hide(self._key or "", name)[:_MAX_LOGGED_CHARACTERS]} if self._log_text else {}
+        text = {"upstream_text": self._shown(said)} if self._log_text else {}
         _log.warning(event, word=name if _WORD.fullmatch(name) else None, **text)
 
 
