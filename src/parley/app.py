@@ -137,7 +137,7 @@ def _sources(
 ) -> Iterator[EmbeddedUpstream | Upstream]:
     """Make the upstream, and its fallback if there is one."""
 
-    def upstream(base_url: str | None, key: Secret | None, model: str | None) -> Upstream:
+    def upstream(base_url: str | None, key: Secret | None, model: str | None, *, has_extras: bool = True) -> Upstream:
         return Upstream(
             watch=watch,
             tracer=tracer,
@@ -146,9 +146,9 @@ def _sources(
             model_name=model or "",
             instructions=settings.system_prompt,
             temperature=settings.temperature,
-            reasoning_effort=settings.reasoning_effort,
-            extra_body=settings.added_fields(),
-            extra_headers=settings.added_headers(),
+            reasoning_effort=settings.reasoning_effort if has_extras else None,
+            extra_body=settings.added_fields() if has_extras else {},
+            extra_headers=settings.added_headers() if has_extras else {},
             connect_timeout_s=settings.connect_timeout_s,
             log_text=settings.log_upstream_text,
         )
@@ -162,4 +162,5 @@ def _sources(
     if settings.fallback_model:
         base_url = settings.fallback_base_url or settings.openai_base_url
         key = settings.fallback_api_key or (None if settings.fallback_base_url else settings.openai_api_key)
-        yield upstream(base_url, key, settings.fallback_model)
+        # What is meant for one API, and its secrets, is nobody else's.
+        yield upstream(base_url, key, settings.fallback_model, has_extras=not settings.fallback_base_url)

@@ -61,6 +61,12 @@ class Secret:
         return self._value
 
 
+FRAMING: Final = frozenset(
+    """accept-encoding connection content-encoding content-length expect host te trailer transfer-encoding
+    upgrade""".split()  # noqa: SIM905  # a list would take ten lines
+)
+
+
 class SecretText(Secret):
     """A secret that can hold blanks."""
 
@@ -281,7 +287,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("PARLEY_EXTRA_HEADERS", self.added_headers, "a JSON object of header names and values"),
         ):
             try:
-                read()
+                if FRAMING.intersection(name.lower() for name in read()) and "HEADERS" in variable:
+                    yield f"{variable}: it must not have headers that frame the request: {', '.join(sorted(FRAMING))}."
             except (msgspec.DecodeError, UnicodeError, RecursionError):
                 yield f"{variable}: it must be {what}."
         if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:

@@ -78,7 +78,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
         parley(**leading_to(upstream, **SETTINGS)) as served,
         served.client() as client,
     ):
-        upstream.models_script = respond(500, {})
+        upstream.models_script = respond(401, {})
         assert not await is_ready(client)  # which is believed for 5 seconds
         upstream.models_script = respond(200, {})
         async with prometheus(served.url, CANARY_KEY, folder) as watching:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.logs import Logs
+    from tests.support.upstream import Exchange as Asked
     from tests.support.upstream import Script
 
 REQUEST = {"message": CANARY}
@@ -145,3 +146,47 @@ async def test_what_nobody_expects_of_an_upstream_leaves_a_line(
         line = await logs.line(event)
     assert (line["level"], line["word"]) == ("warning", word)
     assert "upstream_text" not in line
+
+
+async def test_requests_at_once_learn_together_what_an_upstream_does_not_take(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream
+) -> None:
+    """One that was sent before another had learnt is not an error."""
+    together = asyncio.Barrier(4)
+
+    async def script(exchange: Asked) -> None:
+        if len(upstream.exchanges) <= 4:
+            await together.wait()
+        for name in ("max_tokens", "temperature"):
+            if name in exchange.json:
+                error = {"message": f"Unsupported parameter: '{name}'", "param": name}
+                await respond(400, {"error": error})(exchange)
+                return
+        await answer("Hello")(exchange)
+
+    upstream.script = script
+    async with running(make_settings(temperature=0.5)) as client:
+        answers = await asyncio.gather(*(client.post("/chat/complete", json=REQUEST) for _ in range(4)))
+        assert [answer.status_code for answer in answers] == [200] * 4
+        await client.post("/chat/complete", json=REQUEST)
+    assert "max_completion_tokens" in upstream.exchanges[-1].json
+    assert len(upstream.exchanges) <= 4 * 3 + 1
+
+
+@pytest.mark.parametrize(("is_elsewhere", "sent"), [(True, None), (False, "a secret of the gateway")])
+async def test_the_fallback_gets_no_headers_that_are_meant_for_another_api(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, *, is_elsewhere: bool, sent: str | None
+) -> None:
+    """They can hold a secret."""
+    upstream.script = respond(500, {})
+    async with ScriptedUpstream() as other:
+        settings = make_settings(
+            extra_headers=SecretText('{"x-gateway": "a secret of the gateway"}'),
+            fallback_base_url=other.url if is_elsewhere else None,
+            fallback_model="second-1",
+        )
+        async with running(settings) as client:
+            await client.post("/chat", json=REQUEST)
+        asked = (other if is_elsewhere else upstream).exchanges[-1]
+    assert asked.json["model"] == "second-1"
+    assert asked.headers.get("x-gateway") == sent

@@ -282,8 +282,10 @@ SCRIPTS = {name: fault.script for name, fault in FAULTS.items()} | {
 async def show_named_fault(exchange: Exchange) -> None:
     """Show the fault that the last message names."""
     name = exchange.message.split()[-1]
-    cases = wire_cases.load()
-    script = replay.Replay(cases[name]) if name in cases else SCRIPTS.get(name, SCRIPTS["none"])
+    script = SCRIPTS.get(name)
+    if script is None:
+        cases = wire_cases.load()
+        script = replay.Replay(cases[name]) if name in cases else SCRIPTS["none"]
     await script(exchange)
 
 

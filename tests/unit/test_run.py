@@ -134,3 +134,14 @@ async def test_a_model_call_may_answer_with_the_tokens_that_the_calls_before_it_
         run.attempts[-1].usage = counted(1, written)
         left.append(run.output_tokens_left)
     assert left == [100, 70, 1]
+
+
+async def test_a_retry_waits_for_the_first_token_as_long_as_is_left() -> None:
+    """Also if an answer was read before it."""
+    run = new_run(asyncio.get_running_loop().time() + 1000, Settings(first_token_timeout_s=10))
+    deadlines = Deadlines(run)
+    deadlines.is_waiting = False
+    with pytest.raises(ChatError) as caught:
+        async with deadlines.limit():
+            await asyncio.sleep(100)
+    assert caught.value.code is ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT

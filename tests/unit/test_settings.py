@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from parley.environment import SettingsError, settings_from, unknown_variables, variables
-from parley.settings import Secret, Settings
+from parley.settings import FRAMING, Secret, Settings
 from tests.support.canaries import CANARY, CANARY_KEY
 
 if TYPE_CHECKING:
@@ -157,6 +157,17 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ("PARLEY_PORT", "80.5", "PARLEY_PORT: '80.5' is not allowed; it must be a whole number from 0 to 65535."),
         ("PARLEY_TEMPERATURE", "3", "PARLEY_TEMPERATURE: '3' is not allowed; it must be a number from 0 to 2."),
         ("PARLEY_TEMPERATURE", "nan", "PARLEY_TEMPERATURE: 'nan' is not allowed; it must be a number from 0 to 2."),
+        ("PARLEY_EXTRA_BODY", "[1]", "PARLEY_EXTRA_BODY: it must be a JSON object."),
+        (
+            "PARLEY_EXTRA_HEADERS",
+            '{"a": 1}',
+            "PARLEY_EXTRA_HEADERS: it must be a JSON object of header names and values.",
+        ),
+        (
+            "PARLEY_EXTRA_HEADERS",
+            '{"Content-Length": "5"}',
+            f"PARLEY_EXTRA_HEADERS: it must not have headers that frame the request: {', '.join(sorted(FRAMING))}.",
+        ),
         (
             "PARLEY_IDLE_TIMEOUT_S",
             "0",

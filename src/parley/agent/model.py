@@ -143,8 +143,8 @@ class UpstreamModel(Model):
                     text.write(piece)
                     yield text_delta(delta=piece, sequence_number=number)
                     number += 1
-                    if self._backpressure is not None:
-                        await self._backpressure.wait()
+                if self._backpressure is not None:
+                    await self._backpressure.wait()
                 piece = await exchange.next()
             known = (str(message.get("tool_call_id")) for message in request.messages)
             calls = exchange.answer.tool_calls.joined(known) if exchange.answer.tool_calls else ()

@@ -124,6 +124,7 @@ class Deadlines:
     @asynccontextmanager
     async def limit(self) -> AsyncIterator[None]:
         """Keep the deadlines in the block; raise `ChatError` if one has passed, or the run is stopped."""
+        self.is_waiting = True
         try:
             async with asyncio.timeout(None) as timeout:
 
@@ -162,14 +163,13 @@ class Deadlines:
 
     def note_life(self) -> None:
         """Restart the wait for the token that is awaited: the model lives, as it thinks."""
-        settings = self._run.settings
-        timeout_s = settings.idle_timeout_s if self._has_begun else settings.first_token_timeout_s
-        self._next = self._loop.time() + timeout_s
+        self.renew(has_text=self._has_begun)
 
-    def renew(self) -> None:
-        """Wait for the next token from now on."""
-        self._next = self._loop.time() + self._run.settings.idle_timeout_s
-        if not self._has_begun:  # the first token may have been given far more time
+    def renew(self, *, has_text: bool = True) -> None:
+        """Wait for the next token from now on; for the first one, if there is no text yet."""
+        settings = self._run.settings
+        self._next = self._loop.time() + (settings.idle_timeout_s if has_text else settings.first_token_timeout_s)
+        if has_text and not self._has_begun:  # the first token may have been given far more time
             self._has_begun = True
             self.look()
 

@@ -40,15 +40,19 @@ _LARGEST_COUNT: Final = 1 << 53
 
 # Payloads that are shorter may be no chunk.
 _SHORT_BYTES: Final = 16
+# An event has far fewer lines, if each of them is an event of its own.
+_MOST_LINES_OF_EVENT: Final = 1000
 _NO_CHUNKS: Final = (b"", b"[DONE]", b"{}", b"null")
 _EMPTY: Final = Delta()
-_NO_ERRORS: Final = (b"", b"null", b'""', b"{}", b"[]", b"false")
+_NO_ERRORS: Final = (b"", b"null", b'""', b"{}", b"[]", b"false", b"0")
 
 
 class Answer:
     """What the upstream says: the truth about the ending is in its own chunks, and nowhere else."""
 
-    def __init__(self, attempt: Attempt, most_tokens: int, *, has_tools: bool = False) -> None:
+    def __init__(
+        self, attempt: Attempt, most_tokens: int, *, has_tools: bool = False, keeps_thoughts: bool = False
+    ) -> None:
         """Note what comes in the attempt; the limits depend on the tokens that were asked for."""
         self.is_done = False
         self.bytes = 0
@@ -66,10 +70,12 @@ class Answer:
         """The reason for the answer's end, if nobody knows the word."""
         self.thoughts: list[str] = []
         """What the model has thought since somebody looked."""
+        self._keeps_thoughts = keeps_thoughts
         self._is_completion = False
         self._parts = 0  # choices, and pieces of tool calls
         self._message = ""
         self._has_other_text = False
+        self._has_called = False
         self._characters = 0
         self._most_lines = _SPARE_LINES + most_tokens * _LINES_PER_TOKEN
         self._most_bytes = _SPARE_BYTES + most_tokens * _BYTES_PER_TOKEN
@@ -124,6 +130,8 @@ class Answer:
         text = self.take(b"", is_end=True)
         if self.failure is not None and isinstance(self.failure.__cause__, ValueError):
             self.failure = self.undecodable = None
+            if not self._attempt.is_final:  # the rest may have been text
+                self._attempt.finish_reason = None
         return text
 
     def _decode_leniently(self, payload: bytes, texts: list[str]) -> None:
@@ -131,31 +139,31 @@ class Answer:
         try:
             self._note(lenient.decode_chunk(payload), payload, texts)
         except ValueError:
-            if b"\n" not in payload:
+            if not 0 < payload.count(b"\n") < _MOST_LINES_OF_EVENT:
                 raise
             for line in payload.split(b"\n"):
                 self._note(lenient.decode_chunk(line), line, texts)
 
     def check(self) -> ChatError | None:
         """Return what is wrong with the answer, now that all of it has been taken."""
-        has_come = self._attempt.deltas or self._attempt.thoughts
-        if not self._is_completion:
-            if not self.bytes:
-                return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream's answer is empty.", is_transient=True)
-            return ChatError(
-                ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than a stream."
-            )
-        if self._attempt.finish_reason is None:
+        attempt = self._attempt
+        has_come = attempt.deltas or attempt.thoughts
+        if not self.bytes:
+            return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream's answer is empty.", is_transient=True)
+        if self._is_completion and attempt.finish_reason is None:
             if not self.is_done or not has_come:
                 return ChatError(ErrorCode.UPSTREAM_TRUNCATED)
-            self._attempt.finish_reason = FinishReason.UNKNOWN
-        if self._attempt.finish_reason is FinishReason.UNKNOWN and not has_come:
+            attempt.finish_reason = FinishReason.UNKNOWN
+        detail = None
+        if not self._is_completion:
+            detail = "The upstream answered with something else than a stream."
+        elif self._has_called and not attempt.deltas:
+            detail = "The model called a tool in a way that Parley does not know."
+        elif attempt.finish_reason is FinishReason.UNKNOWN and not has_come:
             detail = "The upstream ended the answer before it began, for a reason that nobody knows."
-            return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
-        if self._has_other_text and not self._attempt.deltas:
+        elif self._has_other_text and not attempt.deltas:
             detail = "The upstream gave text to other choices than the one that was asked for."
-            return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
-        return None
+        return None if detail is None else ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
 
     def _note(self, chunk: Chunk, payload: bytes, texts: list[str]) -> None:
         """Take a chunk's text, and note its finish reason and usage."""
@@ -195,7 +203,8 @@ class Answer:
     def _note_thought_and_calls(self, delta: Delta) -> None:
         attempt = self._attempt
         if thought := delta.reasoning_content or delta.reasoning:
-            self.thoughts.append(thought)
+            if self._keeps_thoughts:
+                self.thoughts.append(thought)
             self._characters += len(thought)
             attempt.thoughts += 1
             attempt.finish_reason, attempt.is_final = None, False
@@ -218,8 +227,10 @@ class Answer:
 
     def _other_delta(self, choice: Choice) -> Delta | None:
         """Return what a chunk adds to the answer that has a message or a text, in the place of a delta or beside it."""
-        if choice.delta not in (None, _EMPTY) or choice.message is None:
-            return choice.delta or Delta(content=choice.text)
+        if choice.delta not in (None, _EMPTY):
+            return choice.delta
+        if choice.message is None:
+            return Delta(content=choice.text)
         if self._attempt.deltas and not self._message:
             return None  # it says again what came as deltas
         message = (choice.message.content or "") + (choice.message.refusal or "")
@@ -232,6 +243,7 @@ class Answer:
             if self.tool_calls is None:
                 detail = "The model called a tool, although the request has none."
                 raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
+            self._has_called = True
             return FinishReason.STOP  # a model that calls tools says more when it has their results
         named = named_finish(reason)
         if named is FinishReason.UNKNOWN:

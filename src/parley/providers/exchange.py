@@ -65,7 +65,12 @@ class Exchange:
         self._span = upstream.tracer.begin(attempt)
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
-        self.answer = Answer(attempt, request.max_tokens, has_tools=bool(request.options.get("tools")))
+        self.answer = Answer(
+            attempt,
+            request.max_tokens,
+            has_tools=bool(request.options.get("tools")),
+            keeps_thoughts=request.include_reasoning,
+        )
         self._response: aiohttp.ClientResponse | None = None
         self._unread = b""
         self._broken: ChatError | None = None
@@ -90,8 +95,8 @@ class Exchange:
         deltas, thoughts = attempt.deltas, attempt.thoughts
         if attempt.is_final:
             deadlines.shorten(_LAST_WORD_TIMEOUT_S)
-        elif deltas:
-            deadlines.renew()
+        elif deltas or thoughts:
+            deadlines.renew(has_text=deltas > 0)
         text = ""
         while answer.failure is None and not answer.is_done and not self._is_over:
             if not self._unread and self._broken is None:
@@ -120,7 +125,7 @@ class Exchange:
         thoughts = self.answer.thoughts
         if not thoughts:
             return ""
-        taken = "".join(thoughts) if self._request.include_reasoning else ""
+        taken = "".join(thoughts)
         thoughts.clear()
         return taken
 

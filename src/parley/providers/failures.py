@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -58,19 +56,15 @@ def unwanted_parameter(body: bytes) -> str | None:
     if not vocabulary.UNWANTED.search(" ".join((*problem.names, problem.text))):
         return None
     named = [name for name in vocabulary.PARAMETERS if name in problem.parameters]
-    places = {name: match.start() for name in vocabulary.PARAMETERS if (match := _word(name).search(problem.text))}
-    return next(iter(named), None) or min(places, key=lambda name: places[name], default=None)
-
-
-@cache
-def _word(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![a-z_]){name}(?![a-z_])")
+    match = vocabulary.UNWANTED_PARAMETER.search(problem.text)
+    return next(iter(named), None) or (match and next(filter(None, match.groups())))
 
 
 def is_error(payload: bytes) -> bool:
     """Tell whether an event without choices describes an error."""
     problem = problems.read(payload)
-    return problem.status is not None or bool(problem.text) or "error" in problem.names
+    is_named = any("error" in name or name in vocabulary.LOGGED for name in problem.names)
+    return problem.status is not None or problem.is_error or is_named
 
 
 def reported(body: bytes) -> ChatError:

@@ -9,11 +9,11 @@ import msgspec
 
 from parley.providers.wire import Choice, Chunk, Delta, Details, TokenCounts
 
-_MOST_PARTS: Final = 1000
+_MOST_PARTS: Final = 10_000
 _MOST_DIGITS: Final = 18
 # Where the text of a part is, by the vendors' different names.
 _TEXTS: Final = ("text", "content", "thinking", "reasoning", "summary", "refusal")
-_THOUGHTS: Final = {"thinking", "reasoning", "redacted_thinking", "thought"}
+_THOUGHTS: Final = ("thinking", "reasoning", "redacted_thinking", "thought")
 _COUNTS: Final = tuple(name for name in TokenCounts.__struct_fields__ if not name.endswith("_details"))
 
 
@@ -31,8 +31,8 @@ def decode_chunk(payload: bytes) -> Chunk:
     error = decoded.get("error")
     groq = decoded.get("x_groq")
     choices = decoded.get("choices")
-    if not isinstance(choices, list | None):
-        raise ValueError("the choices are no list")  # noqa: TRY004  # as if it were no JSON
+    if not isinstance(choices, list | None) or len(choices or ()) > _MOST_PARTS:
+        raise ValueError("the choices are no list, or far too many")
     return Chunk(
         choices=[_choice(choice) for choice in choices if isinstance(choice, dict)]
         if isinstance(choices, list)
@@ -53,7 +53,7 @@ def _choice(choice: dict[str, Any]) -> Choice:
         delta=_delta(choice.get("delta")),
         message=_delta(choice.get("message")),
         finish_reason=reason if isinstance(reason, str) else None,
-        index=index if isinstance(index, int) else None,
+        index=_count(index),
         usage=_usage(choice.get("usage")),
         text=_text(choice.get("text"), is_thought=None),
         error=msgspec.Raw() if error is None else msgspec.Raw(json.dumps(error).encode()),
@@ -67,9 +67,9 @@ def _delta(delta: Any) -> Delta | None:
     calls = delta.get("tool_calls")
     reasoning = delta.get("reasoning_content") or delta.get("reasoning")
     return Delta(
-        content=_text(content, is_thought=False),
-        refusal=_text(delta.get("refusal"), is_thought=None),
-        reasoning_content=_text(reasoning, is_thought=None) + _text(content, is_thought=True),
+        content=_text(content, is_thought=False) or None,
+        refusal=_text(delta.get("refusal"), is_thought=None) or None,
+        reasoning_content=_text(reasoning, is_thought=None) + _text(content, is_thought=True) or None,
         tool_calls=msgspec.Raw() if calls is None else msgspec.Raw(json.dumps(calls).encode()),
     )
 
@@ -78,9 +78,11 @@ def _text(value: Any, *, is_thought: bool | None) -> str:
     """Return the text of a string, of a part, or of parts: of those that are thoughts, of the others, or of all."""
     texts: list[str] = []
     nodes: list[tuple[Any, bool]] = [(value, False)]
-    for _ in range(_MOST_PARTS):
-        if not nodes:
-            break
+    read = 0
+    while nodes:
+        read += 1
+        if read > _MOST_PARTS:
+            raise ValueError("there are far too many parts")
         node, in_thought = nodes.pop()
         if isinstance(node, str):
             if is_thought is None or in_thought is is_thought:

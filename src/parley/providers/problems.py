@@ -8,11 +8,12 @@ from typing import Any, Final
 import msgspec
 
 # An honest body has less.
+_MOST_BYTES: Final = 65_536
 _MOST_NODES: Final = 500
 _MOST_CHARACTERS: Final = 4000
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,79}")
 
-_NAMES: Final = {"code", "type", "status", "reason", "error", "error_type", "error_code", "errorcode"}
+_NAMES: Final = {"code", "type", "status", "reason", "error", "error_type", "error_code", "errorcode", "object"}
 _TEXTS: Final = {
     "message",
     "msg",
@@ -25,8 +26,11 @@ _TEXTS: Final = {
     "errors",
     "raw",
 }
+_ERRORS: Final = {"error", "errors", "detail"}
+_NO_ERRORS: Final = (None, "", False, 0)
 _PARAMETERS: Final = {"param", "loc", "parameter"}
 _STATUSES: Final = range(400, 600)
+_STATUS_TEXTS: Final = frozenset(map(str, _STATUSES))
 
 
 class Problem(msgspec.Struct):
@@ -40,19 +44,16 @@ class Problem(msgspec.Struct):
     """The parameters of the request that it names."""
     status: int | None = None
     """The HTTP status that the body names, which may have come with another one."""
+    is_error: bool = False
+    """Whether a field says that it is an error."""
     retry_after: str | None = None
     """The wait that it asks for, as it writes it."""
-
-    @property
-    def is_none(self) -> bool:
-        """Whether the body says nothing of an error."""
-        return not (self.names or self.text or self.status)
 
 
 def read(body: bytes) -> Problem:
     """Read an error body: an object that is nested or flat, a list of them, a string, or no JSON at all."""
     try:
-        decoded = msgspec.json.decode(body)
+        decoded = msgspec.json.decode(body) if len(body) <= _MOST_BYTES else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Problem(text=body[:_MOST_CHARACTERS].decode(errors="replace").lower())
     problem = Problem()
@@ -61,6 +62,9 @@ def read(body: bytes) -> Problem:
         if number > _MOST_NODES:
             break
         _note(problem, key, value)
+        problem.is_error |= number > 0 and key in _ERRORS and value not in _NO_ERRORS
+        if len(nodes) > _MOST_NODES:
+            continue
         if isinstance(value, dict):
             nodes += ((str(name).lower(), member) for name, member in value.items())
         elif isinstance(value, list):
@@ -79,5 +83,5 @@ def _note(problem: Problem, key: str, value: Any) -> None:
             problem.parameters.append(value.lower())
         elif key == "retrydelay":
             problem.retry_after = value
-    if key in _NAMES and str(value).isdecimal() and len(str(value)) == 3 and int(value) in _STATUSES:  # noqa: PLR2004
+    if key in _NAMES and (value in _STATUSES or (isinstance(value, str) and value in _STATUS_TEXTS)):
         problem.status = problem.status or int(value)

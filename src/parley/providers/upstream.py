@@ -41,6 +41,9 @@ _SHORTEST_SECRET: Final = 16
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WORD: Final = re.compile(r"[A-Za-z_]{1,32}")
 _SUCCESS: Final = range(200, 300)
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+# What neither the settings nor an agent can ask for: it would undercut the limits.
+_OURS_ALONE: Final = (*_LIMITS, "n")
 _REFUSED_PARAMETERS: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 # Some proxies set many long cookies.
 _MOST_HEADER_BYTES: Final = 65_536
@@ -100,9 +103,7 @@ class Upstream:
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
-        self._max_tokens, self._other_max_tokens = "max_tokens", "max_completion_tokens"
-        if self._base_url == OPENAI_BASE_URL:
-            self._max_tokens, self._other_max_tokens = self._other_max_tokens, self._max_tokens
+        self._limits = _LIMITS[::-1] if self._base_url == OPENAI_BASE_URL else _LIMITS
         self._unwanted: set[str] = set()
         self._checked: tuple[float, ErrorCode | None] | None = None
         self._checking = asyncio.Lock()
@@ -172,17 +173,22 @@ class Upstream:
         self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
         """Return the response, which the caller closes, or raise `ChatError` if there is none, or it is an error."""
+        unwanted = set(self._unwanted)
         while True:
-            response = await self._send(self._body(request, attempt), {**headers, **_correlation()})
+            body = self._body(request, attempt, unwanted)
+            response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
             try:
-                if await self._is_accepted(response):
-                    return response
+                refused = await self._refused_parameter(response, body)
             except BaseException:
                 response.close()
                 raise
+            if refused is None:
+                self._unwanted |= unwanted  # now it is known that the upstream can do without
+                return response
             response.close()
+            unwanted.add(refused)
 
-    def _body(self, request: CompletionRequest, attempt: Attempt) -> bytes:
+    def _body(self, request: CompletionRequest, attempt: Attempt, unwanted: set[str]) -> dict[str, Any]:
         instructions = self.instructions if request.instructions is None else request.instructions
         messages = [{"role": "system", "content": instructions}] if instructions else []
         messages += [self._neutral(message) for message in request.messages]
@@ -193,20 +199,20 @@ class Upstream:
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
-            self._max_tokens: attempt.max_tokens,
         }
         if attempt.temperature is not None:
             body["temperature"] = attempt.temperature
-        for name in self._unwanted:
+        for name in (*_OURS_ALONE, *unwanted):
             body.pop(name, None)
-        return msgspec.json.encode(body)
+        known = [name for name in self._limits if name not in unwanted]
+        return body | dict.fromkeys(known[:1], attempt.max_tokens)
 
     def _neutral(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content")
         return {**message, "content": self._neutralise(content)} if isinstance(content, str) else message
 
-    async def _is_accepted(self, response: aiohttp.ClientResponse) -> bool:
-        """Return whether a response is an answer; if not, the request can be sent again without what was refused.
+    async def _refused_parameter(self, response: aiohttp.ClientResponse, body: dict[str, Any]) -> str | None:
+        """Return `None` for an answer, or the parameter without which the request can be sent again.
 
         Raises:
             ChatError: if the response is an error.
@@ -215,29 +221,18 @@ class Upstream:
         if response.status not in _SUCCESS:
             text = await _explanation(response)
             self.log_refusal(response, text)
-            if response.status in _REFUSED_PARAMETERS and self._adapt(unwanted_parameter(text)):
-                return False
+            name = unwanted_parameter(text) if response.status in _REFUSED_PARAMETERS else None
+            is_last_limit = name in self._limits and (name == self._limits[1] or self._limits[1] in self._unwanted)
+            if name is not None and name in body and not is_last_limit:
+                _log.warning("upstream_parameter_refused", parameter=name)
+                return name
             raise refusal(response.status, text, headers=response.headers)
         if _is_compressed(response):
             detail = "The upstream compressed its answer, although Parley asked for `identity`."
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
         if response.status == HTTPStatus.NO_CONTENT:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered without content.")
-        return True
-
-    def _adapt(self, parameter: str | None) -> bool:
-        """Do without a parameter from now on; return whether there is another way."""
-        if parameter in {self._max_tokens, self._other_max_tokens}:
-            if self._other_max_tokens in self._unwanted:
-                return False
-            self._unwanted.add(self._max_tokens)
-            self._max_tokens, self._other_max_tokens = self._other_max_tokens, self._max_tokens
-        elif parameter is None or parameter in self._unwanted:
-            return False
-        else:
-            self._unwanted.add(parameter)
-        _log.warning("upstream_parameter_refused", parameter=parameter)
-        return True
+        return None
 
     async def _send(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.

@@ -83,7 +83,7 @@ TOO_LONG: Final = re.compile(
     | (input|prompt)[ ]length[^.]{0,20}exceed           # Volcengine
     | context[ ]length[ ]of[ ]only                      # LM Studio
     | range[ ]of[ ]input[ ]length[ ]should[ ]be         # DashScope
-    | exceed[a-z]*[^.]{0,30}(token[ ]limit|max[ ]length|max[ ]message[ ]tokens)   # Moonshot, GLM, Volcengine
+    | exceed[^.]{0,40}(token[ ]limit|max[ ]length|max[ ]message[ ]tokens)   # Moonshot, GLM, Volcengine
     | too[ ]many[ ](input[ ]|prompt[ ])?tokens[^.]{0,40}(prompt|model|request|input)   # Cohere, Bedrock
     | tokens?[ ]\+[ ]`?max_new_tokens`?[ ]must[ ]be | `?inputs`?[ ]must[ ]have[ ]less[ ]than   # TGI, Together
     """,
@@ -115,6 +115,13 @@ UNWANTED: Final = re.compile(
     r"unsupported|(not|n't) support|unknown|unrecognized|unexpected|not (permitted|allowed)"
     r"|extra[_ ](inputs|fields|forbidden)|only the default|additional propert"
     r"|invalid (parameter|field|argument)|no such (parameter|field)"
+)
+
+_PARAMETER: Final = rf"['\"`]?\b({'|'.join(PARAMETERS)})\b['\"`]?"
+# The name stands close to the word: anything else could be a message that the upstream quotes.
+UNWANTED_PARAMETER: Final = re.compile(
+    rf"(?:unsupported|unknown|unrecognized|unexpected|invalid)[a-z_ ]{{0,30}}:? {{0,3}}{_PARAMETER}"
+    rf"|{_PARAMETER}[a-z_,: ]{{0,30}}(?:unsupported|not supported|not support|unknown|not permitted|not allowed|extra)"
 )
 
 # Endings.
