@@ -8,7 +8,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 where it failed, 2 where a setting or an option is wrong."""
+    """Run the command and return its exit code: 0, 1 if it failed, 2 if a setting or an option is wrong."""
     if (sys.argv[1:] if arguments is None else arguments) in ([], ["serve"]):
         # The imports take seconds. The first process of a container gets no signal that it has no handler for.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import inspect
 
+from parley.conflicts import conflicts
 from parley.settings import Secret, SecretText, Settings
 
 _PREFIX: Final = "PARLEY_"
@@ -50,7 +51,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
                 f"PARLEY_API_KEYS_FILE: {path} must hold keys, one a line: printable ASCII without blanks and commas."
             )
     settings = Settings(**values)
-    problems += settings.conflicts()
+    problems += conflicts(settings)
     if problems:
         raise SettingsError("\n".join(problems))
     return settings

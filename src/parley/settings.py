@@ -1,9 +1,7 @@
-"""Owns the settings: what an operator may set, what values are allowed, and which do not go together."""
+"""Owns the settings: what an operator may set, and what values are allowed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -12,9 +10,6 @@ from msgspec import Meta
 # No server's ceiling can be higher.
 LONGEST_S: Final = 3600
 MOST_OUTPUT_TOKENS: Final = 1_000_000
-
-_SHORTEST_KEY: Final = 16
-_TOO_SHORT: Final = f"has less than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
 
 _Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
@@ -38,8 +33,6 @@ _Address = Annotated[
         extra={"allowed": "an http:// or https:// address without user, query or fragment"},
     ),
 ]
-
-
 _Headers = dict[
     Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")], Annotated[str, Meta(pattern=r"^[ -~]*\Z")]
 ]
@@ -59,12 +52,6 @@ class Secret:
     def reveal(self) -> str:
         """Return the string itself."""
         return self._value
-
-
-FRAMING: Final = frozenset(
-    """accept-encoding connection content-encoding content-length expect host te trailer transfer-encoding
-    upgrade""".split()  # noqa: SIM905  # a list would take ten lines
-)
 
 
 class SecretText(Secret):
@@ -262,46 +249,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def metrics_keys(self) -> list[str]:
         """Return the keys to the metrics; where there are none, nobody needs one."""
         return self.keys() if self.metrics_key is None else [self.metrics_key.reveal()]
-
-    def conflicts(self) -> Iterator[str]:
-        """Yield a line for each thing that the settings cannot be together."""
-        yield from self._conflicts_of_callers()
-        yield from self._conflicts_of_models()
-
-    def _conflicts_of_callers(self) -> Iterator[str]:
-        for network in self.trusted_proxies.split(",") if self.trusted_proxies else ():
-            try:
-                ip_network(network)
-            except ValueError:
-                yield f"PARLEY_TRUSTED_PROXIES: {network!r} is no address and no network, such as 10.0.0.0/8."
-        if self.api_keys is not None and not self.keys():
-            yield "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
-        if any(len(key) < _SHORTEST_KEY for key in self.keys()):
-            yield f"PARLEY_API_KEYS: a key {_TOO_SHORT}"
-        if self.metrics_key and len(self.metrics_key.reveal()) < _SHORTEST_KEY:
-            yield f"PARLEY_METRICS_KEY: it {_TOO_SHORT}"
-
-    def _conflicts_of_models(self) -> Iterator[str]:
-        for variable, read, what in (
-            ("PARLEY_EXTRA_BODY", self.added_fields, "a JSON object"),
-            ("PARLEY_EXTRA_HEADERS", self.added_headers, "a JSON object of header names and values"),
-        ):
-            try:
-                if FRAMING.intersection(name.lower() for name in read()) and "HEADERS" in variable:
-                    yield f"{variable}: it must not have headers that frame the request: {', '.join(sorted(FRAMING))}."
-            except (msgspec.DecodeError, UnicodeError, RecursionError):
-                yield f"{variable}: it must be {what}."
-        if (self.fallback_base_url or self.fallback_api_key) and not self.fallback_model:
-            yield "PARLEY_FALLBACK_MODEL: not set, but the fallback's address or key is; set it to a model it serves."
-        if self.embedded:
-            if self.fallback_model and not self.fallback_base_url and not self.fallback_api_key:
-                yield "PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it; set it too."
-            return
-        given = "OPENAI_BASE_URL" if self.openai_base_url else "OPENAI_API_KEY"
-        if self.model_path:
-            yield f"PARLEY_MODEL_PATH: it embeds a model, but {given} names an upstream; unset one of the two."
-        if not self.model:
-            yield (
-                f"PARLEY_MODEL: not set, but {given} chooses an upstream; set it to a model the upstream serves, "
-                f"or unset {given} to use the embedded model."
-            )

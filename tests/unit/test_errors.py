@@ -74,7 +74,7 @@ def test_an_upstreams_name_for_its_error_is_a_well_known_one_or_other(error: obj
 def test_an_error_body_that_is_nested_too_deeply_is_none(nested: bytes) -> None:
     """It is still an HTTP error, whose status says enough."""
     assert error_type(nested) is None
-    assert refusal(400, nested, None).code is ErrorCode.UPSTREAM_ERROR
+    assert refusal(400, nested, {}).code is ErrorCode.UPSTREAM_ERROR
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_an_error_body_that_is_nested_too_deeply_is_none(nested: bytes) -> None:
 )
 def test_a_retry_after_is_passed_on_if_it_is_a_sane_number(retry_after: str, seconds: int | None) -> None:
     """Python itself refuses to read 5,000 digits."""
-    assert refusal(429, b"", retry_after).retry_after_s == seconds
+    assert refusal(429, b"", {"Retry-After": retry_after}).retry_after_s == seconds
 
 
 def test_whoever_raises_an_error_may_know_better() -> None:

@@ -40,6 +40,9 @@ _SAME: Final = ("top_p", "frequency_penalty", "presence_penalty", "verbosity", "
 _PLAIN_ROLES: Final = ("user", "assistant")
 _INCOMPLETE: Final = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
 
+PLAIN: Final = ModelSettings()
+"""The settings of a model that is asked for nothing but text."""
+
 
 def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
     instructions: str | None,
@@ -65,10 +68,6 @@ def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
         include_reasoning=include_reasoning,
         options={} if settings is PLAIN else _options(settings, tools, output_schema, handoffs, model),
     )
-
-
-PLAIN: Final = ModelSettings()
-"""The settings of a model that is asked for nothing but text."""
 
 
 def _messages(items: str | list[TResponseInputItem]) -> list[Any]:
@@ -187,9 +186,9 @@ def _usage(usage: Usage) -> ResponseUsage:
     read, written = usage.input_tokens or 0, usage.output_tokens or 0
     return ResponseUsage(
         input_tokens=read,
-        input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
+        input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_input_tokens or 0, cache_write_tokens=0),
         output_tokens=written,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens or 0),
         total_tokens=usage.total_tokens or read + written,
     )
 

@@ -56,22 +56,10 @@ class UpstreamModel(Model):
     It raises `ChatError` if an answer fails, and says `incomplete` of one that was cut short.
     """
 
-    def __init__(  # noqa: PLR0913  # each is named where it is given
-        self,
-        upstreams: Upstreams,
-        settings: Settings,
-        *,
-        name: str | None = None,
-        run: Run | None = None,
-        backpressure: Backpressure | None = None,
-        is_reply: bool = True,
-    ) -> None:
-        """Take the upstreams; `name` is another model of the first one's. Without a run, each call is its own."""
-        self._upstreams = upstreams
-        self._settings = settings
+    def __init__(self, models: UpstreamModels, name: str | None, *, is_reply: bool) -> None:
+        """Take what it has in common with other models; `name` is another model of the first upstream's."""
+        self._models = models
         self._name = name
-        self._run = run
-        self._backpressure = backpressure
         self._is_reply = is_reply
 
     async def get_response(self, *args: Any, **options: Any) -> ModelResponse:
@@ -80,7 +68,7 @@ class UpstreamModel(Model):
         Raises:
             ChatError: if it fails.
         """
-        model = UpstreamModel(self._upstreams, self._settings, name=self._name, run=self._run, is_reply=False)
+        model = UpstreamModel(self._models, self._name, is_reply=False)
         events: Any = model.stream_response(*args, **options)
         async with aclosing(events):
             async for event in events:
@@ -115,7 +103,7 @@ class UpstreamModel(Model):
         Raises:
             ChatError: if the answer fails; all text that had come by then has been yielded.
         """
-        run = self._run or self._new_run(model_settings)
+        run, backpressure = self._models.run or self._new_run(model_settings), self._models.backpressure
         request = to_request(
             system_instructions,
             input,
@@ -131,20 +119,20 @@ class UpstreamModel(Model):
         exchange: Exchange | None = None
         error: BaseException | None = None
         text, number = io.StringIO(), 0  # a list of many short texts would take ten times the memory
-        if self._backpressure is not None:
-            self._backpressure.streams += 1
+        if backpressure is not None:
+            backpressure.streams += 1
         try:
-            exchange, piece = await self._upstreams.begin(request, run)
+            exchange, piece = await self._models.upstreams.begin(request, run)
             while piece is not None:
-                if thought := exchange.take_thoughts():
+                if run.include_reasoning and (thought := exchange.take_thoughts()):
                     yield reasoning_delta(delta=thought, sequence_number=number)
                     number += 1
                 if piece:
                     text.write(piece)
                     yield text_delta(delta=piece, sequence_number=number)
                     number += 1
-                if self._backpressure is not None:
-                    await self._backpressure.wait()
+                if backpressure is not None:
+                    await backpressure.wait()
                 piece = await exchange.next()
             known = (str(message.get("tool_call_id")) for message in request.messages)
             calls = exchange.answer.tool_calls.joined(known) if exchange.answer.tool_calls else ()
@@ -152,18 +140,19 @@ class UpstreamModel(Model):
             yield completed(text.getvalue(), calls, attempt.model, attempt.finish_reason, attempt.usage, number)
         except BaseException as failure:
             error = failure
-            if self._backpressure is not None and isinstance(failure, Exception):
-                await self._backpressure.wait()
+            if backpressure is not None and isinstance(failure, Exception):
+                await backpressure.wait()
             raise
         finally:
-            if self._backpressure is not None:
-                self._backpressure.streams -= 1
+            if backpressure is not None:
+                backpressure.streams -= 1
             if exchange is not None:
                 exchange.close(error)
 
     def _new_run(self, settings: ModelSettings) -> Run:
-        end = asyncio.get_running_loop().time() + self._settings.request_timeout_s
-        return Run(self._settings, end, settings.max_tokens or self._settings.max_output_tokens)
+        ours = self._models.settings
+        end = asyncio.get_running_loop().time() + ours.request_timeout_s
+        return Run(ours, end, settings.max_tokens or ours.max_output_tokens)
 
 
 class UpstreamModels(ModelProvider):
@@ -178,20 +167,13 @@ class UpstreamModels(ModelProvider):
         backpressure: Backpressure | None = None,
         is_reply: bool = True,
     ) -> None:
-        """Take what the models have in common."""
-        self._upstreams = upstreams
-        self._settings = settings
-        self._run = run
-        self._backpressure = backpressure
+        """Take what the models have in common; without a run, each of their calls is its own."""
+        self.upstreams = upstreams
+        self.settings = settings
+        self.run = run
+        self.backpressure = backpressure
         self._is_reply = is_reply
 
     def get_model(self, model_name: str | None) -> UpstreamModel:
         """Return a model; without a name, the one of the settings."""
-        return UpstreamModel(
-            self._upstreams,
-            self._settings,
-            name=model_name,
-            run=self._run,
-            backpressure=self._backpressure,
-            is_reply=self._is_reply,
-        )
+        return UpstreamModel(self, model_name, is_reply=self._is_reply)

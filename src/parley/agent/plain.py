@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from agents import ModelTracing
 
 from parley.agent.conversion import PIECES, PLAIN, warm_up
-from parley.agent.model import UpstreamModel
+from parley.agent.model import UpstreamModels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -33,7 +33,7 @@ class PlainAgent:
 
     async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
         """Yield what the model says as it comes; raise `ChatError` if the answer fails."""
-        model = UpstreamModel(self._upstreams, self._settings, run=run)
+        model = UpstreamModels(self._upstreams, self._settings, run=run).get_model(None)
         turns: list[Any] = [{"role": message.role, "content": message.content} for message in prompt.messages]
         events: Any = model.stream_response(None, turns, PLAIN, [], None, [], ModelTracing.DISABLED)
         async with aclosing(events):

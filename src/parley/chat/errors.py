@@ -53,7 +53,7 @@ class ChatError(Exception):
     failure may pass within a second or two.
     """
 
-    def __init__(  # noqa: PLR0913  # each is named where it is given
+    def __init__(  # noqa: PLR0913  # all are keywords
         self,
         code: ErrorCode,
         *,

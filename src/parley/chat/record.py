@@ -21,10 +21,10 @@ _Outcome = Literal["completed", "failed", "client_disconnected", "cancelled"]
 class Record(msgspec.Struct, kw_only=True):
     """One request. What did not happen is `None`: a model that was not asked, a text that did not come.
 
-    Nothing of it is the caller's text but the correlation id, where that is harmless.
+    Only the correlation id can be the caller's text, if it is harmless.
     """
 
-    correlation_id: Annotated[str, Meta(description="The caller's, where it sent one that is harmless.")]
+    correlation_id: Annotated[str, Meta(description="The caller's own, if it sent a harmless one.")]
     outcome: Annotated[
         _Outcome,
         Meta(description="`completed`, `failed`, `client_disconnected` or `cancelled`: at the end of the grace."),

@@ -161,12 +161,8 @@ class Deadlines:
         """Return whether a token can still come in time after such a wait."""
         return self._run.stopped is None and self._loop.time() + wait_s < min(self._run.end, self._next)
 
-    def note_life(self) -> None:
-        """Restart the wait for the token that is awaited: the model lives, as it thinks."""
-        self.renew(has_text=self._has_begun)
-
     def renew(self, *, has_text: bool = True) -> None:
-        """Wait for the next token from now on; for the first one, if there is no text yet."""
+        """Wait from now on for the next token; for the first one, if there is no text yet, but the model thinks."""
         settings = self._run.settings
         self._next = self._loop.time() + (settings.idle_timeout_s if has_text else settings.first_token_timeout_s)
         if has_text and not self._has_begun:  # the first token may have been given far more time

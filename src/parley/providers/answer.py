@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.chat.events import FinishReason, Usage, UsageSource
+from parley.chat.events import FinishReason
 from parley.providers import lenient
+from parley.providers.counts import usage_of
 from parley.providers.failures import ReportedError, is_error, named_finish, reported
 from parley.providers.tool_calls import ToolCalls
 from parley.providers.vocabulary import TOOL_CALLS
@@ -18,7 +19,6 @@ from parley.providers.wire import (
     Chunk,
     Delta,
     EventDecoder,
-    TokenCounts,
     decode_chunk,
     decode_tool_calls,
 )
@@ -34,10 +34,6 @@ _SPARE_CHARACTERS: Final = 1 << 20
 _LINES_PER_TOKEN: Final = 20
 _BYTES_PER_TOKEN: Final = 4096
 _CHARACTERS_PER_TOKEN: Final = 32
-# An upstream's count above this, or below 0, is none: nobody who adds counts up, as metrics and quotas do, expects it.
-_LARGEST_COUNT: Final = 1 << 53
-
-
 # Payloads that are shorter may be no chunk.
 _SHORT_BYTES: Final = 16
 # An event has far fewer lines, if each of them is an event of its own.
@@ -61,7 +57,7 @@ class Answer:
         """Why no more can be taken, if that is so."""
         self.tool_calls = ToolCalls() if has_tools else None
         self._attempt = attempt
-        self.decoder = EventDecoder()
+        self._decoder = EventDecoder()
         self.reported: bytes | None = None
         """The upstream's own words about the failure."""
         self.undecodable: bytes | None = None
@@ -86,7 +82,7 @@ class Answer:
         self.bytes += len(data)
         texts: list[str] = []
         try:
-            for payload in self.decoder.end() if is_end else self.decoder.feed(data):
+            for payload in self._decoder.end() if is_end else self._decoder.feed(data):
                 if len(payload) < _SHORT_BYTES and payload.strip() in _NO_CHUNKS:
                     self.is_done = payload.strip() == b"[DONE]"
                     if self.is_done:
@@ -101,12 +97,12 @@ class Answer:
         except (*WIRE_ERRORS, ReportedError, ChatError) as error:
             self._fail(error, data)
         is_whole = self.is_done and self._is_completion
-        if self.decoder.error is not None and self.failure is None and not is_whole:
-            self._fail(ReportedError(self.decoder.error), data)
+        if self._decoder.error is not None and self.failure is None and not is_whole:
+            self._fail(ReportedError(self._decoder.error), data)
         text = "".join(texts)
         self._characters += len(text)
         if (
-            self.decoder.lines + self._parts > self._most_lines
+            self._decoder.lines + self._parts > self._most_lines
             or self.bytes > self._most_bytes
             or self._characters > self._most_characters
         ):
@@ -194,9 +190,9 @@ class Answer:
         """Note what stands beside the choices."""
         if bytes(chunk.error) not in _NO_ERRORS:
             raise ReportedError(payload)
-        usage = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
-        if usage:
-            self._note_usage(usage)
+        counts = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
+        if counts:
+            self._attempt.usage = usage_of(counts) or self._attempt.usage
         elif chunk.choices is None and is_error(payload):
             raise ReportedError(payload)
 
@@ -220,7 +216,7 @@ class Answer:
         if bytes(choice.error) not in _NO_ERRORS:
             raise ReportedError(payload)
         if choice.usage:
-            self._note_usage(choice.usage)
+            self._attempt.usage = usage_of(choice.usage) or self._attempt.usage
         if choice.finish_reason:
             self._attempt.finish_reason = self._finish(choice.finish_reason)
             self._attempt.is_final = self._attempt.deltas > 0 and is_alone
@@ -249,27 +245,3 @@ class Answer:
         if named is FinishReason.UNKNOWN:
             self.unknown_reason = reason
         return named
-
-    def _note_usage(self, counts: TokenCounts) -> None:
-        read, written = counts.prompt_tokens_details, counts.completion_tokens_details
-        values = [
-            counts.prompt_tokens,
-            counts.completion_tokens,
-            counts.total_tokens,
-            (read and read.cached_tokens) or counts.prompt_cache_hit_tokens or counts.cached_tokens,
-            (written and written.reasoning_tokens) or counts.reasoning_tokens,
-        ]
-        known = [_count(value) for value in values]
-        if any(known[:3]):
-            self._attempt.usage = Usage(
-                input_tokens=known[0],
-                output_tokens=known[1],
-                total_tokens=known[2],
-                cached_input_tokens=known[3],
-                reasoning_tokens=known[4],
-                source=UsageSource.UPSTREAM,
-            )
-
-
-def _count(count: int | None) -> int | None:
-    return count if count is not None and 0 <= count <= _LARGEST_COUNT else None

@@ -153,7 +153,7 @@ class Exchange:
         if attempt.is_final and not was_final:
             self._deadlines.shorten(_LAST_WORD_TIMEOUT_S)
         elif attempt.thoughts > thoughts:
-            self._deadlines.note_life()
+            self._deadlines.renew(has_text=attempt.deltas > 0)
         self._has_more = len(data) > _SMALL_READ_BYTES and self.content.total_bytes > answer.bytes
         return text
 
@@ -180,11 +180,11 @@ class Exchange:
         elif self.attempt.is_final:  # what failed later takes nothing from the answer
             return
         if answer.reported is not None and self._response is not None:
-            self._upstream.log_refusal(self._response, answer.reported)
+            self._upstream.log.refused(self._response, answer.reported)
         elif answer.undecodable is not None:
-            self._upstream.log_odd("upstream_undecodable", answer.undecodable)
+            self._upstream.log.undecodable(answer.undecodable)
         if answer.unknown_reason is not None:
-            self._upstream.log_odd("upstream_unknown_ending", answer.unknown_reason.encode(errors="replace"))
+            self._upstream.log.unknown_ending(answer.unknown_reason)
         if failure is not None:
             self.attempt.finish_reason = None
             raise failure

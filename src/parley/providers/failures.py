@@ -41,12 +41,8 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
     return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than HTTP.")
 
 
-def refusal(
-    status: int, body: bytes, retry_after: str | None = None, headers: Mapping[str, str] | None = None
-) -> ChatError:
+def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ChatError:
     """Name an HTTP error of the upstream; its text is read here and goes no further."""
-    if headers is None:
-        headers = {} if retry_after is None else {"Retry-After": retry_after}
     return _named(status, problems.read(body), headers, is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import urllib.parse
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,9 +13,10 @@ import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Attempt
+from parley.providers.bodies import beginning, explanation, is_compressed
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
-from parley.providers.failures import error_type, refusal, unsent, unwanted_parameter
-from parley.providers.hiding import hide
+from parley.providers.failures import refusal, unsent, unwanted_parameter
+from parley.providers.upstream_log import UpstreamLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,19 +27,14 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
-
 MAX_STREAMS: Final = 100
 
 _CHECK_TIMEOUT_S: Final = 3.0
 _CHECK_KEPT_S: Final = 5.0
-_MAX_BODY_BYTES: Final = 65_536
-_EXPLANATION_TIMEOUT_S: Final = 2.0
 # Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
 _READ_BUFFER_BYTES: Final = 16_384
-_MAX_LOGGED_CHARACTERS: Final = 2000
+# A shorter header is no secret, and hiding it would hide words.
 _SHORTEST_SECRET: Final = 16
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_WORD: Final = re.compile(r"[A-Za-z_]{1,32}")
 _SUCCESS: Final = range(200, 300)
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 # What neither the settings nor an agent can ask for: it would undercut the limits.
@@ -52,7 +47,7 @@ _MOST_HEADER_BYTES: Final = 65_536
 class Upstream:
     """An OpenAI-compatible chat completions API; open it as an async context manager."""
 
-    def __init__(  # noqa: PLR0913  # each is named where it is given
+    def __init__(  # noqa: PLR0913  # all are keywords
         self,
         *,
         base_url: str,
@@ -81,25 +76,27 @@ class Upstream:
         self.temperature = temperature
         self.max_streams = max_streams
         self._base_url = base_url.rstrip("/")
+        address = urllib.parse.urlsplit(base_url)
+        self._host = address.hostname or ""
+        self._port = address.port or (443 if address.scheme == "https" else 80)
         self._headers = {
             "Accept-Encoding": "identity",  # a compressed stream would come late
             "Content-Type": "application/json",
             "User-Agent": "parley",
         }
-        self._key = api_key
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         given = {name.lower() for name in extra_headers or ()}
         self._headers = {name: value for name, value in self._headers.items() if name.lower() not in given}
         self._headers.update(extra_headers or {})
-        self._secrets = [value for value in (extra_headers or {}).values() if len(value) >= _SHORTEST_SECRET]
         self._extra_body = dict(extra_body or {})
         if reasoning_effort is not None:
             self._extra_body.setdefault("reasoning_effort", reasoning_effort)
         self._connect_timeout_s = connect_timeout_s
         self.watch = watch
         self.tracer = tracer
-        self._log_text = log_text
+        headers = [value for value in (extra_headers or {}).values() if len(value) >= _SHORTEST_SECRET]
+        self.log = UpstreamLog([api_key, *headers] if api_key else headers, has_text=log_text)
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
         # OpenAI's newer models refuse the old name, other servers don't know the new one.
@@ -110,7 +107,7 @@ class Upstream:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            # Decompression could make much of little, on the loop; `ask` refuses what is compressed.
+            # Decompression could make much of little, on the loop; `post` refuses what is compressed.
             auto_decompress=False,
             connector=Connector(trusted(self._base_url)),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -136,11 +133,10 @@ class Upstream:
 
     def attempt(self, request: CompletionRequest, *, call: int, is_fallback: bool) -> Attempt:
         """Return what is asked of it, its own defaults filled in."""
-        address = urllib.parse.urlsplit(self._base_url)
         return Attempt(
             model=self.model_name if is_fallback else request.model or self.model_name,
-            host=address.hostname or "",
-            port=address.port or (443 if address.scheme == "https" else 80),
+            host=self._host,
+            port=self._port,
             max_tokens=request.max_tokens,
             temperature=self.temperature if request.temperature is None else request.temperature,
             is_fallback=is_fallback,
@@ -149,7 +145,7 @@ class Upstream:
         )
 
     async def check(self) -> ErrorCode | None:
-        """Ask the upstream for its models, at most every few seconds; any answer but a refusal will do."""
+        """Ask the upstream for its models, at most every few seconds; any answer but 401 will do."""
         async with self._checking:  # who comes meanwhile waits for the answer, and shares it
             now = asyncio.get_running_loop().time
             if self._checked is None or now() - self._checked[0] > _CHECK_KEPT_S:
@@ -163,7 +159,7 @@ class Upstream:
                 asyncio.timeout(_CHECK_TIMEOUT_S),
                 self._session.get(f"{self._base_url}/models", allow_redirects=False) as response,
             ):
-                await _beginning(response.content)  # so that the connection can be used again
+                await beginning(response.content)  # so that the connection can be used again
         except (aiohttp.ClientError, OSError):  # a timeout is one too
             return ErrorCode.UPSTREAM_UNREACHABLE
         # Some upstreams cannot list their models; they say so in many ways.
@@ -219,15 +215,14 @@ class Upstream:
         """
         self.watch.upstream_answered(response.status)
         if response.status not in _SUCCESS:
-            text = await _explanation(response)
-            self.log_refusal(response, text)
+            text = await explanation(response)
+            self.log.refused(response, text)
             name = unwanted_parameter(text) if response.status in _REFUSED_PARAMETERS else None
-            is_last_limit = name in self._limits and (name == self._limits[1] or self._limits[1] in self._unwanted)
-            if name is not None and name in body and not is_last_limit:
+            if name is not None and name in body and name != self._limits[1]:
                 _log.warning("upstream_parameter_refused", parameter=name)
                 return name
-            raise refusal(response.status, text, headers=response.headers)
-        if _is_compressed(response):
+            raise refusal(response.status, text, response.headers)
+        if is_compressed(response):
             detail = "The upstream compressed its answer, although Parley asked for `identity`."
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
         if response.status == HTTPStatus.NO_CONTENT:
@@ -251,57 +246,8 @@ class Upstream:
                 self.watch.upstream_answered(None)
                 raise unsent(error) from error
 
-    def log_refusal(self, response: aiohttp.ClientResponse, body: bytes) -> None:
-        """Log what can be told of an upstream's error without its words, which may quote a message."""
-        request_id = response.headers.get("X-Request-ID", "")
-        text = {"upstream_text": self._shown(body)} if self._log_text else {}
-        _log.warning(
-            "upstream_refused",
-            upstream_status=response.status,
-            upstream_request_id=request_id if _REQUEST_ID.fullmatch(request_id) else None,
-            upstream_error_type=error_type(body),
-            **text,
-        )
-
-    def _shown(self, said: bytes) -> str:
-        """Return what an upstream says, with asterisks instead of keys."""
-        text = said.decode(errors="replace")
-        for secret in (self._key or "", *self._secrets):
-            text = hide(secret, text)
-        return text[:_MAX_LOGGED_CHARACTERS]
-
-    def log_odd(self, event: str, said: bytes) -> None:
-        """Log what nobody expects an upstream to say: a word, if it is one; any other text only if that is wanted."""
-        name = said.decode(errors="replace")
-        text = {"upstream_text": self._shown(said)} if self._log_text else {}
-        _log.warning(event, word=name if _WORD.fullmatch(name) else None, **text)
-
 
 def _correlation() -> dict[str, str]:
     """Return the header by which the request is found in the upstream's logs as in ours."""
     correlation_id = structlog.contextvars.get_contextvars().get("correlation_id")
     return {} if correlation_id is None else {"X-Correlation-ID": correlation_id}
-
-
-async def _beginning(content: aiohttp.StreamReader) -> bytes:
-    """Read as much of a body as an honest one has."""
-    text = bytearray()
-    while len(text) < _MAX_BODY_BYTES and (data := await content.readany()):
-        text += data
-        await asyncio.sleep(0)  # the next read may return without a turn for others
-    return bytes(text[:_MAX_BODY_BYTES])
-
-
-async def _explanation(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body of an HTTP error, if it can be read and comes soon; the status says enough."""
-    if _is_compressed(response):
-        return b""
-    try:
-        async with asyncio.timeout(_EXPLANATION_TIMEOUT_S):
-            return await _beginning(response.content)
-    except (aiohttp.ClientError, OSError):  # a timeout is one too
-        return b""
-
-
-def _is_compressed(response: aiohttp.ClientResponse) -> bool:
-    return response.headers.get("Content-Encoding", "").strip().lower() not in {"identity", ""}
