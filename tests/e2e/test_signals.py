@@ -101,6 +101,8 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it_without_a_trace(
     """Only before it has run its first line can a signal have its default action."""
     variables = {"PARLEY_WORKERS": workers} if is_embedded else leading_to(upstream, PARLEY_WORKERS=workers)
     ends = [await ended(command, number, moment, tmp_path / str(moment), variables) for moment in MOMENTS]
+    while all(end.had_handlers for end in ends) and len(ends) < 20:  # on a busy machine the first look may come late
+        ends.append(await ended(command, number, 0, tmp_path / f"again {len(ends)}", variables))
     for end in ends:
         assert end.had_handlers or not end.had_imported, end
         if end.had_handlers:
