@@ -51,7 +51,7 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
     request = CompletionRequest(messages=[], max_tokens=100)
     attempt = provider.attempt(request, call=0, is_fallback=False)
     async with provider:
-        exchange = Exchange(provider, request, attempt, Deadlines(run))
+        exchange = Exchange(provider, request, attempt, Deadlines(run), Untraced())
         await exchange.open()
         assert exchange.content is not None
         with anyio.fail_after(10):

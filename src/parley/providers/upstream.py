@@ -173,6 +173,7 @@ class Upstream:
         while True:
             body = self._body(request, attempt, unwanted)
             response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
+            attempt.status = response.status
             try:
                 refused = await self._refused_parameter(response, body)
             except BaseException:
