@@ -57,6 +57,9 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     descriptors.raise_limit(_upstream_connections(settings))
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
+    if settings.embedded and settings.openai_api_key is not None:
+        reason, remedy = "OPENAI_API_KEY is set, but PARLEY_MODEL is not", "set PARLEY_MODEL to a model of the upstream"
+        _log.warning("upstream_not_used", reason=reason, remedy=remedy)
     if not settings.keys() and not _is_loopback(settings.host):
         _log.critical("open_to_everybody", host=settings.host, remedy="set PARLEY_API_KEYS, or listen on 127.0.0.1")
     with _listening(settings) as listener:
