@@ -159,8 +159,13 @@ class _Workers(Multiprocess):
         # With its end of their pipe open here, too, one that dies before it answers would be waited for.
         for process in self.processes:
             process.child_conn.close()
+        before = [*self.processes]
         with _held({signal.SIGINT, signal.SIGHUP}):
             super().keep_subprocess_alive()
+        for process in before:
+            if process not in self.processes:
+                metrics().worker_died()
+                _log.error("worker_died", pid=process.pid, exit_code=process.exitcode)
 
     def terminate_all(self) -> None:
         for listener in self.sockets:  # nobody else would refuse who calls now

@@ -154,7 +154,7 @@ def test_a_line_is_as_loud_as_it_must_be(
     route: str | None,
     level: str,
 ) -> None:
-    """Failures of Parley's own loudest, probes and files quietest; what is quieter than the settings want is left out."""
+    """Parley's own failures loudest, probes and files quietest; lines below the level of the settings are left out."""
     record = Record(correlation_id="mine", outcome=outcome, status=status, route=route)
     configure(log_level="debug")
     request_log.write(record)

@@ -23,10 +23,10 @@ class Watch(Protocol):
     def gap(self, seconds: float, /) -> None:
         """This long after the text before it, another text came."""
 
-    def upstream_answered(self, status: int | None) -> None:
-        """An upstream answered with this HTTP status; `None` says that it could not be reached."""
+    def upstream_answered(self, model: str, status: int | None) -> None:
+        """An upstream answered for this model, with this HTTP status; `None` says that it could not be reached."""
 
-    def retrying(self) -> None:
+    def retrying(self, model: str) -> None:
         """The same model is about to be asked again."""
 
     def embedded_model_restarts(self) -> None:

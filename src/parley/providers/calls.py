@@ -91,7 +91,7 @@ async def _ask(
                 if attempt.deltas or not retries or not _is_transient(error) or not deadlines.has_time(delay_s):
                     raise
             retries -= 1
-            upstream.watch.retrying()
+            upstream.watch.retrying(attempt.model)
             async with deadlines.limit():
                 await asyncio.sleep(delay_s)
             attempt = upstream.attempt(request, call=call, is_fallback=is_fallback)

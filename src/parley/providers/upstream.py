@@ -172,8 +172,9 @@ class Upstream:
         unwanted = set(self._unwanted)
         while True:
             body = self._body(request, attempt, unwanted)
-            response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
+            response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()}, attempt)
             attempt.status = response.status
+            self.watch.upstream_answered(attempt.model, response.status)
             try:
                 refused = await self._refused_parameter(response, body)
             except BaseException:
@@ -214,7 +215,6 @@ class Upstream:
         Raises:
             ChatError: if the response is an error.
         """
-        self.watch.upstream_answered(response.status)
         if response.status not in _SUCCESS:
             text = await explanation(response)
             self.log.refused(response, text)
@@ -230,7 +230,7 @@ class Upstream:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered without content.")
         return None
 
-    async def _send(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _send(self, body: bytes, headers: Mapping[str, str], attempt: Attempt) -> aiohttp.ClientResponse:
         """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.
 
         Raises:
@@ -244,7 +244,7 @@ class Upstream:
             except UnsentError:
                 continue
             except aiohttp.ClientError as error:
-                self.watch.upstream_answered(None)
+                self.watch.upstream_answered(attempt.model, None)
                 raise unsent(error) from error
 
 
