@@ -31,7 +31,7 @@ _TIMING: Final = Timing(first_token_ms=301, total_ms=378)
 # Those that never come as their code alone has them.
 _TOLD: Final[Mapping[ErrorCode, ChatError]] = {
     ErrorCode.INVALID_REQUEST: ChatError(
-        ErrorCode.INVALID_REQUEST, detail="Must not be blank, nor hold a NUL character, at `message`."
+        ErrorCode.INVALID_REQUEST, detail="`/message` must not be blank, nor hold a NUL character."
     ),
     ErrorCode.RATE_LIMITED: ChatError(
         ErrorCode.RATE_LIMITED, detail="This client has sent more requests than it may in a minute.", retry_after_s=12
