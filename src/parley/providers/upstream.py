@@ -17,6 +17,7 @@ from parley.providers.bodies import beginning, explanation, is_compressed
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import refusal, unsent, unwanted_parameter
 from parley.providers.upstream_log import UpstreamLog
+from parley.providers.vocabulary import refused_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,9 +100,9 @@ class Upstream:
         self.log = UpstreamLog([api_key, *headers] if api_key else headers, has_text=log_text)
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
-        # OpenAI's newer models refuse the old name, other servers don't know the new one.
-        self._limits = _LIMITS[::-1] if self._base_url == OPENAI_BASE_URL else _LIMITS
-        self._unwanted: set[str] = set()
+        refused = refused_by(self._host)
+        self._limits = sorted(_LIMITS, key=refused.__contains__)
+        self._unwanted = set(refused.difference(_LIMITS))
         self._checked: tuple[float, ErrorCode | None] | None = None
         self._checking = asyncio.Lock()
 
