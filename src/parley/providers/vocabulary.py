@@ -145,7 +145,7 @@ MODERATED: Final = re.compile(
     | requires[ ]moderation                             # OpenRouter
     | content[ ](management[ ]|filtering[ ])?polic      # Azure, Anthropic
     | contentpolicyviolation                            # LiteLLM
-    | safety[ ](system|filter|reasons) | safety_check_type   # OpenAI, OpenAI?, xAI
+    | safety[ ](system|filter|reasons) | safety_check_type   # OpenAI, xAI
     | violat[a-z]{1,4}[ ](of[ ])?([a-z]{1,10}[ ])?(usage[ ](polic|guideline)|terms[ ]of)   # OpenAI, xAI, OpenRouter
     | content[ ]exists[ ]risk                           # DeepSeek
     | considered[ ]high[ ]risk                          # Moonshot
