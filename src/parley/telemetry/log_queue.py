@@ -1,4 +1,4 @@
-"""Owns the queue of log lines to standard output, and the thread that writes them: a slow reader stops nobody."""
+"""Owns the way of log lines to standard output, and the queue for a reader that is slow: it stops nobody."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ MOST_BYTES: Final = 1_048_576
 _PATIENCE_S: Final = 1.0
 # Writes up to this size are atomic, so that the lines of workers that share a pipe stay whole.
 _ATOMIC_BYTES: Final = getattr(select, "PIPE_BUF", 512)
+# Linux can write without waiting, to a pipe that is not non-blocking either: others share it.
+_NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
 
 
 class LogQueue:
-    """A text stream whose writer never waits: a thread passes each write on to a file descriptor.
+    """A text stream whose writer never waits: what a file descriptor does not take at once, a thread passes on.
 
-    A write is one line. Lines that find no room, or that the descriptor does not take, are dropped and counted; after
-    that, lines are taken again once half of the queue is free.
+    A write is one line. Waking the thread for each one costs more than writing it. Lines that find no room, or that the
+    descriptor does not take, are dropped and counted; after that, lines are taken again once half of the queue is free.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class LogQueue:
         if (untold := self._dropped + self._failed - self._told) and not self._is_failing:
             self._told += untold
             self._tell(untold)
+        line = self._not_written(line)
+        if not line:
+            return
         self._lines_in += 1
         self._bytes_in += len(line)
         self._items.put(line)
@@ -79,6 +84,16 @@ class LogQueue:
         self._is_ending = True
         if not self._wait():
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
+
+    def _not_written(self, line: bytes) -> bytes:
+        """Write a line, unless the descriptor does not take it at once; return what is left of it."""
+        is_queued = self._is_failing or self._lines_in > self._lines_out
+        if _NO_WAIT is None or is_queued or len(line) > _ATOMIC_BYTES:
+            return line
+        try:
+            return line[os.pwritev(self._descriptor, [line], -1, _NO_WAIT) :]
+        except OSError:  # also if the kernel cannot do this; the thread knows what to do about all else
+            return line
 
     def _has_room(self, size: int) -> bool:
         share = 2 if self._is_dropping else 1
