@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
+import select
 import socket
+import sys
 import urllib.parse
 import urllib.request
 from contextlib import suppress
@@ -37,8 +38,6 @@ _PROBE: Final = b"HTTP/1.1 299 Probe\r\nContent-Length: 0\r\n\r\n"
 _PROBE_STATUS: Final = 299
 # After a larger read the loop has its turn: uvloop would fill its buffer of 256,000 bytes up to 32 times in a row.
 _LARGE_READ_BYTES: Final = 65_536
-# `select` takes no file descriptor above 1,023, but exists on every platform.
-_Selector: Final[type[selectors.BaseSelector]] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class UnsentError(aiohttp.ServerDisconnectedError):
@@ -77,18 +76,16 @@ class _Connection(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self.is_reused = False
+        self._is_idle = False
         self._heads = 0
 
     def rest(self) -> None:
         """Begin to be idle."""
-        if self.transport is not None:
-            self.transport.set_protocol(_Idle(self))
+        self._is_idle = True
 
     def resume(self) -> bool:
         """Stop being idle; return whether the connection can be used again."""
-        if self.transport is None:
-            return False
-        self.transport.set_protocol(self)
+        self._is_idle = False
         self.is_reused = True
         self._heads = 0
         return not self.should_close and not self.writing_paused and self._has_parsed_all() and self.is_silent()
@@ -97,11 +94,17 @@ class _Connection(ResponseHandler):
         """Return whether the upstream has sent nothing, nor closed the connection, before it is asked."""
         if self.transport is None or self._buffer or self.exception() is not None:
             return False
-        if not self.is_reused:  # a TLS handshake leaves something to read
-            return True
-        with _Selector() as selector:
-            selector.register(self.transport.get_extra_info("socket"), selectors.EVENT_READ)
-            return not selector.select(0)
+        # A TLS handshake leaves something to read.
+        return not self.is_reused or not _has_input(self.transport.get_extra_info("socket"))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what was read; close the connection if nobody has asked for it."""
+        if not (data and self._is_idle):  # aiohttp calls with no data, to go on parsing what it has
+            super().data_received(data)
+            return
+        # In a context of its own: this one is that of the request for which the connection was made.
+        Context().run(_log.warning, "upstream_out_of_turn", bytes=len(data))
+        self.abort()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a response's head; interim responses could go on forever."""
@@ -124,6 +127,15 @@ class _Connection(ResponseHandler):
         return [message.code for message, _ in messages] == [_PROBE_STATUS]
 
 
+def _has_input(connection: socket.socket) -> bool:
+    """Return whether there is something to read, which the end of the connection is too."""
+    if sys.platform == "win32":
+        return bool(select.select([connection], [], [], 0)[0])
+    poll = select.poll()  # elsewhere, `select` takes no file descriptor above 1,023
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class _PatientConnection(_Connection):
     """A connection for uvloop, which reads much at a time, and often in a row."""
 
@@ -137,23 +149,6 @@ class _PatientConnection(_Connection):
     def _read_on(self) -> None:
         if self.transport is not None and not self._reading_paused:
             self.transport.resume_reading()
-
-
-class _Idle(asyncio.Protocol):
-    """Listens to an idle connection, and closes it at the first byte."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
-    def data_received(self, data: bytes) -> None:
-        """Close the connection: nobody has asked for this."""
-        # In a context of its own: this one is that of the request for which the connection was made.
-        Context().run(_log.warning, "upstream_out_of_turn", bytes=len(data))
-        self._connection.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the connection."""
-        self._connection.connection_lost(exc)
 
 
 class Request(aiohttp.ClientRequest):
