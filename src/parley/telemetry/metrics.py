@@ -38,28 +38,37 @@ _DURATIONS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
 
 class Metrics:
-    """What this process counts, as a `Watch`; where labels have many values, no caller chooses them."""
+    """What this process counts, as a `Watch`; where labels have many values, no caller chooses them.
+
+    A metric by its labels is cached: prometheus_client takes longer to find it than to count.
+    """
 
     def __init__(self) -> None:
         self.replying = Gauge("parley_streams_in_flight", "Replies being made.", multiprocess_mode="livesum").inc
         self.waiting = Gauge("parley_queue_depth", "Prompts that wait for their turn.", multiprocess_mode="livesum").inc
-        self._chats = Counter("parley_chats", "Chats by their end: finish reason, error code, or who left.", ["ending"])
-        self._refusals = Counter("parley_refusals", "Chats refused before a model was asked.", ["reason"])
+        self._chats = cache(
+            Counter("parley_chats", "Chats by their end: finish reason, error code, or who left.", ["ending"]).labels
+        )
+        self._refusals = cache(Counter("parley_refusals", "Chats refused before a model was asked.", ["reason"]).labels)
         self._queue_wait = Histogram("parley_queue_wait_seconds", "Wait for a turn.", buckets=_WAITS)
-        self._first_token = Histogram(
-            "parley_first_token_wait_seconds", "Request to first text.", ["model"], buckets=_WAITS
+        self._first_token = cache(
+            Histogram("parley_first_token_wait_seconds", "Request to first text.", ["model"], buckets=_WAITS).labels
         )
         self.gap = Histogram("parley_text_gap_seconds", "Text to next text.", buckets=_GAPS).observe
         self._duration = Histogram("parley_chat_duration_seconds", "Request to end.", buckets=_DURATIONS)
-        self._tokens = Counter("parley_tokens", "Tokens, by who counted them.", ["model", "direction", "source"])
-        self._cached = Counter(
-            "parley_cached_input_tokens", "Input tokens that the upstream had in its cache.", ["model"]
+        self._tokens = cache(
+            Counter("parley_tokens", "Tokens, by who counted them.", ["model", "direction", "source"]).labels
         )
-        self._reasoning = Counter("parley_reasoning_tokens", "Output tokens that the model thought with.", ["model"])
-        self._upstream = Counter(
-            "parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["model", "status"]
+        self._cached = cache(
+            Counter("parley_cached_input_tokens", "Input tokens that the upstream had in its cache.", ["model"]).labels
         )
-        self._retries = Counter("parley_retries", "Times that the same model was asked again.", ["model"])
+        self._reasoning = cache(
+            Counter("parley_reasoning_tokens", "Output tokens that the model thought with.", ["model"]).labels
+        )
+        self._upstream = cache(
+            Counter("parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["model", "status"]).labels
+        )
+        self._retries = cache(Counter("parley_retries", "Times that the same model was asked again.", ["model"]).labels)
         self._fallbacks = Counter("parley_fallbacks", "Chats for which the fallback was asked.")
         self.embedded_model_restarts = Counter(
             "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
@@ -67,38 +76,40 @@ class Metrics:
         self.log_lines_dropped = Counter(
             "parley_log_lines_dropped", "Log lines that standard output did not take, or not soon enough."
         ).inc
-        self._in_progress = Gauge(
-            "parley_http_requests_in_progress",
-            "HTTP requests under way.",
-            _HTTP[:2],
-            multiprocess_mode="livesum",
+        self._in_progress = cache(
+            Gauge(
+                "parley_http_requests_in_progress",
+                "HTTP requests under way.",
+                _HTTP[:2],
+                multiprocess_mode="livesum",
+            ).labels
         )
-        self._requests = Counter("parley_http_requests", "HTTP requests that have ended.", _HTTP)
-        self._request_duration = Histogram(
-            "parley_http_request_duration_seconds", "HTTP request to the end of its response.", _HTTP
+        self._requests = cache(Counter("parley_http_requests", "HTTP requests that have ended.", _HTTP).labels)
+        self._request_duration = cache(
+            Histogram("parley_http_request_duration_seconds", "HTTP request to the end of its response.", _HTTP).labels
         )
         self.worker_died = Counter("parley_worker_deaths", "Workers that died, or hung, and were replaced.").inc
         build = Gauge("parley_build_info", "Always 1.", ["version", "python"], multiprocess_mode="max")
         build.labels(version("parley"), platform.python_version()).set(1)
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
             if ending not in _NO_ENDINGS:
-                self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
+                self._chats(ending)  # at 0, so that the first of its kind is an increase
 
     def upstream_answered(self, model: str, status: int | None) -> None:
         """Count an upstream's answer."""
-        self._upstream.labels(model, "none" if status is None else status).inc()
-        self._retries.labels(model)  # at 0, so that the first retry is an increase
+        self._upstream(model, "none" if status is None else status).inc()
+        self._retries(model)  # at 0, so that the first retry is an increase
 
     def retrying(self, model: str) -> None:
         """Count a retry."""
-        self._retries.labels(model).inc()
+        self._retries(model).inc()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         """Count the requests in progress, by route; only inside the router is that known before the response."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
             labels = record_of(scope).method, scope["path_template"]
-            with self._in_progress.labels(*labels).track_inprogress():
+            with self._in_progress(*labels).track_inprogress():
                 await app(scope, receive, send)
 
         return counted
@@ -108,28 +119,28 @@ class Metrics:
         if record.route is None:
             return
         labels = record.method, record.route, "none" if record.status is None else record.status
-        self._requests.labels(*labels).inc()
-        self._request_duration.labels(*labels).observe(took_s)
+        self._requests(*labels).inc()
+        self._request_duration(*labels).observe(took_s)
         if record.route in _CHATS and record.method == "POST":
             self._count_chat(record)
 
     def _count_chat(self, record: Record) -> None:
-        self._chats.labels(
+        self._chats(
             record.finish_reason if record.outcome == "completed" else record.error_code or record.outcome
         ).inc()
         self._duration.observe(record.total_ms / 1000)
         if record.outcome == "failed" and not record.attempts:
-            self._refusals.labels(record.reason or record.error_code).inc()
+            self._refusals(record.reason or record.error_code).inc()
         if record.queue_ms is not None:
             self._queue_wait.observe(record.queue_ms / 1000)
         if record.first_token_ms is not None:
-            self._first_token.labels(record.model).observe(record.first_token_ms / 1000)
+            self._first_token(record.model).observe(record.first_token_ms / 1000)
         for direction, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens is not None:
-                self._tokens.labels(record.model, direction, record.usage_source).inc(tokens)
-        for counter, tokens in ((self._cached, record.cached_input_tokens), (self._reasoning, record.reasoning_tokens)):
+                self._tokens(record.model, direction, record.usage_source).inc(tokens)
+        for count, tokens in ((self._cached, record.cached_input_tokens), (self._reasoning, record.reasoning_tokens)):
             if tokens is not None:
-                counter.labels(record.model).inc(tokens)
+                count(record.model).inc(tokens)
         self._fallbacks.inc(bool(record.is_fallback))
 
 
