@@ -56,6 +56,9 @@ class Admission:
             self._free.release()
 
     async def _enter(self, end: float) -> None:
+        if not self._free.locked():
+            await self._free.acquire()
+            return
         now = asyncio.get_running_loop().time
         self._wait(1)
         try:
