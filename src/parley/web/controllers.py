@@ -54,8 +54,9 @@ class ChatController(Controller):
         seq 0. There is no resuming: to send the request again is to ask, and to pay, again. To close the connection
         stops the model.
         """
+        state = request.scope["state"]
         return EventStream(
-            service.stream(data.to_prompt(settings, request.state.caller), request.state.record),
+            service.stream(data.to_prompt(settings, state["caller"]), state["record"]),
             hold_headers_s=settings.hold_headers_s,
             heartbeat_s=settings.heartbeat_s,
         )
@@ -78,8 +79,8 @@ class ChatController(Controller):
         settings: NamedDependency[Settings],
     ) -> ChatResponse:
         """Answer a message in one piece, for callers that do not stream."""
-        record: Record = request.state.record
-        reply = service.stream(data.to_prompt(settings, request.state.caller), record)
+        record: Record = request.scope["state"]["record"]
+        reply = service.stream(data.to_prompt(settings, request.scope["state"]["caller"]), record)
         async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
             return await _collect(events, record.correlation_id, include_reasoning=data.include_reasoning)
         raise ClientDisconnectedError

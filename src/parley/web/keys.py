@@ -46,8 +46,9 @@ class KeyGuard:
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         """Name the caller in the connection's state, by its key or address; raise `ChatError` if the key is wrong."""
+        state = connection.scope["state"]
         if not self._hashes:
-            connection.state.caller = _caller(connection.client.host) if connection.client else ""
+            state["caller"] = _caller(connection.client.host) if connection.client else ""
             return
         scheme, __, key = connection.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != _SCHEME or not key:
@@ -58,9 +59,8 @@ class KeyGuard:
             raise ChatError(
                 ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="The key is not one that this Parley knows."
             )
-        connection.state.caller = sent.hex()[:_NAME_DIGITS]
-        record: Record = connection.state.record
-        record.caller = connection.state.caller
+        record: Record = state["record"]
+        record.caller = state["caller"] = sent.hex()[:_NAME_DIGITS]
 
 
 def _caller(host: str) -> str:

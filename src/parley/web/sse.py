@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
 
-import anyio
 import msgspec
 from litestar.response import ServerSentEvent
-from litestar.response.streaming import ASGIStreamingResponse
 
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
 from parley.web.errors import ClientDisconnectedError
@@ -19,8 +17,7 @@ from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChu
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from litestar import Litestar, Request
-    from litestar.types import Receive, Scope, Send
+    from litestar.types import ASGIApp, Receive, Scope, Send
 
     from parley.chat.events import Event
     from parley.chat.record import Record
@@ -29,6 +26,13 @@ ChunkT = TypeVar("ChunkT")
 
 # A comment, and a line end more would make it an event without data for some clients.
 PING: Final = b": ping\n"
+
+_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"connection", b"keep-alive"),
+    (b"x-accel-buffering", b"no"),
+)
 
 _encoder: Final = msgspec.json.Encoder()
 _KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(StreamChunk)}
@@ -54,32 +58,32 @@ def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, s
 
 
 @asynccontextmanager
-async def cancelled_on_disconnect(receive: Receive, record: Record) -> AsyncIterator[anyio.CancelScope]:
+async def cancelled_on_disconnect(receive: Receive, record: Record) -> AsyncIterator[asyncio.Timeout]:
     """Cancel the body when the client goes, and say so in the request's record; the request must have been read."""
-    with anyio.CancelScope() as scope:
-        watching = asyncio.create_task(_cancel_on_disconnect(receive, scope))
-        try:
-            yield scope
-        finally:
-            await _end(watching)
-    if scope.cancelled_caught:
+    try:
+        async with asyncio.timeout(None) as client:
+            watching = asyncio.create_task(_cancel_on_disconnect(receive, client))
+            try:
+                yield client
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not client.expired():
+            raise
         record.outcome = "client_disconnected"
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with anyio.CancelScope(shield=True), suppress(asyncio.CancelledError):
-        await task
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+async def _cancel_on_disconnect(receive: Receive, client: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    client.reschedule(0)
 
 
 class EventStream(ServerSentEvent, Generic[ChunkT]):
-    """A reply as server-sent events; the headers wait for the first text, so that a failure before is an HTTP error."""
+    """A reply as server-sent events; the headers wait for the first text, so that a failure before is an HTTP error.
+
+    Owns the events from the first to the close, whoever ends them.
+    """
 
     def __init__(self, events: AsyncGenerator[Event, None], *, hold_headers_s: float, heartbeat_s: float) -> None:
         """Take the events of a reply, whose generator the response closes.
@@ -87,31 +91,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         `hold_headers_s` is the longest that the headers wait, once the reply has a place; `heartbeat_s` is the longest
         silence after them.
         """
-        super().__init__(())
-        self._response = partial(_EventStreamResponse, events, hold_headers_s, heartbeat_s)
-
-    def to_asgi_response(
-        self,
-        app: Litestar | None,  # noqa: ARG002  # Litestar passes it by name
-        request: Request[Any, Any, Any],  # noqa: ARG002  # likewise
-        *,
-        headers: dict[str, str] | None = None,
-        status_code: int | None = None,
-        **_: Any,
-    ) -> ASGIStreamingResponse:
-        """Make the response that streams."""
-        return self._response(
-            headers={**(headers or {}), **self.headers}, media_type=self.media_type, status_code=status_code
-        )
-
-
-class _EventStreamResponse(ASGIStreamingResponse):
-    """Owns the events from the first to the close, whoever ends them."""
-
-    def __init__(
-        self, events: AsyncGenerator[Event, None], hold_headers_s: float, heartbeat_s: float, **options: Any
-    ) -> None:
-        super().__init__(iterator=(), **options)
+        # Litestar's own state is for what it would send.
         self._events = events
         self._hold_headers_s = hold_headers_s
         self._heartbeat_s = heartbeat_s
@@ -121,7 +101,11 @@ class _EventStreamResponse(ASGIStreamingResponse):
         self._timer: asyncio.TimerHandle | None = None
         self._ping: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]  # all that Litestar needs
+        """Return what sends."""
+        return self._respond
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the chunks as they come."""
         record: Record = scope["state"]["record"]
         seq = 0
@@ -150,13 +134,13 @@ class _EventStreamResponse(ASGIStreamingResponse):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             record.chunks = seq
-        if client.cancelled_caught and not self._is_open:
+        if client.expired() and not self._is_open:
             raise ClientDisconnectedError
 
     async def _send(self, send: Send, data: bytes) -> None:
         if not self._is_open:
             self._is_open = True
-            await self.start_response(send)
+            await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
         self._last_sent = self._loop.time()
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
@@ -178,4 +162,6 @@ class _EventStreamResponse(ASGIStreamingResponse):
             if self._timer is not None:
                 self._timer.cancel()
             if self._ping is not None:
-                await _end(self._ping)
+                self._ping.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._ping
