@@ -35,6 +35,7 @@ _HEADERS: Final = (
 )
 
 _encoder: Final = msgspec.json.Encoder()
+_LAST: Final = (ReplyFinished, ReplyFailed)
 _KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(StreamChunk)}
 
 
@@ -129,20 +130,20 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
                     frames += encode_frame(chunk)
                     seq += 1
                     if not isinstance(event, ReplyStarted):  # which goes out with what the reply started with
-                        await self._send(send, frames)
+                        is_last = isinstance(event, _LAST)
+                        await self._send(send, frames, more_body=not is_last)
                         frames = b""
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             record.chunks = seq
         if client.expired() and not self._is_open:
             raise ClientDisconnectedError
 
-    async def _send(self, send: Send, data: bytes) -> None:
+    async def _send(self, send: Send, data: bytes, *, more_body: bool = True) -> None:
         if not self._is_open:
             self._is_open = True
             await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
         self._last_sent = self._loop.time()
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": data, "more_body": more_body})
 
     def _beat(self, send: Send) -> None:
         """Send the headers if they have waited long enough, or a comment if the silence is long; look again later."""
