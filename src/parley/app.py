@@ -31,8 +31,7 @@ from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from litestar.connection import ASGIConnection
-    from litestar.handlers import BaseRouteHandler
+    from litestar import Request
 
     from parley.chat.service import Agent
     from parley.chat.watch import Tracer, Watch
@@ -79,13 +78,13 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     key_guard = KeyGuard(settings.keys())
 
-    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        check_room(connection)  # here, as Litestar copies the handler for each guard
-        await key_guard(connection, handler)
+    async def admit(request: Request[Any, Any, Any]) -> None:  # no guard: for each one, Litestar copies the handler
+        check_room(request)
+        await key_guard(request, request.route_handler)
 
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController], guards=[guard]),
+            Router("/", route_handlers=[ChatController], before_request=admit),
             Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
             HealthController,
         ],
