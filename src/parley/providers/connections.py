@@ -106,6 +106,11 @@ class _Connection(ResponseHandler):
         Context().run(_log.warning, "upstream_out_of_turn", bytes=len(data))
         self.abort()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's own
+        """Go on reading if it was paused; for each piece that is read, aiohttp goes through the parser to find out."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a response's head; interim responses could go on forever."""
         self._heads += 1
