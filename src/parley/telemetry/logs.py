@@ -41,8 +41,8 @@ _TRUSTED: Final = ("parley", "uvicorn")
 def configure(settings: Settings) -> None:
     """Send everything that is logged to standard output, as JSON or readable.
 
-    A thread writes to the process's own standard output, as its reader may be slow, or stop. If `sys.stdout` has been
-    replaced, as tests do, each line is there as soon as it is logged.
+    Nothing waits for the reader of the process's own standard output, which may be slow, or stop. If `sys.stdout` has
+    been replaced, as tests do, each line is there as soon as it is logged.
     """
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not is_terminal)
