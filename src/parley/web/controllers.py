@@ -15,6 +15,7 @@ from parley.chat.events import Event, ReplyFailed, ReplyFinished, ReplyReasoning
 from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
+from parley.web.encoding import JSONResponse
 from parley.web.errors import ClientDisconnectedError
 from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
 from parley.web.request import ChatAPIRequest
@@ -64,6 +65,7 @@ class ChatController(Controller):
         operation_id="completeChat",
         summary="Get a whole answer",
         status_code=HTTPStatus.OK,
+        response_class=JSONResponse,
         response_description="The whole answer.",
         operation_class=DescribedOperation,
         responses=CHAT_FAILURES,

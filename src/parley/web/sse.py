@@ -13,6 +13,7 @@ from litestar.response import ServerSentEvent
 from litestar.response.streaming import ASGIStreamingResponse
 
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
+from parley.web.encoding import escape_line_ends
 from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
 
@@ -35,8 +36,11 @@ _KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_
 
 
 def encode_frame(chunk: StreamChunk) -> bytes:
-    """Encode a chunk as one server-sent event; JSON has no line ends of its own, so one data line holds it."""
-    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
+    """Encode a chunk as one server-sent event; one data line holds its JSON, which has no line ends."""
+    data = _encoder.encode(chunk)
+    if not data.isascii():
+        data = escape_line_ends(data)
+    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], data)
 
 
 def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
@@ -87,7 +91,8 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         `hold_headers_s` is the longest that the headers wait, once the reply has a place; `heartbeat_s` is the longest
         silence after them.
         """
-        super().__init__(())
+        # Proxies that compress would hold the stream until they have enough of it.
+        super().__init__((), headers={"Cache-Control": "no-cache, no-transform"})
         self._response = partial(_EventStreamResponse, events, hold_headers_s, heartbeat_s)
 
     def to_asgi_response(
