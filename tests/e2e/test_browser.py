@@ -43,7 +43,9 @@ async def browser() -> AsyncIterator[playwright.async_api.Browser]:
     need("chromium")
     async with (
         playwright.async_api.async_playwright() as driver,
-        await driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS) as browser,
+        await driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
+        ) as browser,
     ):
         yield browser
 
@@ -110,6 +112,43 @@ async def test_a_page_that_stops_half_way_stops_the_model(
     await page.get_by_role("button").click()
     await page.get_by_text("Stopped.").wait_for()
     await upstream.exchanges[0].gone.wait()
+
+
+async def test_a_page_that_is_left_for_another_stops_the_model(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """In the same tab; and who comes back finds it stopped, not asking and paying anew."""
+    upstream.script = Gated()
+    await page.goto(program(origin, parley.base_url))
+    await page.get_by_text("first", exact=True).wait_for()
+    await page.goto(f"{origin}/")
+    await upstream.exchanges[0].gone.wait()
+    await page.go_back(wait_until="commit")  # a page that was kept is not loaded again
+    await page.get_by_text("Stopped.").wait_for()
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_page_gives_up_a_connection_that_is_dead(
+    page: playwright.async_api.Page, origin: str, upstream: ScriptedUpstream
+) -> None:
+    """After three heartbeats without a byte; the browser itself would wait for minutes. It does not ask again."""
+    allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(**allowed)
+        await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
+        await exchange.gone.wait()
+
+    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser asks first whether it may
+    await page.clock.install()
+    await page.goto(program(origin, upstream.url.removesuffix("/v1")))
+    await page.get_by_text("first", exact=True).wait_for()
+    await page.clock.run_for(11_000)
+    assert await page.locator("#end").text_content() == ""
+    await page.clock.run_for(2_000)
+    await page.get_by_text("The connection is dead.").wait_for()
+    await upstream.exchanges[1].gone.wait()
+    assert len(upstream.exchanges) == 2
 
 
 async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(

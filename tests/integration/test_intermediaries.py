@@ -109,14 +109,13 @@ async def test_a_client_with_httpxs_own_timeout_survives_every_silence(
 async def test_an_idle_connection_outlives_those_of_a_proxys_pool(client: httpx.AsyncClient) -> None:
     """In nginx, that is 60 seconds: whoever may get the next request should not be the one that closes first."""
     async with sending(client, b"") as (reader, writer):
-        for _ in range(3):
-            assert await live(reader, writer)
-            assert await silence_s(reader, 74) == pytest.approx(74, abs=0.5)
+        assert await live(reader, writer)
+        assert await silence_s(reader, 65) == pytest.approx(65, abs=0.5)
         assert await live(reader, writer)
         assert await silence_s(reader, 80) == pytest.approx(75, abs=0.5)
 
 
-@pytest.mark.parametrize("keep_alive_s", [2.0, 600.0])
+@pytest.mark.parametrize("keep_alive_s", [2.0, 10.0])
 async def test_idle_connections_are_kept_as_long_as_the_operator_says_but_hold_up_no_stop(
     make_settings: MakeSettings, keep_alive_s: float
 ) -> None:
