@@ -21,8 +21,8 @@ def documented(page: str, heading: str) -> str:
     return found[1]
 
 
-def install(folder: Path) -> None:
-    """Install the packages of tests/clients/node in this folder."""
+def install(folder: Path, packages: str = "node") -> None:
+    """Install the packages of a folder in tests/clients in this one."""
     need("npm")
-    shutil.copytree(_ROOT / "tests" / "clients" / "node", folder, dirs_exist_ok=True)
+    shutil.copytree(_ROOT / "tests" / "clients" / packages, folder, dirs_exist_ok=True)
     subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)  # noqa: S607  # the npm that is installed

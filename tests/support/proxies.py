@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -67,21 +67,19 @@ async def proxy(name: str, folder: Path, first: str, second: str) -> AsyncIterat
         *command, cwd=place.parent, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        await _ready(url)
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            await ready(client)
         yield url
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _ready(url: str) -> None:
-    """Wait until the proxy passes on what it gets; none of them tells."""
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
-        with anyio.fail_after(60):
-            while True:
-                try:
-                    if (await client.get("/health/ready")).status_code == 200:
-                        return
-                except httpx.TransportError:  # it does not listen yet
-                    pass
-                await anyio.sleep(0.05)
+async def ready(client: httpx.AsyncClient) -> None:
+    """Wait until a proxy passes on what it gets; none of them tells."""
+    with anyio.fail_after(60):
+        while True:
+            with suppress(httpx.TransportError):  # it does not listen yet
+                if (await client.get("/health/ready")).status_code == 200:
+                    return
+            await anyio.sleep(0.05)
