@@ -18,7 +18,7 @@ export := uv + " export -q --no-emit-project --no-annotate --no-header"
 
 # Serve on PARLEY_HOST:PARLEY_PORT (127.0.0.1:8000)
 serve:
-    {{ uv }} run parley
+    exec {{ uv }} run parley
 
 # Talk to the Parley that serves: `just chat`, or `just chat "a question"`
 chat *message:

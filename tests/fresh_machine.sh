@@ -36,12 +36,12 @@ git clone --quiet . "$root/parley"
 step "a bare Debian of $(megabytes) MB"
 
 there 'apt-get update -qq && apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 libgomp1 > /dev/null'
-serve=$(command_of_readme 'pip install uv && uv run just serve')
+serve=$(command_of_readme 'pip install uv && uv run parley')
 ask=$(command_of_readme '\$ curl -N')
 step "$serve"
 there "
-    python3 -m venv /venv
-    PATH=/venv/bin:\$PATH
+    python3 -m venv .venv
+    . .venv/bin/activate
     ($serve) > /log 2>&1 &
     curl --silent --fail --retry 600 --retry-delay 1 --retry-all-errors --output /dev/null localhost:8000/health/ready
     $ask > /answer 2> /dev/null

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from parley.environment import SettingsError, settings_from, unknown_variables
+from parley.environment import SettingsError, load_env_file, settings_from, unknown_variables
 from parley.telemetry.workers import choose_folder, counting
 
 _CONFIGURATION_ERROR: Final = 2
@@ -37,10 +37,11 @@ def run(arguments: Sequence[str] | None) -> int:
     health = commands.add_parser("health", help="exit with 0 if a Parley serves at PARLEY_HOST and PARLEY_PORT")
     health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
     options = parser.parse_args(arguments)
-    environment = dict(os.environ)
-    if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key
-        environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
     try:
+        load_env_file()
+        environment = dict(os.environ)
+        if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key
+            environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
         settings = settings_from(environment)
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))

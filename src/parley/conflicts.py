@@ -49,13 +49,13 @@ def _of_models(settings: Settings) -> Iterator[str]:
         if settings.fallback_model and not settings.fallback_base_url and not settings.fallback_api_key:
             yield "PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it; set it too."
         return
-    given = "OPENAI_BASE_URL" if settings.openai_base_url else "OPENAI_API_KEY"
     if settings.model_path:
+        given = "OPENAI_BASE_URL" if settings.openai_base_url else "OPENAI_API_KEY"
         yield f"PARLEY_MODEL_PATH: it embeds a model, but {given} names an upstream; unset one of the two."
     if not settings.model:
         yield (
-            f"PARLEY_MODEL: not set, but {given} chooses an upstream; set it to a model the upstream serves, "
-            f"or unset {given} to use the embedded model."
+            "PARLEY_MODEL: not set, but OPENAI_BASE_URL chooses an upstream; set it to a model the upstream serves, "
+            "or unset OPENAI_BASE_URL to use the embedded model."
         )
 
 

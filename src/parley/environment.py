@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from dotenv import load_dotenv
 from msgspec import inspect
 
 from parley.conflicts import conflicts
@@ -15,10 +17,24 @@ from parley.settings import Secret, SecretText, Settings
 
 _PREFIX: Final = "PARLEY_"
 _USUAL: Final = ("openai_", "otel_")
+_LISTS: Final = ("api_keys", "cors_origins", "trusted_proxies")
+_BOOLEANS: Final = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 class SettingsError(Exception):
     """The environment holds a value that Parley cannot start with; the message has one line for each."""
+
+
+def load_env_file() -> None:
+    """Set the variables of the file `.env` in the working directory, if it is there; those that are set stay.
+
+    Raises:
+        SettingsError: if it cannot be read.
+    """
+    try:
+        load_dotenv(".env")
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(".env: it cannot be read as text in UTF-8.") from None
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
@@ -35,7 +51,9 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
             continue
         try:
             text.encode()  # what is not UTF-8 in the environment could not be sent on
-            values[variable.field] = msgspec.convert(text, variable.type, strict=False, dec_hook=_decode)
+            values[variable.field] = msgspec.convert(
+                _normalised(variable, text), variable.type, strict=False, dec_hook=_decode
+            )
         except (msgspec.ValidationError, UnicodeEncodeError):
             # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
             is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint", "_headers", "_body"))
@@ -93,6 +111,20 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
         if name.startswith(_PREFIX) and name not in known.values():
             meant = difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1)
             yield name, known[meant[0]] if meant else None
+
+
+def _normalised(variable: Variable, text: str) -> str:
+    """Return a value as msgspec knows it: words in small letters, and lists without blanks."""
+    if variable.field in _LISTS:
+        return re.sub(", +", ",", text)
+    kind = inspect.type_info(variable.type)
+    match kind.type if isinstance(kind, inspect.Metadata) else kind:
+        case inspect.LiteralType():
+            return text.lower()
+        case inspect.BoolType():
+            return _BOOLEANS.get(text.lower(), text)
+        case _:
+            return text
 
 
 def _with_keys_of_file(keys: Secret | None, path: str) -> Secret:

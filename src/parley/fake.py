@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
 import httpx
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from parley.chat.errors import ChatError, ErrorCode
@@ -20,6 +21,7 @@ from parley.web.schema import (
     DoneChunk,
     ErrorChunk,
     ErrorResponse,
+    ReasoningChunk,
     StartChunk,
     StreamChunk,
     TextChunk,
@@ -54,14 +56,16 @@ class FakeParley(httpx.MockTransport):
         headers = [(name.lower(), value) for name, value in request.headers.raw]
         correlation_id = kept_correlation_id(headers) or new_correlation_id()
         try:
-            chunks = [_of_request(chunk, correlation_id) for chunk in self._answer(request)]
-            response = _stream(chunks) if _path(request) == "/chat" else _complete(chunks)
+            chat, answer = self._answer(request)
+            chunks = _of_request(chat, answer, correlation_id)
+            is_stream = _path(request) == "/chat"
+            response = _stream(chunks) if is_stream else _complete(chunks, include_reasoning=chat.include_reasoning)
         except ChatError as error:
             response = _refuse(ErrorResponse.of(error, correlation_id))
         response.headers["X-Correlation-ID"] = correlation_id
         return response
 
-    def _answer(self, request: httpx.Request) -> Sequence[StreamChunk]:
+    def _answer(self, request: httpx.Request) -> tuple[ChatRequest, Sequence[StreamChunk]]:
         if _path(request) not in {"/chat", "/chat/complete"}:
             raise ChatError(ErrorCode.NOT_FOUND)
         if request.method != "POST":
@@ -78,14 +82,22 @@ class FakeParley(httpx.MockTransport):
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, ChatError):
             raise answer
-        return answer
+        return chat, answer
 
 
 def _path(request: httpx.Request) -> str:
     return request.url.path.rstrip("/")
 
 
-def _of_request(chunk: StreamChunk, correlation_id: str) -> StreamChunk:
+def _of_request(chat: ChatRequest, chunks: Sequence[StreamChunk], correlation_id: str) -> list[StreamChunk]:
+    """Return an answer's chunks as this request gets them: without thoughts that it does not ask for."""
+    if not chat.include_reasoning and any(isinstance(chunk, ReasoningChunk) for chunk in chunks):
+        kept = (chunk for chunk in chunks if not isinstance(chunk, ReasoningChunk))
+        chunks = [replace(chunk, seq=number) for number, chunk in enumerate(kept)]
+    return [_with_id(chunk, correlation_id) for chunk in chunks]
+
+
+def _with_id(chunk: StreamChunk, correlation_id: str) -> StreamChunk:
     match chunk:
         case StartChunk():
             return replace(chunk, correlation_id=correlation_id)
@@ -99,11 +111,13 @@ def _stream(chunks: Sequence[StreamChunk]) -> httpx.Response:
     return httpx.Response(200, headers={"Content-Type": "text/event-stream; charset=utf-8"}, stream=_Frames(chunks))
 
 
-def _complete(chunks: Sequence[StreamChunk]) -> httpx.Response:
+def _complete(chunks: Sequence[StreamChunk], *, include_reasoning: bool) -> httpx.Response:
     match chunks:
-        case [StartChunk() as start, *texts, DoneChunk() as done]:
+        case [StartChunk() as start, *pieces, DoneChunk() as done]:
+            thoughts = "".join(chunk.text for chunk in pieces if isinstance(chunk, ReasoningChunk))
             whole = ChatResponse(
-                text="".join(chunk.text for chunk in texts if isinstance(chunk, TextChunk)),
+                text="".join(chunk.text for chunk in pieces if isinstance(chunk, TextChunk)),
+                reasoning=thoughts if include_reasoning else UNSET,
                 finish_reason=done.finish_reason,
                 usage=done.usage,
                 timing=done.timing,

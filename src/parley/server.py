@@ -57,6 +57,9 @@ def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None
     descriptors.raise_limit(_upstream_connections(settings))
     for name, meant in unknown:
         _log.warning("unknown_setting", setting=name, did_you_mean=meant)
+    if settings.embedded and settings.openai_api_key is not None:
+        reason, remedy = "OPENAI_API_KEY is set, but PARLEY_MODEL is not", "set PARLEY_MODEL to a model of the upstream"
+        _log.warning("upstream_not_used", reason=reason, remedy=remedy)
     if not settings.keys() and not _is_loopback(settings.host):
         _log.critical("open_to_everybody", host=settings.host, remedy="set PARLEY_API_KEYS, or listen on 127.0.0.1")
     with _listening(settings) as listener:
@@ -157,8 +160,13 @@ class _Workers(Multiprocess):
         # With its end of their pipe open here, too, one that dies before it answers would be waited for.
         for process in self.processes:
             process.child_conn.close()
+        before = [*self.processes]
         with _held({signal.SIGINT, signal.SIGHUP}):
             super().keep_subprocess_alive()
+        for process in before:
+            if process not in self.processes:
+                metrics().worker_died()
+                _log.error("worker_died", pid=process.pid, exit_code=process.exitcode)
 
     def terminate_all(self) -> None:
         for listener in self.sockets:  # nobody else would refuse who calls now

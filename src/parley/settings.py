@@ -64,11 +64,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `openai_*` and `otel_*` keep their usual names. Seconds are of wall-clock time, tokens are the model's own.
     """
 
-    openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream.")] = None
+    openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream. It needs `PARLEY_MODEL`.")] = None
     openai_base_url: Annotated[
         _Address | None,
         Meta(
-            description="Any OpenAI-compatible API, up to and with its `/v1`. OpenAI's own where only the key is set."
+            description="Any OpenAI-compatible API, including its `/v1`. Unset: OpenAI's own, if key and model are set."
         ),
     ] = None
     model: Annotated[
@@ -207,8 +207,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def embedded(self) -> bool:
-        """Whether the embedded model serves: there is neither a key nor a base URL for an upstream."""
-        return self.openai_api_key is None and self.openai_base_url is None
+        """Whether the embedded model serves; a key alone, which many shells have, chooses no upstream."""
+        return self.openai_base_url is None and (self.openai_api_key is None or self.model is None)
 
     @property
     def url(self) -> str:

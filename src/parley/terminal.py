@@ -117,7 +117,7 @@ def ask(client: httpx.Client, message: str, history: list[HistoryTurn]) -> Itera
                 if isinstance(chunk, DoneChunk):
                     return
     except httpx.ConnectError as error:
-        raise ChatFailedError(f"Nothing answers at {client.base_url}. Start Parley there: `just serve`.") from error
+        raise ChatFailedError(f"Nothing answers at {client.base_url}. Start Parley there: `uv run parley`.") from error
     except (httpx.HTTPError, httpx_sse.SSEError, msgspec.DecodeError) as error:
         raise ChatFailedError(f"What answers at {client.base_url} is no Parley, or it broke off.") from error
     raise ChatFailedError("\nThe stream ended without saying how the answer did.")

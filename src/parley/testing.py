@@ -5,6 +5,7 @@ factory has a fixture of its own name, such as `chat_request_factory`; `fake_par
 `ChatRequestFactory.seed_random(1)` makes what a factory builds the same in each run.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ from parley.web.schema import (
     ErrorChunk,
     ErrorResponse,
     HistoryTurn,
+    ReasoningChunk,
     StartChunk,
     StreamChunk,
     TextChunk,
@@ -133,6 +135,11 @@ class StartChunkFactory(_Factory[StartChunk]):
 
 
 @register_fixture
+class ReasoningChunkFactory(_Factory[ReasoningChunk]):
+    """Pieces of what a model thinks."""
+
+
+@register_fixture
 class TextChunkFactory(_Factory[TextChunk]):
     """Pieces of an answer."""
 
@@ -152,12 +159,15 @@ class ErrorChunkFactory(_Factory[ErrorChunk]):
         return ErrorResponse.of(ChatError(cls.__random__.choice(_BREAKS)), cls.correlation_id())
 
 
-def stream_of(*texts: str, ended_by: DoneChunk | ErrorChunk | None = None) -> list[StreamChunk]:
-    """Return the chunks of a whole stream, numbered as Parley numbers them."""
+def stream_of(
+    *texts: str, reasoning: Sequence[str] = (), ended_by: DoneChunk | ErrorChunk | None = None
+) -> list[StreamChunk]:
+    """Return the chunks of a whole stream, numbered as Parley numbers them; the thoughts come before the texts."""
     last = ended_by or DoneChunkFactory.build(finish_reason=FinishReason.STOP)
     chunks: list[StreamChunk] = [StartChunkFactory.build()]
-    chunks += [TextChunkFactory.build(seq=number, text=text) for number, text in enumerate(texts, start=1)]
-    return [*chunks, msgspec.structs.replace(last, seq=len(chunks))]
+    chunks += [ReasoningChunkFactory.build(text=text) for text in reasoning]
+    chunks += [TextChunkFactory.build(text=text) for text in texts]
+    return [msgspec.structs.replace(chunk, seq=number) for number, chunk in enumerate([*chunks, last])]
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import re
 import signal
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 REQUEST = {"message": "hi"}
 
 # What depends on the clock: texts that come together leave together.
-MEASURED = re.compile(r".*_(sum|bucket|created)|parley_token_gap_seconds_count|parley_http_.*")
+MEASURED = re.compile(r".*_(sum|bucket|created)|parley_text_gap_seconds_count|parley_http_.*")
 
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
@@ -38,9 +40,9 @@ async def http(client: httpx.AsyncClient) -> dict[str, float]:
     """Return what is counted of HTTP, but for what depends on the clock, by name, method, path and status."""
     text = (await client.get("/metrics")).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    assert {sample.labels["app_name"] for sample in samples if sample.name.startswith("parley_http_")} == {"parley"}
+    names = ("method", "path", "status_code")
     return {
-        " ".join([sample.name, *(sample.labels[name] for name in ("method", "path", "status_code"))]): sample.value
+        " ".join([sample.name, *(sample.labels[name] for name in names if name in sample.labels)]): sample.value
         for sample in samples
         if re.fullmatch(r"parley_http_.*_(total|count|progress)", sample.name)
     }
@@ -74,17 +76,22 @@ async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> No
             "parley_chats_total unauthorized": 1,
             "parley_refusals_total invalid_request": 1,
             "parley_refusals_total wrong_key": 1,
-            "parley_tokens_total input upstream": 5 * 7,
-            "parley_tokens_total output upstream": 5 * 3,
-            "parley_tokens_total output estimate": 2 + 1,
-            "parley_upstream_responses_total 200": 7,
-            "parley_upstream_responses_total 429": 1,
-            "parley_upstream_responses_total 401": 1,
-            "parley_retries_total": 1,
+            "parley_tokens_total input scripted-1 upstream": 4 * 7,
+            "parley_tokens_total output scripted-1 upstream": 4 * 3,
+            "parley_tokens_total output scripted-1 estimate": 2 + 1,
+            "parley_tokens_total input scripted-2 upstream": 7,
+            "parley_tokens_total output scripted-2 upstream": 3,
+            "parley_upstream_responses_total scripted-1 200": 6,
+            "parley_upstream_responses_total scripted-1 429": 1,
+            "parley_upstream_responses_total scripted-1 401": 1,
+            "parley_upstream_responses_total scripted-2 200": 1,
+            "parley_retries_total scripted-1": 1,
             "parley_fallbacks_total": 1,
-            "parley_queue_seconds_count": 7,
-            "parley_first_token_seconds_count": 7,
-            "parley_chat_seconds_count": 9,
+            f"parley_build_info {platform.python_version()} {version('parley')}": 1,
+            "parley_queue_wait_seconds_count": 7,
+            "parley_first_token_wait_seconds_count scripted-1": 6,
+            "parley_first_token_wait_seconds_count scripted-2": 1,
+            "parley_chat_duration_seconds_count": 9,
         }
 
 
@@ -113,12 +120,12 @@ async def test_http_is_counted_by_method_route_and_status(upstream: ScriptedUpst
         "OPTIONS /chat 204",
     )
     requests = dict.fromkeys(once, 1.0) | {"GET /health/live 200": 2}
-    in_progress = {"POST /chat 200", "POST /chat/complete 200", "OPTIONS /chat 200", "GET /health/live 200"}
+    in_progress = {"POST /chat", "POST /chat/complete", "OPTIONS /chat", "GET /health/live"}
     assert told == (
         {f"parley_http_requests_total {name}": number for name, number in requests.items()}
         | {f"parley_http_request_duration_seconds_count {name}": number for name, number in requests.items()}
         | {f"parley_http_requests_in_progress {name}": 0 for name in in_progress}
-        | {"parley_http_requests_error_total POST /chat 502": 1, "parley_http_requests_in_progress GET /metrics 200": 1}
+        | {"parley_http_requests_in_progress GET /metrics": 1}
     )
 
 
@@ -163,10 +170,15 @@ async def test_any_worker_tells_what_all_have_counted(upstream: ScriptedUpstream
             await anext(texts)
             async with served.client() as other:
                 assert (await counted(other))["parley_streams_in_flight"] == 1
-            for pid in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue()):
-                os.kill(int(pid), signal.SIGKILL)
+            pids = {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())}
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
             await served.logs.line("Application startup complete.", number=4)
         async with served.client() as client:
             told = await counted(client)
+        assert {(line["pid"], line["exit_code"]) for line in served.logs.lines("worker_died")} == {
+            (p, -9) for p in pids
+        }
+        assert told["parley_worker_deaths_total"] == 2
         assert told["parley_chats_total stop"] == 20
         assert "parley_streams_in_flight" not in told

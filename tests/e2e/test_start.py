@@ -13,7 +13,7 @@ from parley.web.schema import StartChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.embedded import broken_module
 from tests.support.process import command, leading_to, parley
-from tests.support.running import problem, stream
+from tests.support.running import kind, problem, stream
 from tests.support.upstream import ScriptedUpstream
 
 if TYPE_CHECKING:
@@ -76,6 +76,39 @@ async def test_the_log_tells_what_serves_within_which_limits_and_that_it_has_end
 async def test_a_parley_that_wants_keys_may_listen_everywhere(life: Life) -> None:
     """It is not open to everybody, and does not say so."""
     assert life.logs.lines("open_to_everybody") == []
+
+
+async def test_a_key_alone_serves_the_embedded_model_and_says_what_is_missing() -> None:
+    """Many shells have one, for other programs; it is sent to nobody."""
+    async with parley(OPENAI_API_KEY=CANARY_KEY) as served, served.client() as client:
+        start, *_, done = await stream(client, {"message": "What is the capital of France?"})
+    assert isinstance(start, StartChunk)
+    assert (start.model, kind(done)) == ("smollm2-135m-instruct", "done")
+    (line,) = served.logs.lines("upstream_not_used")
+    assert (line["level"], line["reason"]) == ("warning", "OPENAI_API_KEY is set, but PARLEY_MODEL is not")
+
+
+async def test_settings_can_be_in_a_file_but_the_environment_takes_precedence(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """The file `.env`, in the folder in which it is started."""
+    text = f'# ours\nexport OPENAI_BASE_URL="{upstream.url}"\nPARLEY_MODEL=of-the-file\nPARLEY_MAX_QUEUE=7\n'
+    (tmp_path / ".env").write_text(text)
+    variables = {"PYTHON_DOTENV_DISABLED": "", "PARLEY_MODEL": "of-the-environment"}
+    async with parley("env", "-C", str(tmp_path), **variables) as served:
+        pass
+    (line,) = served.logs.lines("serving")
+    assert (line["models"], line["max_queue"]) == (["of-the-environment"], 7)
+
+
+async def test_a_file_of_settings_that_cannot_be_read_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a line that says so."""
+    (tmp_path / ".env").write_bytes(b"PARLEY_MODEL=\xff\n")
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = await command(PYTHON_DOTENV_DISABLED="")
+    assert (code, output, errors) == (2, "", "parley: .env: it cannot be read as text in UTF-8.\n")
 
 
 async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:

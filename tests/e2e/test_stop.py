@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
 from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.process import PARLEY, arguments, environment, leading_to, parley, watched
+from tests.support.installed import need
+from tests.support.logs import Logs
+from tests.support.process import PARLEY, address, arguments, environment, leading_to, parley, read, watched
 from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, Gated, ScriptedUpstream, delta, hang
 
@@ -171,6 +173,52 @@ async def test_a_signal_while_it_starts_ends_it_without_a_trace(
     assert (process.returncode, errors) == (0, b"")
     assert b'"level":"error"' not in output
     assert os.listdir(tmp_path) == []  # noqa: PTH208  # pathlib is none for async functions
+
+
+@pytest.mark.parametrize("command", [("uv", "run", "parley"), ("uv", "run", "just", "serve"), ("just", "serve")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.long
+async def test_what_the_readme_starts_ends_with_all_its_processes(
+    upstream: ScriptedUpstream, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    """SIGTERM goes to the first process, as a supervisor sends it; SIGINT to all of them, as Ctrl-C does."""
+    need("uv", "just")
+    variables = environment(**leading_to(upstream), UV_NO_SYNC="1", PARLEY_LOG_FORMAT="json")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=variables,
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,  # just says that it was interrupted
+        start_new_session=True,
+    )
+    logs = Logs()
+    reading = asyncio.create_task(read(process.stdout, logs))
+    try:
+        await address(logs)
+        assert len(members(process.pid)) >= len(command) - 1
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+        else:
+            os.killpg(process.pid, number)
+        with anyio.fail_after(60):
+            await process.wait()
+            await reading  # until the last process that could write has ended
+        assert members(process.pid) == []
+        assert len(logs.lines("stopped")) == 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def members(group: int) -> list[int]:
+    """Return the processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if int(path.read_text().rpartition(")")[2].split()[2]) == group:
+                found.append(int(path.parent.name))
+    return found
 
 
 def workers_with(library: str, parent: int) -> int:

@@ -129,7 +129,7 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     """With the command that starts one."""
     code, output, errors = await chat("Hi", PARLEY_PORT="9")
     assert (code, output) == (1, "")
-    assert errors == "Nothing answers at http://127.0.0.1:9. Start Parley there: `just serve`.\n"
+    assert errors == "Nothing answers at http://127.0.0.1:9. Start Parley there: `uv run parley`.\n"
 
 
 async def test_another_server_is_told(upstream: ScriptedUpstream) -> None:

@@ -14,10 +14,10 @@ from parley.testing import ErrorChunkFactory, stream_of
 from parley.web.request import MAX_BODY_BYTES
 from parley.web.schema import ChatRequest, ErrorResponse
 from tests.support.running import kind, problem, read_chunks
-from tests.support.upstream import Script, answer, respond
+from tests.support.upstream import Script, answer, delta, respond
 
 if TYPE_CHECKING:
-    from tests.support.upstream import ScriptedUpstream
+    from tests.support.upstream import Exchange, ScriptedUpstream
 
 HI = {"message": "hi"}
 JSON = "application/json"
@@ -71,6 +71,27 @@ async def test_the_fake_answers_as_parley_does(
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
         assert told(await faked.post(path, json=HI)) == told(await client.post(path, json=HI))
     assert fake.requests == [ChatRequest(message="hi")]
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
+@pytest.mark.parametrize("request_body", [HI, HI | {"include_reasoning": False}, HI | {"include_reasoning": True}])
+async def test_the_fake_thinks_as_parley_does_for_those_who_ask(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, request_body: dict[str, object]
+) -> None:
+    """Others get no thoughts, and their chunks are numbered without them."""
+    upstream.script, fake = thinks, FakeParley()
+    fake.answer(*stream_of("Hello", reasoning=["They greet.", " So do I."]))
+    async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
+        assert told(await faked.post(path, json=request_body)) == told(await client.post(path, json=request_body))
+
+
+async def thinks(exchange: Exchange) -> None:
+    """Think twice, then answer."""
+    await exchange.head()
+    for thought in ("They greet.", " So do I."):
+        await exchange.events({"choices": [{"index": 0, "delta": {"reasoning_content": thought}}]})
+    await exchange.events(delta("Hello"), delta(finish_reason="stop"), "[DONE]")
+    await exchange.end()
 
 
 REFUSED: dict[str, tuple[str, str, bytes, str]] = {

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from parley.chat.run import Attempt
     from parley.chat.service import Agent
-    from parley.chat.watch import Span
+    from parley.chat.watch import CallSpan
     from parley.settings import Settings
     from tests.support.logs import Logs
     from tests.support.upstream import Script
@@ -194,7 +194,7 @@ class BrokenTracer(Untraced):
 
     asked = 0
 
-    def begin(self, _: Attempt, /) -> Span:
+    def begin(self, _: Attempt, /) -> CallSpan:
         """Fail."""
         self.asked += 1
         raise RuntimeError(CANARY)

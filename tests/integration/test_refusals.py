@@ -32,11 +32,17 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "invalid UTF-8": (b'{"message": "\xff\xfe"}', "The body is not UTF-8."),
     "an encoding that is not UTF-8": (json.dumps({"message": CANARY}).encode("utf-16"), "JSON is malformed"),
     "a lone surrogate": (rb'{"message": "\ud800"}', "JSON is malformed"),
-    "5,000 nested arrays": (b'{"message": ' + b"[" * 5000 + b"]" * 5000 + b"}", "Expected `str`, got `array`"),
-    "5,000 nested arrays in an unknown field": (b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}", "unknown field `x`"),
-    "5,000 nested arrays alone": (b"[" * 5000 + b"]" * 5000, "Expected `object`, got `array`."),
-    "an array": (b"[1]", "Expected `object`, got `array`."),
-    "a field that is missing": (b"{}", "Object missing required field `message`."),
+    "5,000 nested arrays": (
+        b'{"message": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        "`/message` must be a string, not an array.",
+    ),
+    "5,000 nested arrays in an unknown field": (
+        b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        "The body must not have a field `x`.",
+    ),
+    "5,000 nested arrays alone": (b"[" * 5000 + b"]" * 5000, "The body must be an object, not an array."),
+    "an array": (b"[1]", "The body must be an object, not an array."),
+    "a field that is missing": (b"{}", "`/message` is missing."),
 }
 
 
@@ -45,31 +51,37 @@ def _fields(**fields: Any) -> bytes:
 
 
 FIELDS: dict[str, tuple[bytes, str]] = {
-    "an unknown field": (_fields(colour="red"), "Object contains unknown field `colour`."),
-    "an unknown field that quotes the message": (_fields(**{CANARY + " ": 1}), "Object contains an unknown field."),
-    "a blank message": (_fields(message=" \n\t "), "Must not be blank, nor hold a NUL character, at `message`."),
-    "an empty message": (_fields(message=""), "Expected `str` of length >= 1, at `message`."),
-    "a NUL": (_fields(message="a\0b"), "Must not be blank, nor hold a NUL character, at `message`."),
-    "a message too long": (_fields(message="x" * 32_001), "Expected `str` of length <= 32000, at `message`."),
-    "a number for a message": (_fields(message=5), "Expected `str`, got `int`, at `message`."),
-    "text for a number": (_fields(max_output_tokens="5"), "Expected `int`, got `str`, at `max_output_tokens`."),
-    "no tokens": (_fields(max_output_tokens=0), "Expected `int` >= 1, at `max_output_tokens`."),
-    "more tokens than allowed": (_fields(max_output_tokens=2001), "`max_output_tokens` must be at most 2000."),
-    "no time": (_fields(timeout_s=0), "Expected `float` > 0.0, at `timeout_s`."),
-    "more time than allowed": (_fields(timeout_s=31), "`timeout_s` must be at most 30."),
-    "null for a number": (_fields(timeout_s=None), "Expected `float`, got `null`, at `timeout_s`."),
-    "too many turns": (_fields(history=[{"role": "user", "content": "Hi"}] * 201), "length <= 200, at `history`."),
+    "an unknown field": (_fields(colour="red"), "The body must not have a field `colour`."),
+    "an unknown field that quotes the message": (
+        _fields(**{CANARY + " ": 1}),
+        "The body must not have a field that the contract does not list.",
+    ),
+    "a blank message": (_fields(message=" \n\t "), "`/message` must not be blank, nor hold a NUL character."),
+    "an empty message": (_fields(message=""), "`/message` must have at least 1 character."),
+    "a NUL": (_fields(message="a\0b"), "`/message` must not be blank, nor hold a NUL character."),
+    "a message too long": (_fields(message="x" * 32_001), "`/message` must have at most 32,000 characters."),
+    "a number for a message": (_fields(message=5), "`/message` must be a string, not a whole number."),
+    "text for a number": (_fields(max_output_tokens="5"), "`/max_output_tokens` must be a whole number, not a string."),
+    "no tokens": (_fields(max_output_tokens=0), "`/max_output_tokens` must be at least 1."),
+    "more tokens than allowed": (_fields(max_output_tokens=2001), "`/max_output_tokens` must be at most 2,000."),
+    "no time": (_fields(timeout_s=0), "`/timeout_s` must be more than 0."),
+    "more time than allowed": (_fields(timeout_s=31), "`/timeout_s` must be at most 30."),
+    "null for a number": (_fields(timeout_s=None), "`/timeout_s` must be a number, not null."),
+    "too many turns": (
+        _fields(history=[{"role": "user", "content": "Hi"}] * 201),
+        "`/history` must have at most 200 items.",
+    ),
     "a turn of another role": (
         _fields(history=[{"role": CANARY, "content": "Hi"}]),
-        "Not one of the values allowed, at `history[0].role`.",
+        "`/history/0/role` must be one of `assistant`, `user`.",
     ),
     "a turn with a field more": (
         _fields(history=[{"role": "user", "content": "Hi", "name": "x"}]),
-        "Object contains unknown field `name`, at `history[0]`.",
+        "`/history/0` must not have a field `name`.",
     ),
     "a turn with a NUL": (
         _fields(history=[{"role": "user", "content": "a\0b"}]),
-        "Must not hold a NUL character, at `history[0].content`.",
+        "`/history/0/content` must not hold a NUL character.",
     ),
 }
 

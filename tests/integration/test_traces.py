@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import httpx_sse
 import pytest
 
@@ -52,22 +54,22 @@ async def test_a_request_can_be_followed_from_the_caller_to_the_upstream(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
 ) -> None:
     """By one trace id and one correlation id, in headers, spans and log lines alike."""
-    upstream.script = in_turn(respond(429, ECHO), answer("Hello"))
+    upstream.script = in_turn(respond(429, ECHO), respond(503, ECHO), answer("Hello"))
     headers = {"Traceparent": TRACEPARENT, "X-Correlation-ID": "my.id-1"}
-    async with running(traced(retries=1, temperature=0.5), logs) as client:
+    async with running(traced(retries=2, temperature=0.5), logs) as client:
         await stream(client, {**REQUEST, "max_output_tokens": 5}, headers=headers)
 
     [request] = collector.spans("server")
-    failed, answered = collector.spans("client")
-    assert {span.trace_id for span in (request, failed, answered)} == {TRACE_ID}
+    call, *attempts = collector.spans("client")
+    assert {span.trace_id for span in (request, call, *attempts)} == {TRACE_ID}
     assert request.parent_id == CALLERS_SPAN_ID
-    assert failed.parent_id == answered.parent_id == request.span_id
-    for span, exchange in zip((failed, answered), upstream.exchanges, strict=True):
+    assert call.parent_id == request.span_id
+    for span, exchange in zip(attempts, upstream.exchanges, strict=True):
+        assert span.parent_id == call.span_id
         assert exchange.headers["traceparent"] == f"00-{TRACE_ID}-{span.span_id}-01"
         assert exchange.headers["x-correlation-id"] == "my.id-1"
-    for event in ("upstream_refused", "request"):
-        [line] = logs.lines(event)
-        assert (line["trace_id"], line["correlation_id"]) == (TRACE_ID, "my.id-1")
+    lines = logs.lines("upstream_refused") + logs.lines("request")
+    assert [(line["trace_id"], line["correlation_id"]) for line in lines] == [(TRACE_ID, "my.id-1")] * 3
 
     assert (request.name, request.is_error) == ("POST /chat", False)
     assert request.attributes == {
@@ -77,10 +79,10 @@ async def test_a_request_can_be_followed_from_the_caller_to_the_upstream(
         "parley.correlation_id": "my.id-1",
         "parley.outcome": "completed",
     }
-    assert (answered.name, answered.is_error) == ("chat scripted-1", False)
-    assert 0 < answered.attributes.pop("gen_ai.response.time_to_first_chunk") < 10
+    assert (call.name, call.is_error) == ("chat scripted-1", False)
+    assert 0 < call.attributes.pop("gen_ai.response.time_to_first_chunk") < 10
     port = int(upstream.url.rpartition(":")[2].removesuffix("/v1"))
-    asked = {
+    assert call.attributes == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "scripted-1",
@@ -89,15 +91,25 @@ async def test_a_request_can_be_followed_from_the_caller_to_the_upstream(
         "gen_ai.request.temperature": 0.5,
         "server.address": "127.0.0.1",
         "server.port": port,
-    }
-    assert answered.attributes == {
-        **asked,
         "gen_ai.response.finish_reasons": ["stop"],
         "gen_ai.usage.input_tokens": 7,
         "gen_ai.usage.output_tokens": 3,
     }
-    assert (failed.name, failed.is_error) == ("chat scripted-1", True)
-    assert failed.attributes == {**asked, "error.type": "upstream_rate_limited"}
+    asked = {"http.request.method": "POST", "server.address": "127.0.0.1", "server.port": port}
+    assert [(span.name, span.is_error, span.attributes) for span in attempts] == [
+        ("POST", True, {**asked, "http.response.status_code": 429, "error.type": "upstream_rate_limited"}),
+        (
+            "POST",
+            True,
+            {
+                **asked,
+                "http.request.resend_count": 1,
+                "http.response.status_code": 503,
+                "error.type": "upstream_error",
+            },
+        ),
+        ("POST", False, {**asked, "http.request.resend_count": 2, "http.response.status_code": 200}),
+    ]
     assert request.resource["service.name"] == "parley"
 
 
@@ -112,19 +124,36 @@ async def test_a_request_without_a_trace_begins_one(traced: MakeSettings, collec
     assert {line["trace_id"] for line in logs.lines("request")} == {span.trace_id for span in requests}
 
 
-async def test_each_attempt_has_a_span_with_its_own_error(
+async def test_each_call_of_a_model_has_a_span_with_the_error_of_its_last_attempt(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
 ) -> None:
-    """The first, the retry and the fallback; the request's is none."""
+    """The first model's, with its retry, and the fallback's; the request is no error."""
     upstream.script = in_turn(respond(429, ECHO), respond(500, ECHO), answer("Hello"))
     async with running(traced(retries=1, fallback_model="scripted-2")) as client:
         await stream(client, REQUEST)
     assert [(span.name, span.attributes.get("error.type")) for span in collector.spans("client")] == [
-        ("chat scripted-1", "upstream_rate_limited"),
         ("chat scripted-1", "upstream_error"),
+        ("POST", "upstream_rate_limited"),
+        ("POST", "upstream_error"),
         ("chat scripted-2", None),
+        ("POST", None),
     ]
     assert not collector.spans("server")[0].is_error
+
+
+async def test_a_call_whose_client_leaves_while_a_retry_waits_has_a_span(
+    traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
+) -> None:
+    """The attempt before has its own, with its error."""
+    upstream.script = respond(429, ECHO, retry_after="4")
+    async with running(traced(retries=1), logs) as client, anyio.create_task_group() as leaving:
+        leaving.start_soon(partial(client.post, "/chat", json=REQUEST))
+        await logs.line("upstream_refused")
+        leaving.cancel_scope.cancel()
+    assert [(span.name, span.attributes.get("error.type")) for span in collector.spans("client")] == [
+        ("chat scripted-1", None),
+        ("POST", "upstream_rate_limited"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +164,7 @@ async def test_each_attempt_has_a_span_with_its_own_error(
         ("a", hang, {"idle_timeout_s": 0.1}, "upstream_idle_timeout"),
     ],
 )
-async def test_an_answer_that_fails_is_an_error_of_both_spans(
+async def test_an_answer_that_fails_is_an_error_of_all_spans(
     traced: MakeSettings,
     upstream: ScriptedUpstream,
     collector: Collector,
@@ -148,13 +177,14 @@ async def test_an_answer_that_fails_is_an_error_of_both_spans(
     upstream.script = after(text, then)
     async with running(traced(**changes)) as client:
         response = await client.post("/chat", json=REQUEST)
-    [request], [asked] = collector.spans("server"), collector.spans("client")
-    for span in (request, asked):
+    [request], [call, attempt] = collector.spans("server"), collector.spans("client")
+    for span in (request, call, attempt):
         assert (span.attributes["error.type"], span.is_error) == (code, True)
     assert request.attributes["http.response.status_code"] == response.status_code
     assert request.attributes["parley.outcome"] == "failed"
-    assert ("gen_ai.response.time_to_first_chunk" in asked.attributes) == bool(text)
-    assert "gen_ai.usage.output_tokens" not in asked.attributes
+    assert attempt.attributes["http.response.status_code"] == 200
+    assert ("gen_ai.response.time_to_first_chunk" in call.attributes) == bool(text)
+    assert "gen_ai.usage.output_tokens" not in call.attributes
 
 
 async def test_what_fails_after_the_finish_reason_is_no_error(
@@ -164,11 +194,13 @@ async def test_what_fails_after_the_finish_reason_is_no_error(
     upstream.script = after("a", reason_then_hang)
     async with running(traced()) as client:
         await stream(client, REQUEST)
-    [asked] = collector.spans("client")
-    assert (asked.attributes["gen_ai.response.finish_reasons"], asked.is_error) == (["stop"], False)
+    call, attempt = collector.spans("client")
+    assert call.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert not call.is_error
+    assert not attempt.is_error
 
 
-async def test_a_client_that_leaves_ends_both_spans(
+async def test_a_client_that_leaves_ends_all_spans(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
 ) -> None:
     """Which is nobody's error."""
@@ -177,11 +209,10 @@ async def test_a_client_that_leaves_ends_both_spans(
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
             await anext(aiter(source.aiter_sse()))
         await logs.line()
-    [request], [asked] = collector.spans("server"), collector.spans("client")
+    [request], [call, attempt] = collector.spans("server"), collector.spans("client")
     assert request.attributes["parley.outcome"] == "client_disconnected"
-    assert not request.is_error
-    assert not asked.is_error
-    assert "gen_ai.response.finish_reasons" not in asked.attributes
+    assert [span.is_error for span in (request, call, attempt)] == [False] * 3
+    assert "gen_ai.response.finish_reasons" not in call.attributes
 
 
 async def test_what_a_caller_chooses_is_in_no_span(
@@ -256,5 +287,5 @@ async def test_spans_that_the_collector_refuses_are_counted_as_lost(
     collector.script = respond(400, ECHO)
     async with running(traced(), logs) as client:
         await stream(client, REQUEST)
-    assert (await logs.line("spans_lost"))["spans"] == 2
+    assert (await logs.line("spans_lost"))["spans"] == 3
     assert logs.lines("library_message") == []

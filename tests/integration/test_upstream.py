@@ -51,7 +51,7 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
     request = CompletionRequest(messages=[], max_tokens=100)
     attempt = provider.attempt(request, call=0, is_fallback=False)
     async with provider:
-        exchange = Exchange(provider, request, attempt, Deadlines(run))
+        exchange = Exchange(provider, request, attempt, Deadlines(run), Untraced())
         await exchange.open()
         assert exchange.content is not None
         with anyio.fail_after(10):
@@ -98,6 +98,43 @@ async def test_the_environments_proxy_is_used(
         response = await client.post("/chat", json=REQUEST)
     assert response.status_code == (200 if path else 502)
     assert [exchange.path for exchange in upstream.exchanges] == ([path] if path else [])
+
+
+@pytest.mark.parametrize(
+    ("host", "parameters"),
+    [
+        ("api.openai.com", {"max_completion_tokens", "stream_options"}),
+        ("somebody.openai.azure.com", {"max_completion_tokens", "stream_options"}),
+        ("api.mistral.ai", {"max_tokens"}),
+        ("somebody.example", {"max_tokens", "stream_options"}),
+    ],
+)
+async def test_a_host_that_is_known_is_asked_right_the_first_time(
+    make_settings: Callable[..., Settings],
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    parameters: set[str],
+) -> None:
+    """The scripted upstream stands in for it, as the proxy on the way there."""
+    monkeypatch.setenv("HTTP_PROXY", upstream.url.removesuffix("/v1"))
+    async with running(make_settings(openai_base_url=f"http://{host}/v1")) as client:
+        assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Hello"
+    (asked,) = [exchange.json for exchange in upstream.exchanges]
+    assert asked.keys() - {"model", "messages", "stream", "temperature"} == parameters
+
+
+async def test_a_known_host_that_refuses_the_other_name_of_the_limit_gets_the_usual_one(
+    make_settings: Callable[..., Settings], upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old versions of Azure's API do."""
+    monkeypatch.setenv("HTTP_PROXY", upstream.url.removesuffix("/v1"))
+    refusal = {"error": {"message": "Unrecognized request argument supplied: max_completion_tokens"}}
+    upstream.script = in_turn(respond(400, refusal), answer("Hello"))
+    async with running(make_settings(openai_base_url="http://somebody.openai.azure.com/v1")) as client:
+        assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Hello"
+    asked = [{name for name in exchange.json if name.startswith("max_")} for exchange in upstream.exchanges]
+    assert asked == [{"max_completion_tokens"}, {"max_tokens"}]
 
 
 async def test_an_upstream_gets_what_it_wants_besides(

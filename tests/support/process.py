@@ -39,7 +39,8 @@ LOOPS = {"uvloop": (), "asyncio": (sys.executable, "-c", _WITHOUT_UVLOOP)}
 def environment(**variables: str) -> dict[str, str]:
     """Return an environment in which only these settings are made, on a free port, and everything is logged."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARLEY_", "OPENAI_", "OTEL_"))}
-    return {**kept, "PARLEY_PORT": "0", "PARLEY_LOG_LEVEL": "debug", **variables}
+    ours = {"PARLEY_PORT": "0", "PARLEY_LOG_LEVEL": "debug", "PYTHON_DOTENV_DISABLED": "1"}
+    return {**kept, **ours, **variables}
 
 
 def leading_to(upstream: ScriptedUpstream, **variables: str) -> dict[str, str]:

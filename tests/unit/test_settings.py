@@ -312,16 +312,44 @@ def test_all_wrong_values_are_told_at_once() -> None:
 
 def test_an_upstream_needs_a_model() -> None:
     """No default would be right for all."""
-    (line,) = problems(OPENAI_API_KEY="sk-x")
-    assert line.startswith("PARLEY_MODEL: not set, but OPENAI_API_KEY chooses an upstream")
     (line,) = problems(OPENAI_BASE_URL="http://localhost/v1")
     assert line.startswith("PARLEY_MODEL: not set, but OPENAI_BASE_URL chooses an upstream")
+
+
+def test_a_key_alone_chooses_no_upstream() -> None:
+    """Many shells have one, for other programs."""
+    assert settings_from({"OPENAI_API_KEY": "sk-x"}).embedded
+    assert settings_from({"OPENAI_API_KEY": "sk-x", "PARLEY_MODEL_PATH": "a.gguf"}).embedded
+    assert not settings_from({"OPENAI_API_KEY": "sk-x", "PARLEY_MODEL": "some-model"}).embedded
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("PARLEY_LOG_LEVEL", "INFO", "info"),
+        ("PARLEY_LOG_FORMAT", "Json", "json"),
+        *(("PARLEY_LOG_UPSTREAM_TEXT", word, True) for word in ("yes", "Yes", "ON", "True", "1")),
+        *(("PARLEY_LOG_UPSTREAM_TEXT", word, False) for word in ("no", "OFF", "False", "0")),
+        ("PARLEY_CORS_ORIGINS", "https://a.example, http://b.example", "https://a.example,http://b.example"),
+        ("PARLEY_TRUSTED_PROXIES", "10.0.0.0/8,  192.0.2.1", "10.0.0.0/8,192.0.2.1"),
+    ],
+)
+def test_a_value_may_be_written_as_people_write_it(name: str, value: str, meant: object) -> None:
+    """In capitals, with blanks after the commas."""
+    assert getattr(settings_from({name: value}), name.removeprefix("PARLEY_").lower()) == meant
+
+
+def test_keys_may_have_blanks_between_them() -> None:
+    """But not in them."""
+    assert settings_from({"PARLEY_API_KEYS": f"{CANARY_KEY}, {CANARY_KEY}2"}).keys() == [CANARY_KEY, f"{CANARY_KEY}2"]
 
 
 def test_an_upstream_excludes_a_model_file() -> None:
     """Nobody could tell which one answers."""
     (line,) = problems(**UPSTREAM, PARLEY_MODEL_PATH="a.gguf")
     assert line.startswith("PARLEY_MODEL_PATH: it embeds a model, but OPENAI_BASE_URL names an upstream")
+    (line,) = problems(OPENAI_API_KEY="sk-x", PARLEY_MODEL="some-model", PARLEY_MODEL_PATH="a.gguf")
+    assert line.startswith("PARLEY_MODEL_PATH: it embeds a model, but OPENAI_API_KEY names an upstream")
 
 
 def test_the_embedded_model_excludes_half_a_fallback() -> None:

@@ -12,7 +12,7 @@ import pytest
 from parley import testing
 from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Settings
-from parley.web.schema import ChatRequest, DoneChunk, ErrorChunk, ErrorResponse, StreamChunk, TextChunk
+from parley.web.schema import ChatRequest, DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from polyfactory.factories.msgspec_factory import MsgspecFactory
@@ -24,6 +24,7 @@ FACTORIES: list[type[MsgspecFactory[Any]]] = [
     testing.ErrorChunkFactory,
     testing.ErrorResponseFactory,
     testing.HistoryTurnFactory,
+    testing.ReasoningChunkFactory,
     testing.StartChunkFactory,
     testing.TextChunkFactory,
 ]
@@ -76,6 +77,8 @@ def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
     assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
     assert chunks[1:3] == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
     assert isinstance(chunks[3], DoneChunk)
+    thinking = testing.stream_of("Hi", reasoning=["Hm."])
+    assert thinking[1:3] == [ReasoningChunk(seq=1, text="Hm."), TextChunk(seq=2, text="Hi")]
     *_, last = testing.stream_of("Hel", ended_by=testing.ErrorChunkFactory.build())
     assert isinstance(last, ErrorChunk)
     assert last.seq == 2

@@ -16,7 +16,7 @@ DONE = delta(finish_reason="tool_calls")
 PARIS, ROME = '{"city": "Paris"}', '{"city": "Rome"}'
 
 
-def piece(name: str | None = None, arguments: str | None = None, **more: Any) -> dict[str, Any]:
+def piece(name: str | None = None, arguments: object = None, **more: Any) -> dict[str, Any]:
     """Make a piece of a call."""
     return {**more, "function": {"name": name, "arguments": arguments}}
 
@@ -51,6 +51,9 @@ def called(*payloads: object) -> list[tuple[str, str]]:
         [piece("wea", ""), piece("ther", PARIS)],  # a name in pieces
         [piece("weather", None, index=0, id="a"), piece(None, PARIS, index=0, id="")],
         [piece("weather", PARIS, index=7, id="a")],  # an odd index
+        [piece("weather", PARIS, index="0", id="a")],  # an index as text
+        [piece("weather", {"city": "Paris"}, id="a")],  # an object in the place of its text
+        [piece("weather", PARIS, id=7), {"id": 7, "function": None}],  # an odd id
     ],
 )
 def test_one_call_is_one_call_however_it_is_cut(pieces: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ import sseclient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from parley.providers import lenient
 from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
 from parley.testing import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
 from parley.web.encoding import encode_json
@@ -153,6 +154,14 @@ def test_a_long_line_costs_no_more_for_coming_in_small_pieces() -> None:
     for _ in range(MAX_EVENT_BYTES // 2):
         decoder.feed(b"x")
     assert decoder.feed(b"\n\n") == [b"x" * (MAX_EVENT_BYTES // 2)]
+
+
+@pytest.mark.parametrize("value", ["{}", "[]", '""', "0", "1e300", '{"text":""}', '{"content":[]}'])
+@pytest.mark.parametrize("place", ['{"choices":[{"delta":{"content":[%s]}}]}', '{"choices":[],"x":[NaN,%s]}'])
+def test_an_event_of_far_too_many_values_is_given_up_before_it_is_read(place: str, value: str) -> None:
+    """Each would be an object of Python's, and the loop would wait for all of them."""
+    with pytest.raises(EventTooLargeError):
+        lenient.decode_chunk((place % ",".join([value] * 100_001)).encode())
 
 
 def test_what_a_chunk_holds_beyond_what_is_read_does_not_matter() -> None:

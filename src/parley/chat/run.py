@@ -31,6 +31,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     is_reply: bool
     """Whether its answer is part of the reply; what a tool or a guardrail asks is not."""
 
+    status: int | None = None
+    """The HTTP status of the upstream's response, once there is one."""
     was_sent: bool = True
     """False if the request certainly did not reach the upstream."""
     is_answered: bool = False

@@ -23,17 +23,17 @@ class Watch(Protocol):
     def gap(self, seconds: float, /) -> None:
         """This long after the text before it, another text came."""
 
-    def upstream_answered(self, status: int | None) -> None:
-        """An upstream answered with this HTTP status; `None` says that it could not be reached."""
+    def upstream_answered(self, model: str, status: int | None) -> None:
+        """An upstream answered for this model, with this HTTP status; `None` says that it could not be reached."""
 
-    def retrying(self) -> None:
+    def retrying(self, model: str) -> None:
         """The same model is about to be asked again."""
 
     def embedded_model_restarts(self) -> None:
         """The embedded model is about to be started again."""
 
 
-class Span(Protocol):
+class AttemptSpan(Protocol):
     """One attempt, as whoever follows requests sees it."""
 
     @property
@@ -41,14 +41,24 @@ class Span(Protocol):
         """The headers by which the upstream can take up the trace."""
 
     def end(self, error: BaseException | None) -> None:
-        """Note what came of it; `error` is what ended it, if anything did."""
+        """Note what came of the attempt; `error` is what ended it, if anything did."""
+
+
+class CallSpan(Protocol):
+    """A call of one model, with its retries."""
+
+    def attempt(self, attempt: Attempt) -> AttemptSpan:
+        """Follow the next attempt."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Note what came of the call, which is what came of its last attempt."""
 
 
 class Tracer(Protocol):
     """Whoever follows a request on its way to the model; none of it may fail, or take long."""
 
-    def begin(self, attempt: Attempt) -> Span:
-        """Follow one attempt."""
+    def begin(self, attempt: Attempt) -> CallSpan:
+        """Follow a call of a model, whose first attempt this is."""
 
 
 class Untraced:
@@ -56,7 +66,11 @@ class Untraced:
 
     headers: Final[Mapping[str, str]] = MappingProxyType({})
 
-    def begin(self, _: Attempt, /) -> Span:
+    def begin(self, _: Attempt, /) -> CallSpan:
+        """Do nothing."""
+        return self
+
+    def attempt(self, _: Attempt, /) -> AttemptSpan:
         """Do nothing."""
         return self
 

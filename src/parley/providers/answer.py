@@ -20,7 +20,6 @@ from parley.providers.wire import (
     Delta,
     EventDecoder,
     decode_chunk,
-    decode_tool_calls,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ _CHARACTERS_PER_TOKEN: Final = 32
 _SHORT_BYTES: Final = 16
 # An event has far fewer lines, if each of them is an event of its own.
 _MOST_LINES_OF_EVENT: Final = 1000
+_MOST_CHOICES: Final = 1000
 _NO_CHUNKS: Final = (b"", b"[DONE]", b"{}", b"null")
 _EMPTY: Final = Delta()
 _NO_ERRORS: Final = (b"", b"null", b'""', b"{}", b"[]", b"false", b"0")
@@ -166,8 +166,9 @@ class Answer:
         if chunk.usage or chunk.x_groq or chunk.error or not chunk.choices:
             self._note_fields(chunk, payload)
         attempt = self._attempt
-        for choice in chunk.choices or ():
-            self._parts += 1
+        choices = chunk.choices or ()
+        self._parts += len(choices)
+        for choice in choices[:_MOST_CHOICES]:
             self._is_completion = True
             if choice.index:  # another answer, which was not asked for
                 self._has_other_text |= bool(choice.delta and choice.delta.content)
@@ -205,7 +206,7 @@ class Answer:
             attempt.thoughts += 1
             attempt.finish_reason, attempt.is_final = None, False
         if self.tool_calls is not None and bytes(delta.tool_calls):
-            pieces = decode_tool_calls(delta.tool_calls) or ()
+            pieces = lenient.decode_tool_calls(delta.tool_calls)
             self._parts += len(pieces)
             size = self.tool_calls.add(pieces)
             self._characters += size

@@ -72,26 +72,32 @@ async def _ask(
     """Ask one upstream, up to the first token, again if its failure may pass; raise `ChatError` if none helps."""
     deadlines = Deadlines(run)
     upstream = source.upstream()
+    attempt = upstream.attempt(request, call=call, is_fallback=is_fallback)
+    span = upstream.tracer.begin(attempt)
     retries = run.settings.retries
-    while True:
-        attempt = upstream.attempt(request, call=call, is_fallback=is_fallback)
-        run.attempts.append(attempt)
-        exchange = Exchange(upstream, request, attempt, deadlines)
-        try:
-            await exchange.open()
-            return exchange, await exchange.next()
-        except BaseException as error:
-            exchange.close(error)
-            if not isinstance(error, ChatError):
-                raise
-            attempt.was_sent = error.was_sent
-            delay_s = _delay_s(error, run.settings.retries - retries)
-            if attempt.deltas or not retries or not _is_transient(error) or not deadlines.has_time(delay_s):
-                raise
-        retries -= 1
-        upstream.watch.retrying()
-        async with deadlines.limit():
-            await asyncio.sleep(delay_s)
+    try:
+        while True:
+            run.attempts.append(attempt)
+            exchange = Exchange(upstream, request, attempt, deadlines, span)
+            try:
+                await exchange.open()
+                return exchange, await exchange.next()
+            except BaseException as error:
+                exchange.abandon(error)
+                if not isinstance(error, ChatError):
+                    raise
+                attempt.was_sent = error.was_sent
+                delay_s = _delay_s(error, run.settings.retries - retries)
+                if attempt.deltas or not retries or not _is_transient(error) or not deadlines.has_time(delay_s):
+                    raise
+            retries -= 1
+            upstream.watch.retrying(attempt.model)
+            async with deadlines.limit():
+                await asyncio.sleep(delay_s)
+            attempt = upstream.attempt(request, call=call, is_fallback=is_fallback)
+    except BaseException as error:
+        span.end(error)
+        raise
 
 
 def _is_transient(error: ChatError) -> bool:

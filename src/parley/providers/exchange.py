@@ -14,6 +14,7 @@ from parley.providers.answer import Answer
 
 if TYPE_CHECKING:
     from parley.chat.run import Attempt, Deadlines
+    from parley.chat.watch import CallSpan
     from parley.providers.upstream import Upstream
 
 # After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
@@ -54,15 +55,18 @@ class Exchange:
     """One request to an upstream and its response; what is known of it is noted in the attempt.
 
     The caller reads the response with `next` in its own task, so an upstream is not read for a client that does not
-    read. `close` must be called at the end, however it comes.
+    read. `close` must be called at the end, or `abandon` if another attempt follows.
     """
 
-    def __init__(self, upstream: Upstream, request: CompletionRequest, attempt: Attempt, deadlines: Deadlines) -> None:
+    def __init__(
+        self, upstream: Upstream, request: CompletionRequest, attempt: Attempt, deadlines: Deadlines, call: CallSpan
+    ) -> None:
         self.attempt = attempt
         self._upstream = upstream
         self._request = request
         self._deadlines = deadlines
-        self._span = upstream.tracer.begin(attempt)
+        self._call = call
+        self._span = call.attempt(attempt)
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
         self.answer = Answer(
@@ -130,7 +134,12 @@ class Exchange:
         return taken
 
     def close(self, error: BaseException | None) -> None:
-        """Close the connection, unless its response has been read to its end; `error` is what ended the exchange."""
+        """End the call of the model; `error` is what ended it, if anything did."""
+        self.abandon(error)
+        self._call.end(error)
+
+    def abandon(self, error: BaseException | None) -> None:
+        """Close the connection, unless its response has been read to its end; `error` is what ended the attempt."""
         self._deadlines.stop()
         if self._response is not None:
             self._response.close()

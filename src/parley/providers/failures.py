@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 # What may pass within a second or two, although the request was refused.
 _TRANSIENT_STATUSES: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}
-_FLEX_CAPACITY: Final = 498  # Groq's, if its cheap tier is full
+_LIMITS: Final = {HTTPStatus.TOO_MANY_REQUESTS, 498}  # 498 is Groq's, if its cheap tier is full
+# Groq's for a request that is more than the limit of a minute, and OpenRouter's for too many at once.
+_PERHAPS_LIMITS: Final = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.PAYMENT_REQUIRED}
 _OTHER: Final = "other"
 
 
@@ -51,15 +53,16 @@ def unwanted_parameter(body: bytes) -> str | None:
     problem = problems.read(body)
     if not vocabulary.UNWANTED.search(" ".join((*problem.names, problem.text))):
         return None
-    named = [name for name in vocabulary.PARAMETERS if name in problem.parameters]
     match = vocabulary.UNWANTED_PARAMETER.search(problem.text)
-    return next(iter(named), None) or (match and next(filter(None, match.groups())))
+    written = [*problem.parameters, *filter(None, match.groups() if match else ())]
+    known = (vocabulary.PARAMETERS.get(word.replace("_", "")) for word in written)
+    return next(filter(None, known), None)
 
 
 def is_error(payload: bytes) -> bool:
     """Tell whether an event without choices describes an error."""
     problem = problems.read(payload)
-    is_named = any("error" in name or name in vocabulary.LOGGED for name in problem.names)
+    is_named = any("error" in it or it in vocabulary.LOGGED or it in vocabulary.STATUSES for it in problem.names)
     return problem.status is not None or problem.is_error or is_named
 
 
@@ -67,7 +70,8 @@ def reported(body: bytes) -> ChatError:
     """Name an error that the upstream reports in an answer, as if it had come with the status that it names."""
     problem = problems.read(body)
     statuses = [vocabulary.STATUSES[name] for name in problem.names if name in vocabulary.STATUSES]
-    status = problem.status or next(iter(statuses), None)
+    is_limit = bool(vocabulary.PER_TIME.search(problem.text))
+    status = problem.status or next(iter(statuses), HTTPStatus.TOO_MANY_REQUESTS if is_limit else None)
     is_failure = (problem.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
     error = _named(status or HTTPStatus.INTERNAL_SERVER_ERROR, problem, {}, is_failure=is_failure)
     error.upstream_status = None
@@ -82,13 +86,16 @@ def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_fail
     """
     names, text = (set(problem.names) & vocabulary.CLEAR, "") if is_failure else (set(problem.names), problem.text)
     wait = wait_s(headers, problem.retry_after, problem.text, is_limit=status == HTTPStatus.TOO_MANY_REQUESTS)
-    known = None if status == HTTPStatus.UNAUTHORIZED else _by_words(status, names, text, is_passing=wait is not None)
+    is_passing = bool(names & vocabulary.PASSING)
+    if status != HTTPStatus.PAYMENT_REQUIRED:
+        is_passing |= wait is not None or bool(vocabulary.PER_TIME.search(text))
+    known = None if status == HTTPStatus.UNAUTHORIZED else _by_words(status, names, text, is_passing=is_passing)
     if known is not None:
         known.upstream_status = status
         return known
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return ChatError(ErrorCode.UPSTREAM_AUTH, upstream_status=status)
-    if _is_rate_limit(status, problem):
+    if status in _LIMITS or (is_passing and status in _PERHAPS_LIMITS):
         return ChatError(ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=wait, upstream_status=status, is_transient=True)
     if status == HTTPStatus.NOT_FOUND:
         detail = "The upstream does not know the model, or the address is not its API's."
@@ -104,12 +111,13 @@ def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_fail
 def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> ChatError | None:
     """Name an error that the upstream describes better than its status does."""
     is_spent = names & vocabulary.QUOTA or vocabulary.NO_CREDIT.search(text)
-    if status == HTTPStatus.PAYMENT_REQUIRED or (is_spent and not is_passing):
+    if (is_spent or status == HTTPStatus.PAYMENT_REQUIRED) and not is_passing:
         code = ErrorCode.UPSTREAM_RATE_LIMITED if status == HTTPStatus.TOO_MANY_REQUESTS else ErrorCode.UPSTREAM_ERROR
         return ChatError(code, detail="The account that Parley uses upstream has no credit left.", retryable=False)
     if names & vocabulary.FILTERED or vocabulary.MODERATED.search(text):
         return ChatError(ErrorCode.CONTENT_FILTERED)
-    if names & vocabulary.OVERFLOW or (vocabulary.TOO_LONG.search(text) and not vocabulary.PER_TIME.search(text)):
+    is_long = status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or vocabulary.TOO_LONG.search(text)
+    if names & vocabulary.OVERFLOW or (is_long and not vocabulary.PER_TIME.search(text)):
         detail = None
         if any(name in text for name in vocabulary.OUTPUT_LIMITS):
             detail = "The conversation and `max_output_tokens` together are more than the model's context."
@@ -117,11 +125,6 @@ def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> C
     if names & vocabulary.BAD_KEY or vocabulary.WRONG_KEY.search(text):
         return ChatError(ErrorCode.UPSTREAM_AUTH)
     return None
-
-
-def _is_rate_limit(status: int, problem: Problem) -> bool:
-    is_limit = bool(vocabulary.PER_TIME.search(problem.text)) and status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    return status in {HTTPStatus.TOO_MANY_REQUESTS, _FLEX_CAPACITY} or is_limit
 
 
 def error_type(body: bytes) -> str | None:

@@ -7,9 +7,21 @@ from typing import Any, Final
 
 import msgspec
 
-from parley.providers.wire import Choice, Chunk, Delta, Details, TokenCounts
+from parley.providers import wire
+from parley.providers.wire import (
+    Choice,
+    Chunk,
+    Delta,
+    Details,
+    EventTooLargeError,
+    FunctionDelta,
+    TokenCounts,
+    ToolCallDelta,
+)
 
 _MOST_PARTS: Final = 10_000
+# Of an event that has to be read by Python, which takes 0.3 µs for each.
+_MOST_VALUES: Final = 100_000
 _MOST_DIGITS: Final = 18
 # Where the text of a part is, by the vendors' different names.
 _TEXTS: Final = ("text", "content", "thinking", "reasoning", "summary", "refusal")
@@ -22,10 +34,10 @@ def decode_chunk(payload: bytes) -> Chunk:
 
     Raises:
         ValueError: if it is no JSON.
+        EventTooLargeError: if it has far too many values.
         RecursionError: if it is nested too deeply.
     """
-    # Python's decoder takes NaN and lone surrogates.
-    decoded = json.loads(payload.decode(errors="replace"), parse_int=_int)
+    decoded = _decode(payload)
     if not isinstance(decoded, dict):
         return Chunk()
     error = decoded.get("error")
@@ -40,6 +52,43 @@ def decode_chunk(payload: bytes) -> Chunk:
         usage=_usage(decoded.get("usage")) or _usage(groq.get("usage") if isinstance(groq, dict) else None),
         error=msgspec.Raw() if error is None else msgspec.Raw(json.dumps(error).encode()),
     )
+
+
+def decode_tool_calls(payload: msgspec.Raw) -> list[ToolCallDelta]:
+    """Read the pieces of tool calls, also if the arguments are an object, and not its text.
+
+    Raises:
+        ValueError: if it is no JSON.
+        EventTooLargeError: if it has far too many values.
+    """
+    try:
+        return wire.decode_tool_calls(payload) or []
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        decoded = _decode(bytes(payload))
+    return [_tool_call(call) for call in decoded if isinstance(call, dict)] if isinstance(decoded, list) else []
+
+
+def _decode(payload: bytes) -> Any:
+    if payload.count(b",") + payload.count(b"[") + payload.count(b"{") > _MOST_VALUES:
+        raise EventTooLargeError
+    # Python's decoder takes NaN and lone surrogates.
+    return json.loads(payload.decode(errors="replace"), parse_int=_int)
+
+
+def _tool_call(call: dict[str, Any]) -> ToolCallDelta:
+    call_id, function = call.get("id"), call.get("function")
+    name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
+    if isinstance(arguments, dict):
+        arguments = json.dumps(arguments)
+    return ToolCallDelta(
+        index=_count(call.get("index")),
+        id=_string(call_id),
+        function=FunctionDelta(_string(name), _string(arguments)),
+    )
+
+
+def _string(value: Any) -> str | None:
+    return _text(value, is_thought=None) if isinstance(value, str) else None
 
 
 def _int(digits: str) -> int | None:
@@ -81,13 +130,13 @@ def _text(value: Any, *, is_thought: bool | None) -> str:
     read = 0
     while nodes:
         read += 1
-        if read > _MOST_PARTS:
-            raise ValueError("there are far too many parts")
         node, in_thought = nodes.pop()
         if isinstance(node, str):
             if is_thought is None or in_thought is is_thought:
                 texts.append(node)
         elif isinstance(node, list):
+            if read + len(nodes) + len(node) > _MOST_PARTS:
+                raise ValueError("there are far too many parts")
             nodes += ((member, in_thought) for member in reversed(node))
         elif isinstance(node, dict):
             in_thought = in_thought or node.get("type") in _THOUGHTS or node.get("thought") is True

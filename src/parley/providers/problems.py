@@ -13,7 +13,20 @@ _MOST_NODES: Final = 500
 _MOST_CHARACTERS: Final = 4000
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,79}")
 
-_NAMES: Final = {"code", "type", "status", "reason", "error", "error_type", "error_code", "errorcode", "object"}
+_NAMES: Final = {
+    "code",
+    "type",
+    "status",
+    "status_code",
+    "reason",
+    "error",
+    "error_type",
+    "error_code",
+    "errorcode",
+    "http_code",
+    "limit_source",
+    "object",
+}
 _TEXTS: Final = {
     "message",
     "msg",
@@ -25,11 +38,14 @@ _TEXTS: Final = {
     "title",
     "errors",
     "raw",
+    "status_msg",
 }
 _ERRORS: Final = {"error", "errors", "detail"}
 _NO_ERRORS: Final = (None, "", False, 0)
 _PARAMETERS: Final = {"param", "loc", "parameter"}
+_WAITS: Final = {"retrydelay", "x-ratelimit-reset"}  # Gemini's; and the header that OpenRouter writes into a body
 _STATUSES: Final = range(400, 600)
+_LEAST_ERROR: Final = 400  # MiniMax has numbers of its own, from 1000
 _STATUS_TEXTS: Final = frozenset(map(str, _STATUSES))
 
 
@@ -63,14 +79,25 @@ def read(body: bytes) -> Problem:
             break
         _note(problem, key, value)
         problem.is_error |= number > 0 and key in _ERRORS and value not in _NO_ERRORS
+        problem.is_error |= key == "status_code" and isinstance(value, int) and value >= _LEAST_ERROR
         if len(nodes) > _MOST_NODES:
             continue
         if isinstance(value, dict):
             nodes += ((str(name).lower(), member) for name, member in value.items())
         elif isinstance(value, list):
             nodes += ((key, member) for member in value)
+        elif isinstance(value, str) and key in _TEXTS and value.startswith(("{", "[")):
+            nodes.append((key, _decoded(value)))
     problem.text = problem.text[:_MOST_CHARACTERS].lower()
     return problem
+
+
+def _decoded(text: str) -> Any:
+    """Decode the error of somebody else that a gateway quotes."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return None
 
 
 def _note(problem: Problem, key: str, value: Any) -> None:
@@ -81,7 +108,7 @@ def _note(problem: Problem, key: str, value: Any) -> None:
             problem.text += f"{value[:_MOST_CHARACTERS]}\n"
         elif key in _PARAMETERS:
             problem.parameters.append(value.lower())
-        elif key == "retrydelay":
-            problem.retry_after = value
+    if key in _WAITS and isinstance(value, int | float | str):
+        problem.retry_after = str(value)
     if key in _NAMES and (value in _STATUSES or (isinstance(value, str) and value in _STATUS_TEXTS)):
         problem.status = problem.status or int(value)

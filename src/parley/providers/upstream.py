@@ -17,6 +17,7 @@ from parley.providers.bodies import beginning, explanation, is_compressed
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import refusal, unsent, unwanted_parameter
 from parley.providers.upstream_log import UpstreamLog
+from parley.providers.vocabulary import refused_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,9 +100,9 @@ class Upstream:
         self.log = UpstreamLog([api_key, *headers] if api_key else headers, has_text=log_text)
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
-        # OpenAI's newer models refuse the old name, other servers don't know the new one.
-        self._limits = _LIMITS[::-1] if self._base_url == OPENAI_BASE_URL else _LIMITS
-        self._unwanted: set[str] = set()
+        refused = refused_by(self._host)
+        self._limits = sorted(_LIMITS, key=refused.__contains__)
+        self._unwanted = set(refused.difference(_LIMITS))
         self._checked: tuple[float, ErrorCode | None] | None = None
         self._checking = asyncio.Lock()
 
@@ -172,7 +173,9 @@ class Upstream:
         unwanted = set(self._unwanted)
         while True:
             body = self._body(request, attempt, unwanted)
-            response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()})
+            response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()}, attempt)
+            attempt.status = response.status
+            self.watch.upstream_answered(attempt.model, response.status)
             try:
                 refused = await self._refused_parameter(response, body)
             except BaseException:
@@ -213,7 +216,6 @@ class Upstream:
         Raises:
             ChatError: if the response is an error.
         """
-        self.watch.upstream_answered(response.status)
         if response.status not in _SUCCESS:
             text = await explanation(response)
             self.log.refused(response, text)
@@ -229,7 +231,7 @@ class Upstream:
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered without content.")
         return None
 
-    async def _send(self, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _send(self, body: bytes, headers: Mapping[str, str], attempt: Attempt) -> aiohttp.ClientResponse:
         """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.
 
         Raises:
@@ -243,7 +245,7 @@ class Upstream:
             except UnsentError:
                 continue
             except aiohttp.ClientError as error:
-                self.watch.upstream_answered(None)
+                self.watch.upstream_answered(attempt.model, None)
                 raise unsent(error) from error
 
 

@@ -12,12 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LONGEST_S: Final = 3600
-_NUMBER: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,20})?")
+_NUMBER: Final = re.compile(r"[0-9]{1,13}(\.[0-9]{1,20})?")
+# A number that is no wait, but a moment, in seconds or milliseconds since 1970.
+_LEAST_MOMENT_S: Final = 1_000_000_000
+_LEAST_MOMENT_MS: Final = 1_000_000_000_000
 # Such as 1h2m3.5s, 26s, 500ms.
 _PARTS: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,20})?)(ms|h|m|s)")
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_IN_TEXT: Final = re.compile(r"(?:try again|retry|wait)[a-z ]{0,20} ([0-9]{1,6}(?:\.[0-9]{1,20})?) ?(ms|m|s)[a-z]*\b")
-_LIMITS: Final = ("requests", "tokens")
+# Such as "Please try again in 7m12.5s", "retry after 26 seconds".
+_IN_TEXT: Final = re.compile(
+    r"(?:try again|retry|wait)[a-z ]{0,20} "
+    r"((?:[0-9]{1,6}(?:\.[0-9]{1,20})?(?:ms|[hms])){1,4}\b"
+    r"|[0-9]{1,6}(?:\.[0-9]{1,20})? (?:ms|s|seconds?|minutes?|hours?)\b)"
+)
+# What follows names the limit, as in OpenAI's `-tokens` and Cerebras's `-tokens-minute`; OpenRouter names none.
+_RESET: Final = "x-ratelimit-reset"
+_REMAINING: Final = "x-ratelimit-remaining"
 
 
 def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_limit: bool) -> int | None:
@@ -33,7 +43,8 @@ def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_lim
     if wait is None and is_limit:
         wait = _reset(headers)
     if wait is None and (match := _IN_TEXT.search(text)):
-        wait = float(match[1]) * _UNITS_S[match[2]]
+        number, _, unit = match[1].partition(" ")
+        wait = float(number) * _UNITS_S[unit if unit == "ms" else unit[0]] if unit else _duration(number)
     return math.ceil(wait) if wait is not None and 0 < wait <= _LONGEST_S else None
 
 
@@ -52,9 +63,13 @@ def _milliseconds(value: str | None) -> float | None:
 
 
 def _duration(value: str | None) -> float | None:
-    """Read a number of seconds, or parts with their units."""
-    if not value or _NUMBER.fullmatch(value):
-        return float(value) if value else None
+    """Read a number of seconds, a moment, or parts with their units."""
+    if not value:
+        return None
+    if _NUMBER.fullmatch(value):
+        number = float(value)
+        moment = number / 1000 if number >= _LEAST_MOMENT_MS else number
+        return moment - time.time() if moment >= _LEAST_MOMENT_S else number
     parts = _PARTS.findall(value[:100])
     is_whole = "".join(number + unit for number, unit in parts) == value
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts) if parts and is_whole else None
@@ -62,7 +77,9 @@ def _duration(value: str | None) -> float | None:
 
 def _reset(headers: Mapping[str, str]) -> float | None:
     """Return when the limit that is used up starts anew; if it is not said which one that is, when the later does."""
-    resets = {limit: _duration(headers.get(f"x-ratelimit-reset-{limit}")) for limit in _LIMITS}
+    names = [name.lower() for name in headers]
+    limits = [name.removeprefix(_RESET) for name in names if name.startswith(_RESET)]
+    resets = {limit: _duration(headers.get(f"{_RESET}{limit}")) for limit in limits}
     known = {limit: wait for limit, wait in resets.items() if wait is not None}
-    used_up = [wait for limit, wait in known.items() if headers.get(f"x-ratelimit-remaining-{limit}") == "0"]
-    return max(used_up or known.values(), default=None)
+    used_up = [wait for limit, wait in known.items() if headers.get(f"{_REMAINING}{limit}") == "0"]
+    return max(used_up or [wait for wait in known.values() if wait <= _LONGEST_S], default=None)

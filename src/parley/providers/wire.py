@@ -88,7 +88,7 @@ decode_tool_calls: Final = msgspec.json.Decoder(list[ToolCallDelta] | None).deco
 
 
 class EventTooLargeError(Exception):
-    """An event grows past `MAX_EVENT_BYTES`."""
+    """An event grows past `MAX_EVENT_BYTES`, or has far too many values."""
 
 
 # What decoding raises if the bytes are not a stream of chunks; `RecursionError` is for JSON that is nested too deeply.
@@ -169,7 +169,7 @@ class EventDecoder:
             data = b"\n".join(self._data)
             if self._name == b"error":
                 self.error = data
-            elif self._name not in _PINGS:
+            elif self._name not in _PINGS or b'"choices"' in data:
                 complete.append(data)
             self._data.clear()
             self._data_bytes = 0

@@ -9,20 +9,20 @@ import sys
 import traceback
 from contextlib import suppress
 from contextvars import Context
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
 
 from parley.chat.record import Record
-from parley.telemetry import request_log
+from parley.telemetry import console, request_log
 from parley.telemetry.log_queue import LogQueue
 from parley.telemetry.metrics import metrics
 from parley.telemetry.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -46,10 +46,11 @@ def configure(settings: Settings) -> None:
     """
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not is_terminal)
+    has_colours = is_terminal and not os.environ.get("NO_COLOR")
     renderers: list[Processor] = (
         [structlog.processors.JSONRenderer(serializer=_to_json)]
         if as_json
-        else [_trace_in_lines, structlog.dev.ConsoleRenderer(sort_keys=False)]
+        else console.renderers(has_colours=has_colours)
     )
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -64,10 +65,10 @@ def configure(settings: Settings) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
     handler = _Handler(_own_output() if sys.stdout is sys.__stdout__ else sys.stdout)
-    formatter = _JSONFormatter if as_json else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
-        formatter(
-            foreign_pre_chain=[_spell_out, _withhold_untrusted, *shared],
+        _Formatter(
+            request_log.encode if as_json else partial(console.request_line, has_colours=has_colours),
+            foreign_pre_chain=[_withhold_untrusted, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact, *renderers],
         )
     )
@@ -113,22 +114,18 @@ class _Handler(logging.StreamHandler[Any]):
             self.stream.write(f'{{"level":"error","event":"unloggable","location":"{where}"}}\n')
 
 
-class _JSONFormatter(structlog.stdlib.ProcessorFormatter):
-    """A formatter that encodes the records of requests themselves, and every other event field by field."""
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """A formatter with a way of its own for the records of requests; every other event goes through the processors."""
+
+    def __init__(self, request_line: Callable[[Record, logging.LogRecord], str], **options: Any) -> None:
+        super().__init__(**options)
+        self._request_line = request_line
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         if isinstance(record.msg, Record):
-            return request_log.encode(record.msg, record)
+            return self._request_line(record.msg, record)
         return super().format(record)
-
-
-def _spell_out(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Make an event of a request's record."""
-    record = event["_record"].msg
-    if not isinstance(record, Record):
-        return event
-    return {**event, **msgspec.structs.asdict(record), "event": request_log.EVENT}
 
 
 def _withhold_untrusted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -157,12 +154,6 @@ def _chain(error: BaseException | None) -> Any:
         ]
         yield {"type": f"{type(error).__module__}.{type(error).__qualname__}", "places": places}
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _trace_in_lines(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    if "exception" in event:
-        event["exception"] = "\n".join("\n  ".join([e["type"], *e["places"]]) for e in event["exception"])
-    return event
 
 
 def _is_no_traceback(record: logging.LogRecord) -> bool:

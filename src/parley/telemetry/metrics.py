@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache
-from http import HTTPStatus
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -21,8 +22,14 @@ _CHATS: Final = ("/chat", "/chat/complete")
 
 _LEFT: Final = ("client_disconnected", "cancelled")
 
-_HTTP: Final = ("method", "path", "status_code", "app_name")
-_APP: Final = "parley"
+_HTTP: Final = ("method", "path", "status_code")
+# No chat ends so: a request without a route is no chat, and agents are not everybody's.
+_NO_ENDINGS: Final = {
+    ErrorCode.NOT_FOUND,
+    ErrorCode.METHOD_NOT_ALLOWED,
+    ErrorCode.GUARDRAIL_TRIPPED,
+    ErrorCode.TOO_MANY_TURNS,
+}
 
 # Seconds, up to the default deadlines and somewhat beyond.
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
@@ -38,15 +45,21 @@ class Metrics:
         self.waiting = Gauge("parley_queue_depth", "Prompts that wait for their turn.", multiprocess_mode="livesum").inc
         self._chats = Counter("parley_chats", "Chats by their end: finish reason, error code, or who left.", ["ending"])
         self._refusals = Counter("parley_refusals", "Chats refused before a model was asked.", ["reason"])
-        self._queue_time = Histogram("parley_queue_seconds", "Wait for a turn.", buckets=_WAITS)
-        self._first_token = Histogram("parley_first_token_seconds", "Request to first text.", buckets=_WAITS)
-        self.gap = Histogram("parley_token_gap_seconds", "Text to next text.", buckets=_GAPS).observe
-        self._duration = Histogram("parley_chat_seconds", "Request to end.", buckets=_DURATIONS)
-        self._tokens = Counter("parley_tokens", "Tokens, by who counted them.", ["direction", "source"])
-        self._cached = Counter("parley_cached_input_tokens", "Input tokens that the upstream had in its cache.")
-        self._reasoning = Counter("parley_reasoning_tokens", "Output tokens that the model thought with.")
-        self._upstream = Counter("parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["status"])
-        self.retrying = Counter("parley_retries", "Times that the same model was asked again.").inc
+        self._queue_wait = Histogram("parley_queue_wait_seconds", "Wait for a turn.", buckets=_WAITS)
+        self._first_token = Histogram(
+            "parley_first_token_wait_seconds", "Request to first text.", ["model"], buckets=_WAITS
+        )
+        self.gap = Histogram("parley_text_gap_seconds", "Text to next text.", buckets=_GAPS).observe
+        self._duration = Histogram("parley_chat_duration_seconds", "Request to end.", buckets=_DURATIONS)
+        self._tokens = Counter("parley_tokens", "Tokens, by who counted them.", ["model", "direction", "source"])
+        self._cached = Counter(
+            "parley_cached_input_tokens", "Input tokens that the upstream had in its cache.", ["model"]
+        )
+        self._reasoning = Counter("parley_reasoning_tokens", "Output tokens that the model thought with.", ["model"])
+        self._upstream = Counter(
+            "parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["model", "status"]
+        )
+        self._retries = Counter("parley_retries", "Times that the same model was asked again.", ["model"])
         self._fallbacks = Counter("parley_fallbacks", "Chats for which the fallback was asked.")
         self.embedded_model_restarts = Counter(
             "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
@@ -56,27 +69,35 @@ class Metrics:
         ).inc
         self._in_progress = Gauge(
             "parley_http_requests_in_progress",
-            "Total requests currently in progress",
-            _HTTP,
+            "HTTP requests under way.",
+            _HTTP[:2],
             multiprocess_mode="livesum",
         )
-        self._requests = Counter("parley_http_requests", "Total requests", _HTTP)
+        self._requests = Counter("parley_http_requests", "HTTP requests that have ended.", _HTTP)
         self._request_duration = Histogram(
-            "parley_http_request_duration_seconds", "Request duration, in seconds", _HTTP
+            "parley_http_request_duration_seconds", "HTTP request to the end of its response.", _HTTP
         )
-        self._request_errors = Counter("parley_http_requests_error", "Total errors in requests", _HTTP)
+        self.worker_died = Counter("parley_worker_deaths", "Workers that died, or hung, and were replaced.").inc
+        build = Gauge("parley_build_info", "Always 1.", ["version", "python"], multiprocess_mode="max")
+        build.labels(version("parley"), platform.python_version()).set(1)
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
-            self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
+            if ending not in _NO_ENDINGS:
+                self._chats.labels(ending)  # at 0, so that the first of its kind is an increase
 
-    def upstream_answered(self, status: int | None) -> None:
+    def upstream_answered(self, model: str, status: int | None) -> None:
         """Count an upstream's answer."""
-        self._upstream.labels("none" if status is None else status).inc()
+        self._upstream.labels(model, "none" if status is None else status).inc()
+        self._retries.labels(model)  # at 0, so that the first retry is an increase
+
+    def retrying(self, model: str) -> None:
+        """Count a retry."""
+        self._retries.labels(model).inc()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         """Count the requests in progress, by route; only inside the router is that known before the response."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            labels = record_of(scope).method, scope["path_template"], HTTPStatus.OK.value, _APP
+            labels = record_of(scope).method, scope["path_template"]
             with self._in_progress.labels(*labels).track_inprogress():
                 await app(scope, receive, send)
 
@@ -86,11 +107,9 @@ class Metrics:
         """Count a request at its end; one that has no route has no metrics, as callers choose its path."""
         if record.route is None:
             return
-        labels = record.method, record.route, "none" if record.status is None else record.status, _APP
+        labels = record.method, record.route, "none" if record.status is None else record.status
         self._requests.labels(*labels).inc()
         self._request_duration.labels(*labels).observe(took_s)
-        if record.status is not None and record.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._request_errors.labels(*labels).inc()
         if record.route in _CHATS and record.method == "POST":
             self._count_chat(record)
 
@@ -101,14 +120,16 @@ class Metrics:
         self._duration.observe(record.total_ms / 1000)
         if record.outcome == "failed" and not record.attempts:
             self._refusals.labels(record.reason or record.error_code).inc()
-        for histogram, wait_ms in ((self._queue_time, record.queue_ms), (self._first_token, record.first_token_ms)):
-            if wait_ms is not None:
-                histogram.observe(wait_ms / 1000)
+        if record.queue_ms is not None:
+            self._queue_wait.observe(record.queue_ms / 1000)
+        if record.first_token_ms is not None:
+            self._first_token.labels(record.model).observe(record.first_token_ms / 1000)
         for direction, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
             if tokens is not None:
-                self._tokens.labels(direction, record.usage_source).inc(tokens)
-        self._cached.inc(record.cached_input_tokens or 0)
-        self._reasoning.inc(record.reasoning_tokens or 0)
+                self._tokens.labels(record.model, direction, record.usage_source).inc(tokens)
+        for counter, tokens in ((self._cached, record.cached_input_tokens), (self._reasoning, record.reasoning_tokens)):
+            if tokens is not None:
+                counter.labels(record.model).inc(tokens)
         self._fallbacks.inc(bool(record.is_fallback))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from parley.chat.record import Record
 
 PROBES: Final = ("/health", "/metrics")
+_QUIET: Final = (*PROBES, "/schema/swagger-ui")  # the page's files
 
 EVENT: Final = "request"
 
@@ -25,8 +26,8 @@ _legible_model: Final = lru_cache(legible)
 
 def write(record: Record) -> None:
     """Log a request by its record, which is the message itself: the handler's formatter knows it."""
-    is_probe = str(record.route).startswith(PROBES) and record.outcome == "completed"
-    _log.log(logging.WARNING if record.is_failure else logging.DEBUG if is_probe else logging.INFO, record)
+    is_quiet = str(record.route).startswith(_QUIET) and record.outcome == "completed"
+    _log.log(logging.WARNING if record.is_failure else logging.DEBUG if is_quiet else logging.INFO, record)
 
 
 def encode(record: Record, entry: logging.LogRecord) -> str:

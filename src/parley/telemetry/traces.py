@@ -1,4 +1,4 @@
-"""Owns the traces: a span for each request, and one for each time that a model is asked for its reply."""
+"""Owns the traces: a span for each request, for each call of a model, and for each attempt to reach it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
     from parley.chat.record import Record
@@ -103,8 +103,8 @@ class Traces:
         if record.is_failure:
             span.set_status(StatusCode.ERROR)
 
-    def begin(self, attempt: Attempt) -> _AttemptSpan:
-        """Give an attempt its span, by OpenTelemetry's conventions for generative AI."""
+    def begin(self, attempt: Attempt) -> _CallSpan:
+        """Give a call of a model its span, by OpenTelemetry's conventions for generative AI."""
         attributes: dict[str, AttributeValue | None] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
@@ -116,7 +116,45 @@ class Traces:
             "server.port": attempt.port,
         }
         span = self._tracer.start_span(f"chat {attempt.model}", kind=SpanKind.CLIENT, attributes=_known(attributes))
+        return _CallSpan(self._tracer, span, attempt)
+
+
+class _CallSpan:
+    """The span of one call of a model; its attempts are its children."""
+
+    def __init__(self, tracer: Tracer, span: Span, attempt: Attempt) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._last = attempt
+        self._retries = -1
+
+    def attempt(self, attempt: Attempt) -> _AttemptSpan:
+        """Give the next attempt its span, by OpenTelemetry's conventions for HTTP."""
+        self._last = attempt
+        self._retries += 1
+        attributes: dict[str, AttributeValue | None] = {
+            "http.request.method": "POST",
+            "http.request.resend_count": self._retries or None,
+            "server.address": attempt.host,
+            "server.port": attempt.port,
+        }
+        context = set_span_in_context(self._span)
+        span = self._tracer.start_span("POST", context, SpanKind.CLIENT, attributes=_known(attributes))
         return _AttemptSpan(span, attempt)
+
+    def end(self, error: BaseException | None) -> None:
+        """Say what came of the call, and end."""
+        attempt, usage = self._last, self._last.usage or NO_USAGE
+        attributes: dict[str, AttributeValue | None] = {
+            "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
+            "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
+            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
+        }
+        self._span.set_attributes(_known(attributes))
+        _end(self._span, error)
 
 
 class _AttemptSpan:
@@ -129,21 +167,9 @@ class _AttemptSpan:
         _PROPAGATOR.inject(self.headers, set_span_in_context(span))
 
     def end(self, error: BaseException | None) -> None:
-        """Say what came of it, and end."""
-        attempt, usage = self._attempt, self._attempt.usage or NO_USAGE
-        if isinstance(error, Exception):
-            self._span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
-            self._span.set_status(StatusCode.ERROR)
-        attributes: dict[str, AttributeValue | None] = {
-            "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
-            "gen_ai.response.time_to_first_chunk": attempt.first_text_s,
-            "gen_ai.usage.input_tokens": usage.input_tokens,
-            "gen_ai.usage.output_tokens": usage.output_tokens,
-            "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
-            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
-        }
-        self._span.set_attributes(_known(attributes))
-        self._span.end()
+        """Say how the upstream answered, and end."""
+        self._span.set_attributes(_known({"http.response.status_code": self._attempt.status}))
+        _end(self._span, error)
 
 
 class _Exporter(OTLPSpanExporter):
@@ -166,6 +192,13 @@ def _callers(scope: HTTPScope) -> Context:
     """Take up the caller's trace by its ids alone: `tracestate` and `baggage` are text of the caller's choice."""
     traceparent = dict(scope["headers"]).get(b"traceparent", b"")
     return _PROPAGATOR.extract({"traceparent": traceparent.decode("latin-1")})
+
+
+def _end(span: Span, error: BaseException | None) -> None:
+    if isinstance(error, Exception):  # a client that leaves is no error
+        span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
+        span.set_status(StatusCode.ERROR)
+    span.end()
 
 
 def _known(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:

@@ -17,6 +17,7 @@ from parley.chat.service import ChatService
 from parley.settings import Settings
 from parley.web.encoding import JSONResponse
 from parley.web.errors import ClientDisconnectedError
+from parley.web.examples import STREAM
 from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
 from parley.web.request import ChatAPIRequest
 from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
@@ -34,7 +35,7 @@ class ChatController(Controller):
         summary="Stream an answer",
         status_code=HTTPStatus.OK,
         media_type="text/event-stream",
-        response_description="The answer as it is made.",
+        response_description=f"The answer as it is made, such as this:\n\n```\n{STREAM}\n```",
         operation_class=DescribedOperation,
         responses=CHAT_FAILURES,
         security=MAY_NEED_KEY,

@@ -69,7 +69,19 @@ def _once(plugin: OpenAPIRenderPlugin) -> OpenAPIRenderPlugin:
 
 def as_yaml(document: dict[str, Any]) -> str:
     """Return the document as YAML in its own order; Litestar would sort it."""
-    return yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False, allow_unicode=True, width=120)
+    builtins = msgspec.to_builtins(document)
+    return yaml.dump(builtins, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as it is, and not with a blank line for each line end."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Choose the style."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class _Yaml(YamlRenderPlugin):

@@ -21,6 +21,7 @@ from parley.web.schema import (
     StreamChunk,
     TextChunk,
 )
+from parley.web.sse import encode_frame
 
 _CORRELATION_ID: Final = "dbe688a500de49e49b06437065c5466b"
 _MODEL: Final = "smollm2-135m-instruct"
@@ -31,7 +32,7 @@ _TIMING: Final = Timing(first_token_ms=301, total_ms=378)
 # Those that never come as their code alone has them.
 _TOLD: Final[Mapping[ErrorCode, ChatError]] = {
     ErrorCode.INVALID_REQUEST: ChatError(
-        ErrorCode.INVALID_REQUEST, detail="Must not be blank, nor hold a NUL character, at `message`."
+        ErrorCode.INVALID_REQUEST, detail="`/message` must not be blank, nor hold a NUL character."
     ),
     ErrorCode.RATE_LIMITED: ChatError(
         ErrorCode.RATE_LIMITED, detail="This client has sent more requests than it may in a minute.", retry_after_s=12
@@ -62,6 +63,13 @@ _CHUNKS: Final[Mapping[str, StreamChunk]] = {
     "done": DoneChunk(seq=8, finish_reason=FinishReason.STOP, usage=_USAGE, timing=_TIMING),
     "error": ErrorChunk(seq=3, error=_error(ErrorCode.UPSTREAM_TRUNCATED), usage=Usage.estimate(2)),
 }
+_WHOLE: Final = (
+    _CHUNKS["start"],
+    *(TextChunk(seq=seq, text=text) for seq, text in enumerate(("The capital", " of France", " is Paris."), start=1)),
+    DoneChunk(seq=4, finish_reason=FinishReason.STOP, usage=_USAGE, timing=_TIMING),
+)
+STREAM: Final = b"".join(map(encode_frame, _WHOLE)).decode().rstrip()
+"""A whole stream, as it goes over the wire."""
 _ANSWER: Final = ChatResponse(
     text="The capital of France is Paris.",
     finish_reason=FinishReason.STOP,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -12,7 +11,7 @@ from litestar.exceptions import InternalServerException
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.errors import ClientDisconnectedError
-from parley.web.schema import NOT_BLANK_NO_NUL
+from parley.web.findings import reworded
 
 MAX_BODY_BYTES: Final = 1 << 20
 
@@ -68,25 +67,8 @@ def decode(body: bytes, content_type: str, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as error:
-        raise ChatError(ErrorCode.INVALID_REQUEST, detail=_reworded(str(error))) from None
+        raise ChatError(ErrorCode.INVALID_REQUEST, detail=reworded(str(error), shape)) from None
     except UnicodeDecodeError:
         raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is not UTF-8.") from None
     except RecursionError:
         raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is nested too deeply.") from None
-
-
-def _reworded(finding: str) -> str:
-    """Say what msgspec found without the request's values, which its own words quote in part."""
-    what, _, where = finding.partition(" - at ")
-    path = where.strip("`").removeprefix("$").removeprefix(".")
-    if what.endswith(f"matching regex {NOT_BLANK_NO_NUL!r}"):
-        what = "Must not be blank, nor hold a NUL character"
-    elif "matching regex" in what:
-        what = "Must not hold a NUL character"
-    elif what == "Input data was truncated":
-        what = "JSON is malformed: it ends too early"
-    elif what.startswith("Invalid enum value"):
-        what = "Not one of the values allowed"
-    elif "unknown field" in what and not re.search(r"`[A-Za-z0-9_-]{1,40}`$", what):
-        what = "Object contains an unknown field"
-    return f"{what}, at `{path}`." if path else f"{what}."

@@ -100,7 +100,7 @@ def _limited(name: str, value: NumberT | UnsetType, ceiling: NumberT) -> NumberT
     if value is UNSET:
         return ceiling
     if value > ceiling:
-        raise ChatError(ErrorCode.INVALID_REQUEST, detail=f"`{name}` must be at most {ceiling:g}.")
+        raise ChatError(ErrorCode.INVALID_REQUEST, detail=f"`/{name}` must be at most {ceiling:,.9g}.")
     return value
 
 

@@ -1,0 +1,66 @@
+"""Owns the log as people read it: an aligned line for each request, and for any other event what is known."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from time import localtime, strftime
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from parley.telemetry.redaction import legible
+
+if TYPE_CHECKING:
+    import logging
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    from parley.chat.record import Record
+
+_TIME: Final = "%H:%M:%S"
+_RESET, _DIM, _RED, _GREEN, _YELLOW = "\033[0m", "\033[2m", "\033[31m", "\033[32m", "\033[33m"
+
+
+def request_line(record: Record, entry: logging.LogRecord, *, has_colours: bool) -> str:
+    """Return a request's line: the time, status, route, outcome, milliseconds, tokens and correlation id."""
+    outcome: str = record.error_code or record.outcome
+    if note := record.reason or (record.finish_reason if record.finish_reason != "stop" else None):
+        outcome += f" ({note})"
+    tokens = (
+        "" if record.usage_source is None else f"{_count(record.input_tokens)}+{_count(record.output_tokens)} tokens"
+    )
+    status = "---" if record.status is None else f"{record.status:d}"
+    columns = (
+        (_DIM, strftime(_TIME, localtime(entry.created))),
+        (_colour(record), status),
+        ("", f"{record.method or '-'} {record.route or '(no such path)'}".ljust(24)),
+        (_colour(record), outcome.ljust(19)),
+        ("", f"{record.total_ms:6d} ms"),
+        ("", tokens.rjust(16)),
+        (_DIM, legible(record.correlation_id)),
+    )
+    return "  ".join(f"{colour}{text}{_RESET}" if has_colours and colour else text for colour, text in columns)
+
+
+def renderers(*, has_colours: bool) -> list[Processor]:
+    """Return what makes a line of any other event."""
+    return [_tidy, structlog.dev.ConsoleRenderer(colors=has_colours, sort_keys=False, pad_event_to=0)]
+
+
+def _colour(record: Record) -> str:
+    if record.is_failure:
+        return _RED
+    return _GREEN if record.outcome == "completed" and record.status == HTTPStatus.OK else _YELLOW
+
+
+def _count(tokens: int | None) -> str:
+    return "?" if tokens is None else f"{tokens}"
+
+
+def _tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Leave out what nobody knows, and what only a machine reads."""
+    tidied: dict[str, Any] = {name: value for name, value in event.items() if value is not None and name != "logger"}
+    tidied["timestamp"] = strftime(_TIME)
+    if "exception" in event:
+        tidied["exception"] = "\n".join("\n  ".join([e["type"], *e["places"]]) for e in event["exception"])
+    return tidied

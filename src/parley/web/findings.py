@@ -1,0 +1,78 @@
+"""Owns what is wrong with a request's body, in a client's words: where, as a JSON pointer, and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from msgspec import inspect
+
+from parley.web.schema import NOT_BLANK_NO_NUL
+
+_EXPECTED: Final = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+}
+_GOT: Final = {**_EXPECTED, "float": "a fraction", "bool": "a boolean", "null": "null"}
+_BOUNDS: Final = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+_UNITS: Final = {"str": "characters", "array": "items"}
+
+_WRONG_TYPE: Final = re.compile(r"Expected `(\w+)`, got `(\w+)`")
+_OUT_OF_BOUNDS: Final = re.compile(r"Expected `(\w+)`( of length)? ([<>]=?) ([\d.]+)")
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z0-9_-]{1,40})`")
+
+
+def reworded(finding: str, shape: Any) -> str:
+    """Say what msgspec found wrong in JSON of this shape, without the request's values, which its words may quote."""
+    what, _, where = finding.partition(" - at ")
+    path = re.findall(r"\w+", where)
+    if match := _MISSING.fullmatch(what):
+        return f"{_pointer([*path, match[1]])} is missing."
+    if (rule := _rule(what, shape, path)) is not None:
+        return f"{_pointer(path) if path else 'The body'} must {rule}."
+    return "JSON is malformed: it ends too early." if what == "Input data was truncated" else f"{what}."
+
+
+def _pointer(path: list[str]) -> str:
+    return f"`/{'/'.join(path)}`"
+
+
+def _rule(what: str, shape: Any, path: list[str]) -> str | None:
+    """Return what a value must be; `None` if it is no JSON."""
+    if match := _WRONG_TYPE.fullmatch(what):
+        rule = f"be {_EXPECTED[match[1]]}, not {_GOT[match[2]]}"
+    elif match := _OUT_OF_BOUNDS.fullmatch(what):
+        bound = f"{_BOUNDS[match[3]]} {float(match[4]):,.9g}"
+        unit = _UNITS.get(match[1], "")
+        rule = f"have {bound} {unit if match[4] != '1' else unit[:-1]}" if match[2] else f"be {bound}"
+    elif what.startswith("Invalid enum value"):
+        rule = f"be one of {', '.join(f'`{value}`' for value in _allowed(shape, path))}"
+    elif "matching regex" in what:
+        is_blank = what.endswith(f"matching regex {NOT_BLANK_NO_NUL!r}")
+        rule = "not be blank, nor hold a NUL character" if is_blank else "not hold a NUL character"
+    elif "unknown field" in what:
+        named = _UNKNOWN.fullmatch(what)
+        rule = f"not have a field `{named[1]}`" if named else "not have a field that the contract does not list"
+    else:
+        return None
+    return rule
+
+
+def _allowed(shape: Any, path: list[str]) -> list[Any]:
+    """Return the values that are allowed at this place."""
+    kind = inspect.type_info(shape)
+    for step in [*path, ""]:
+        kind = kind.type if isinstance(kind, inspect.Metadata) else kind
+        match kind:
+            case inspect.StructType():
+                kind = next(field.type for field in kind.fields if field.encode_name == step)
+            case inspect.ListType():
+                kind = kind.item_type
+            case inspect.LiteralType():
+                return list(kind.values)
+    raise AssertionError("no value is one of several there")
