@@ -50,10 +50,10 @@ class ChatController(Controller):
         """Answer a message as server-sent events: `start`, texts, then exactly one of `done` or `error`.
 
         Each event has one chunk as its data, in one line of JSON, and the chunk's `type` as its name; a silent stream
-        has comments, `: ping`. What fails before the first text is an HTTP error, later an `error` chunk. Where the
-        first text takes long, the headers go out without it; what fails then is a stream of one `error` chunk, with
-        seq 0. There is no resuming: to send the request again is to ask, and to pay, again. To close the connection
-        stops the model.
+        has a comment, `: ping`, every few seconds. What fails before the first text is an HTTP error, later an `error`
+        chunk. Where the first text takes long, the headers go out without it, with such a comment; what fails then is a
+        stream of one `error` chunk, with seq 0. There is no resuming: to send the request again is to ask, and to pay,
+        again. To close the connection stops the model.
         """
         return EventStream(
             service.stream(data.to_prompt(settings, request.state.caller), request.state.record),
