@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,15 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from tests.support.process import leading_to, parley
-from tests.support.proxies import PROXIES, proxy
+from tests.support.proxies import PROXIES, before_one, ways
 from tests.support.running import kind, problem, read_chunks
 from tests.support.upstream import Exchange, Gated, answer, delta, hang, respond
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.support.upstream import Script, ScriptedUpstream
-
-    Ask = Callable[[str], Awaitable[Any]]
 
 pytestmark = pytest.mark.long
 
@@ -39,67 +36,6 @@ SILENCE_S = 16.0  # Envoy's routes have a timeout of 15 s, unless they are told 
 REST_S = 5.0
 CONNECTIONS, REQUESTS = 50, 4
 NEVER_S = "60"
-
-
-class Ways:
-    """The ways to one Parley, or two: directly, and through each proxy; `asked` counts the chats."""
-
-    def __init__(self, urls: dict[str, str]) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
-        self.clients = {
-            way: httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, limits=limits)
-            for way, url in urls.items()
-        }
-        self.asked = 0
-
-    async def each(self, ask: Ask, times: int = 1) -> dict[str, list[Any]]:
-        """Do the same over all ways at once; return what comes of it."""
-        results: dict[str, list[Any]] = {way: [] for way in self.clients}
-
-        async def one(way: str) -> None:
-            results[way].append(await ask(way))
-
-        async with anyio.create_task_group() as group:
-            for way in [*self.clients] * times:
-                group.start_soon(one, way)
-        return results
-
-    @asynccontextmanager
-    async def asking(self, way: str, message: str = "hi", path: str = "/chat") -> AsyncIterator[httpx.Response]:
-        """Ask; yield the response when its headers have come."""
-        self.asked += 1
-        async with self.clients[way].stream("POST", path, json={"message": message}) as response:
-            yield response
-
-    async def ask(self, way: str, message: str = "hi", path: str = "/chat") -> httpx.Response:
-        """Ask, and return the response when it is complete."""
-        async with self.asking(way, message, path) as response:
-            await response.aread()
-        return response
-
-
-@asynccontextmanager
-async def ways(folder: Path, first: str, second: str | None = None) -> AsyncIterator[Ways]:
-    """Run the proxies before these; with one Parley, also yield the direct way to it."""
-    async with AsyncExitStack() as stack:
-        urls = {} if second else {"direct": first}
-        for name in PROXIES:
-            urls[name] = await stack.enter_async_context(proxy(name, folder, first, second or first))
-        all_of_them = Ways(urls)
-        for client in all_of_them.clients.values():
-            await stack.enter_async_context(client)
-        yield all_of_them
-
-
-@asynccontextmanager
-async def before_one(folder: Path, upstream: ScriptedUpstream, **variables: str) -> AsyncIterator[Ways]:
-    """Run one Parley, and the proxies before it; in the end, the upstream was asked once for each chat."""
-    async with (
-        parley(**leading_to(upstream, PARLEY_RETRIES="0", **variables)) as served,
-        ways(folder, served.url) as it,
-    ):
-        yield it
-    assert len(upstream.exchanges) == it.asked
 
 
 async def text(response: httpx.Response, number: int = 1) -> None:
@@ -325,6 +261,7 @@ async def test_a_parley_that_is_killed_never_looks_like_an_end(upstream: Scripte
             it.each(partial(ask, "early"), 4), it.each(partial(ask, "late"), 4), kill()
         )
     for way in PROXIES:
-        assert {*early[way]} == {"broken", "done"}, way
-        assert {*late[way]} in ({"502", "done"}, {"503", "done"}), way
+        assert {*early[way]} <= {"broken", "done"}, way
+        assert {*late[way]} <= {"502", "503", "done"}, way
+        assert {*early[way], *late[way]} > {"done"}, "of 8, each Parley has had some"
     assert len(upstream.exchanges) == it.asked

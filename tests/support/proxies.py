@@ -1,21 +1,26 @@
-"""Owns the proxies of the tests: real ones, run with the files that are documented."""
+"""Owns the proxies of the tests: real ones, run with the files that are documented, and clients for each of them."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import socket
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import httpx
 
 from tests.support.installed import need
+from tests.support.process import leading_to, parley
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tests.support.upstream import ScriptedUpstream
+
+    Ask = Callable[[str], Awaitable[Any]]
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 
@@ -83,3 +88,64 @@ async def ready(client: httpx.AsyncClient) -> None:
                 if (await client.get("/health/ready")).status_code == 200:
                     return
             await anyio.sleep(0.05)
+
+
+class Ways:
+    """The ways to one Parley, or two: directly, and through each proxy; `asked` counts the chats."""
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
+        self.clients = {
+            way: httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, limits=limits)
+            for way, url in urls.items()
+        }
+        self.asked = 0
+
+    async def each(self, ask: Ask, times: int = 1) -> dict[str, list[Any]]:
+        """Do the same over all ways at once; return what comes of it."""
+        results: dict[str, list[Any]] = {way: [] for way in self.clients}
+
+        async def one(way: str) -> None:
+            results[way].append(await ask(way))
+
+        async with anyio.create_task_group() as group:
+            for way in [*self.clients] * times:
+                group.start_soon(one, way)
+        return results
+
+    @asynccontextmanager
+    async def asking(self, way: str, message: str = "hi", path: str = "/chat") -> AsyncIterator[httpx.Response]:
+        """Ask; yield the response when its headers have come."""
+        self.asked += 1
+        async with self.clients[way].stream("POST", path, json={"message": message}) as response:
+            yield response
+
+    async def ask(self, way: str, message: str = "hi", path: str = "/chat") -> httpx.Response:
+        """Ask, and return the response when it is complete."""
+        async with self.asking(way, message, path) as response:
+            await response.aread()
+        return response
+
+
+@asynccontextmanager
+async def ways(folder: Path, first: str, second: str | None = None) -> AsyncIterator[Ways]:
+    """Run the proxies before these; with one Parley, also yield the direct way to it."""
+    async with AsyncExitStack() as stack:
+        urls = {} if second else {"direct": first}
+        for name in PROXIES:
+            urls[name] = await stack.enter_async_context(proxy(name, folder, first, second or first))
+        all_of_them = Ways(urls)
+        for client in all_of_them.clients.values():
+            await stack.enter_async_context(client)
+        yield all_of_them
+
+
+@asynccontextmanager
+async def before_one(folder: Path, upstream: ScriptedUpstream, **variables: str) -> AsyncIterator[Ways]:
+    """Run one Parley, and the proxies before it; in the end, the upstream was asked once for each chat."""
+    async with (
+        parley(**leading_to(upstream, PARLEY_RETRIES="0", **variables)) as served,
+        ways(folder, served.url) as it,
+    ):
+        yield it
+    assert len(upstream.exchanges) == it.asked
