@@ -11,10 +11,6 @@ BodyT = TypeVar("BodyT")
 
 _encoder: Final = msgspec.json.Encoder()
 
-# U+2028, U+2029 and U+0085 in UTF-8, and as JSON may have them. Python's `str.splitlines()` breaks at them, and so do
-# `iter_lines()` of httpx and of requests. JSON itself escapes all others.
-_LINE_ENDS: Final = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2\x85", rb"\u0085"))
-
 
 def encode_json(body: object) -> bytes:
     """Encode a body as one line of JSON, to whatever client."""
@@ -23,10 +19,15 @@ def encode_json(body: object) -> bytes:
 
 
 def escape_line_ends(data: bytes) -> bytes:
-    """Escape the line ends in what is JSON already."""
-    for raw, escaped in _LINE_ENDS:
-        data = data.replace(raw, escaped)
-    return data
+    """Escape U+2028, U+2029 and U+0085 in what is JSON already, in UTF-8.
+
+    Python's `str.splitlines()` breaks at them, and so do `iter_lines()` of httpx and of requests. JSON itself escapes all
+    other line ends.
+    """
+    # Not in a loop: each token that is not ASCII comes here.
+    return (
+        data.replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029").replace(b"\xc2\x85", rb"\u0085")
+    )
 
 
 class JSONResponse(Response[BodyT], Generic[BodyT]):
