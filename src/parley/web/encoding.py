@@ -21,8 +21,8 @@ def encode_json(body: object) -> bytes:
 def escape_line_ends(data: bytes) -> bytes:
     """Escape U+2028, U+2029 and U+0085 in what is JSON already, in UTF-8.
 
-    Python's `str.splitlines()` breaks at them, and so do `iter_lines()` of httpx and of requests. JSON itself escapes all
-    other line ends.
+    Python's `str.splitlines()` breaks at them, and so do `iter_lines()` of httpx and of requests. JSON itself escapes
+    all other line ends.
     """
     # Not in a loop: each token that is not ASCII comes here.
     return (
