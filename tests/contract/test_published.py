@@ -88,6 +88,14 @@ def test_the_page_on_logs_explains_every_event() -> None:
     assert logged <= explained, f"no row for {logged - explained}"
 
 
+def test_the_pages_and_the_proxies_files_name_settings_that_exist() -> None:
+    """Under the names that they have."""
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.*")]
+    named = {name for page in pages for name in re.findall(r"\bPARLEY_\w+", page.read_text())}
+    assert {"PARLEY_HEARTBEAT_S", "PARLEY_KEEP_ALIVE_S"} <= named
+    assert named <= {variable.name for variable in variables()}
+
+
 def test_the_example_environment_names_every_setting() -> None:
     """Each commented out, with its default where it has one."""
     lines = re.findall(r"^# ?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
