@@ -43,6 +43,8 @@ def run(arguments: Sequence[str] | None) -> int:
     health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
     _add_evaluation(commands.add_parser("eval", help="ask a suite of questions, and say whether the answers got worse"))
     options = parser.parse_args(arguments)
+    if options.command == "eval" and options.write_baseline and (options.tag or options.case):
+        parser.error("--write-baseline needs the whole suite, without --tag and --case")
     environment = dict(os.environ)
     starts = options.command == "eval" and not options.url
     if options.command in _OF_CLIENTS and not starts:  # which need no more than the address, or also a key

@@ -63,7 +63,7 @@ def markdown(report: Report, verdict: Verdict, baseline: Baseline | None, *, has
     lines += [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
     if has_text:
         for result, text in _texts(report):
-            lines += ["", f"`{result.case.id}`:", "", *(f"    {line}" for line in text.splitlines())]
+            lines += ["", f"`{result.case.id}`:", "", *(f"    {line}" for line in _printable(text).splitlines())]
     return "\n".join(lines) + "\n"
 
 
