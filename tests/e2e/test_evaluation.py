@@ -89,7 +89,7 @@ async def test_answers_are_shown_only_if_that_is_asked_for(
         upstream.script = in_turn(answer("\x1b[31mParis", " it is"), answer("Oslo \x00 it is"))
         code, output, errors = await command("eval", suite, "--jobs", "1", *files, *options, **leading_to(upstream))
         assert errors == ""
-        return code, output, *[await (folder / name).read_text() for name in ("m.md", "j.xml")]
+        return code, [output, *[await (folder / name).read_text() for name in ("m.md", "j.xml")]]
 
     code, reports = await run()
     assert code == 1
