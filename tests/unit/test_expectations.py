@@ -71,6 +71,12 @@ def test_an_ending_can_be_expected(expect: dict[str, Any], right: dict[str, Any]
     assert not judgement.broken
 
 
+def test_json_that_is_nested_too_deeply_does_not_match() -> None:
+    """A model that loops can write it."""
+    judgement = judge(Expect(json_schema={"type": "array"}, may_repeat=True), Answer(text="[" * 9000 + "]" * 9000))
+    assert [failure.expectation for failure in judgement.wrong] == ["json_schema"]
+
+
 def test_a_time_is_late_and_never_wrong() -> None:
     """Also the time to a first text that never came."""
     expect = Expect(first_token_ms=100, total_ms=1000, contains="a")

@@ -51,7 +51,8 @@ def test_a_suite_is_read(tmp_path: Path) -> None:
     assert first.expect.contains == ["a", "b"]
     assert suite.only(["stories"], []) == [first]
     assert suite.only([], ["second"]) == [second]
-    assert suite.only(["stories"], ["second"]) == []
+    with pytest.raises(SuiteError, match="No case has both"):
+        suite.only(["stories"], ["second"])
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,10 @@ def test_a_suite_is_read(tmp_path: Path) -> None:
         (ONE.replace("contains: x", "json_schema: {type: 5}"), "`json_schema` is no JSON Schema"),
         (
             ONE.replace("contains: x", 'json_schema: {$ref: "http://example.com/s"}'),
-            "may refer to parts of itself only",
+            "must not have a `$ref`",
         ),
+        (ONE.replace("contains: x", "json_schema: {pattern: '('}"), "`json_schema` is no JSON Schema"),
+        (ONE.replace("contains: x", "characters: {at_least: 2, at_most: 1}"), "`at_least` must not be above `at_most`"),
         (ONE.replace("contains: x", "quotes_system_prompt: false"), "needs the suite's `system_prompt`"),
         (ONE.replace("x}", "x, contains: y}"), "found 'contains' twice"),
         (ONE.replace("id: a", "id: A b"), "at `$.id`"),

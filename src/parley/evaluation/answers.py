@@ -78,7 +78,8 @@ async def _read(client: httpx.AsyncClient, request: ChatRequest, answer: Answer,
                 case StartChunk(model=model):
                     answer.model = model
                 case TextChunk(text=text):
-                    answer.first_token_ms = answer.first_token_ms or _since(started)
+                    if answer.first_token_ms is None:
+                        answer.first_token_ms = _since(started)
                     answer.text += text
                 case DoneChunk(finish_reason=reason, usage=usage):
                     answer.finish_reason, answer.usage = reason, usage

@@ -69,7 +69,10 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         known_tags, known_ids = {tag for case in self.cases for tag in case.tags}, {case.id for case in self.cases}
         if unknown := sorted({*tags} - known_tags) + sorted({*ids} - known_ids):
             raise SuiteError(f"The suite has no such tag or case: {', '.join(unknown)}.")
-        return [case for case in self.cases if (not tags or {*tags} & {*case.tags}) and (not ids or case.id in ids)]
+        chosen = [case for case in self.cases if (not tags or {*tags} & {*case.tags}) and (not ids or case.id in ids)]
+        if not chosen:
+            raise SuiteError("No case has both such a tag and such an id.")
+        return chosen
 
 
 class _Raw(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

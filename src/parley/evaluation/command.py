@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,9 @@ _NOT_JUDGED: Final = 2
 
 def evaluate(options: argparse.Namespace, key: str | None) -> int:
     """Run the suite that the options name, and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what cannot be shown here is no failure
     # As Ctrl-C does, so that the Parley that was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -45,6 +49,8 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
         _write(options, report, verdict, before)
     except (SuiteError, ServingError) as error:
         return _fail(str(error))
+    except httpx.InvalidURL:
+        return _fail(f"{options.url}: is no address.")
     except OSError as error:
         return _fail(f"{error.filename or 'The terminal'}: cannot be written: {error.strerror}.")
     except KeyboardInterrupt:

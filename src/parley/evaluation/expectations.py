@@ -22,7 +22,7 @@ _Text = Annotated[str, Meta(min_length=1)]
 _Texts = Annotated[list[_Text], Meta(min_length=1)] | _Text
 _Count = Annotated[int, Meta(ge=0)]
 _FENCED: Final = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
-_ELSEWHERE: Final = re.compile(rb'"\$(?:dynamicRef|ref)":"(?!#)')
+_REFERENCE: Final = re.compile(rb'"\$(?:dynamicRef|ref)":')
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -30,6 +30,10 @@ class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     at_least: _Count = 0
     at_most: _Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError("`at_least` must not be above `at_most`")
 
     def __contains__(self, count: int) -> bool:
         return self.at_least <= count and (self.at_most is None or count <= self.at_most)
@@ -89,8 +93,8 @@ def _check_schema(schema: dict[str, Any]) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"`json_schema` is no JSON Schema: {error.message}") from error
-    if _ELSEWHERE.search(msgspec.json.encode(schema)):
-        raise ValueError("`json_schema` may refer to parts of itself only (`#…`)")
+    if _REFERENCE.search(msgspec.json.encode(schema)):  # which may lead anywhere, or round in circles
+        raise ValueError("`json_schema` must not have a `$ref`: write out what it refers to")
 
 
 class Failure(NamedTuple):
@@ -193,7 +197,7 @@ def _matches_schema(schema: dict[str, Any], text: str) -> bool:
     fenced = _FENCED.search(text)
     try:
         instance = msgspec.json.decode(fenced[1] if fenced else text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False
     return bool(jsonschema.Draft202012Validator(schema).is_valid(instance))
 
