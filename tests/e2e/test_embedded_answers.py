@@ -55,6 +55,14 @@ async def test_two_runs_agree_to_the_letter(tmp_path: Path) -> None:
     assert [(line["case"], line["text"]) for line in first] == [(line["case"], line["text"]) for line in second]
 
 
+async def test_the_penalty_for_repetition_is_what_keeps_it_from_looping(tmp_path: Path) -> None:
+    """An operator can turn it off."""
+    loops = ("--case", "capital-spain", "--case", "capital-germany")
+    _, _, answers = await evaluate(tmp_path, *loops, PARLEY_EXTRA_BODY='{"dry_multiplier": 0}')
+    failed = [each["expectation"] for line in answers for each in line["failures"]]
+    assert "may_repeat" in failed
+
+
 @pytest.mark.parametrize("name", ["prompt", "sampling", "history"])
 async def test_what_breaks_the_embedded_model_turns_the_suite_red(tmp_path: Path, name: str) -> None:
     """With the cases named; some of them are enough."""

@@ -21,6 +21,8 @@ _Z_OF_EACH: Final = 2.58
 """Of 99%: each of many cases could be the one in twenty."""
 
 _Count = Annotated[int, Meta(ge=0)]
+_Share = tuple[int, int]
+"""So many, of so many."""
 
 
 class CaseRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,36 +132,51 @@ def compare(report: Report, baseline: Baseline) -> Verdict:
     their share lies above one half: a sign test). Both count rightness and time apart.
     """
     missing = sorted(baseline.cases.keys() - {case.id for case in report.suite.cases})
-    pairs = [(result, baseline.cases.get(result.case.id)) for result in report.results]
-    other = [result.case.id for result, before in pairs if before is None or before.hash != result.case.hash]
-    same = [(result, before) for result, before in pairs if before and before.hash == result.case.hash]
-    is_worse = bool(missing)
-    reasons = _named(("Missing from the suite", missing))
-    for kind, words in (("right", ("wrong", "right")), ("in_time", ("late", "in time"))):
-        rates = [
-            (result.case.id, (getattr(result, kind), len(result.judged)), (getattr(before, kind), before.judged))
-            for result, before in same
-            if result.judged
-        ]
-        lost = [name for name, now, then in rates if now[0] / now[1] < then[0] / then[1]]
-        gained = [name for name, now, then in rates if now[0] / now[1] > then[0] / then[1]]
-        certain = [name for name, now, then in rates if wilson(*now, _Z_OF_EACH)[1] < wilson(*then, _Z_OF_EACH)[0]]
-        low, high = wilson(len(lost), len(lost) + len(gained))
-        most = low > 1 / 2
-        is_worse = is_worse or bool(certain) or most
-        reasons += _named((f"Certainly more often {words[0]}", certain))
-        reasons += _named((f"More often {words[0]}", lost), (f"More often {words[1]}", gained))
-        if lost:
-            verdict = "certainly most" if most else "chance explains as much"
-            reasons.append(
-                f"Of {len(lost) + len(gained)} that changed, {len(lost)} are more often {words[0]} "
-                f"({low:.0%} to {high:.0%}): {verdict}."
-            )
+    same: list[tuple[CaseResult, CaseRecord]] = []
+    other: list[str] = []
+    for result in report.results:
+        before = baseline.cases.get(result.case.id)
+        if before is None or before.hash != result.case.hash:
+            other.append(result.case.id)
+        elif result.judged:
+            same.append((result, before))
+    is_wrong, on_rightness = _changes(
+        [(now.case.id, (now.right, len(now.judged)), (then.right, then.judged)) for now, then in same],
+        ("wrong", "right"),
+    )
+    is_late, on_time = _changes(
+        [(now.case.id, (now.in_time, len(now.judged)), (then.in_time, then.judged)) for now, then in same],
+        ("late", "in time"),
+    )
     broken = _broken(report)
-    reasons += _named(("New or changed since the baseline; write another", other), ("Could not be judged", broken))
+    reasons = [
+        *_named(("Missing from the suite", missing)),
+        *on_rightness,
+        *on_time,
+        *_named(("New or changed since the baseline; write another", other), ("Could not be judged", broken)),
+    ]
     if report.model not in {baseline.model, "none"}:
         reasons.append(f"The baseline is of {baseline.model}, these answers are of {report.model}.")
-    return Verdict(is_worse, not broken and not other, reasons)
+    return Verdict(bool(missing) or is_wrong or is_late, not broken and not other, reasons)
+
+
+def _changes(cases: list[tuple[str, _Share, _Share]], words: tuple[str, str]) -> tuple[bool, list[str]]:
+    """Return whether these cases are worse than they were, and why; `words` are for a worse and for a better one."""
+    worse, better = words
+    lost = [name for name, now, then in cases if now[0] / now[1] < then[0] / then[1]]
+    gained = [name for name, now, then in cases if now[0] / now[1] > then[0] / then[1]]
+    certain = [name for name, now, then in cases if wilson(*now, _Z_OF_EACH)[1] < wilson(*then, _Z_OF_EACH)[0]]
+    reasons = _named(
+        (f"Certainly more often {worse}", certain), (f"More often {worse}", lost), (f"More often {better}", gained)
+    )
+    low, high = wilson(len(lost), len(lost) + len(gained))
+    if lost:
+        verdict = "certainly most" if low > 1 / 2 else "chance explains as much"
+        reasons.append(
+            f"Of {len(lost) + len(gained)} that changed, {len(lost)} are more often {worse} "
+            f"({low:.0%} to {high:.0%}): {verdict}."
+        )
+    return bool(certain) or low > 1 / 2, reasons
 
 
 def _broken(report: Report) -> list[str]:

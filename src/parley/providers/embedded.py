@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-# Without instructions it often answers in another language; at any temperature but 0, wrongly.
+# Without instructions it often answers in another language; at any temperature but 0, wrongly. docs/evaluation.md has
+# what else was tried.
 DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant. Answer in English."
 DEFAULT_TEMPERATURE: Final = 0.0
+# Without a penalty for what it has said already, it repeats a phrase until its tokens are used up.
+DEFAULT_SAMPLING: Final = {"dry_multiplier": 0.8}
 
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 5.0
@@ -68,7 +71,7 @@ def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) ->
         model_name=settings.model or default_name,
         instructions=settings.system_prompt or DEFAULT_INSTRUCTIONS,
         temperature=DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature,
-        extra_body=settings.added_fields(),
+        extra_body={**DEFAULT_SAMPLING, **settings.added_fields()},
         max_streams=max(1, SLOTS // settings.workers),
         connect_timeout_s=settings.connect_timeout_s,
         watch=watch,
