@@ -27,10 +27,11 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 # Without instructions it often answers in another language; at any temperature but 0, wrongly. docs/evaluation.md has
 # what else was tried.
-DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant. Answer in English."
+DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant who speaks English."
 DEFAULT_TEMPERATURE: Final = 0.0
-# Without a penalty for what it has said already, it repeats a phrase until its tokens are used up.
-DEFAULT_SAMPLING: Final = {"dry_multiplier": 0.8}
+# Without a penalty for what it has said already, it repeats a phrase until its tokens are used up. By default,
+# llama.cpp ends a phrase at each line end, and so a line would be repeated all the same.
+DEFAULT_SAMPLING: Final = {"dry_multiplier": 0.8, "dry_sequence_breakers": ["<|im_end|>"]}
 
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 5.0
