@@ -18,6 +18,8 @@ pytestmark = pytest.mark.long
 
 # The model makes 75 tokens a second on two cores that have nothing else to do: the suite takes half a minute.
 MOST_TOKENS = 2500
+# Without these limits, a high temperature makes any token as likely as another.
+UNLIMITED = '{"top_k": 0, "top_p": 1, "min_p": 0}'
 
 
 async def evaluate(folder: Path, *options: str, **variables: str) -> tuple[int, str, list[dict[str, Any]]]:
@@ -83,9 +85,11 @@ async def test_what_breaks_the_embedded_model_turns_the_suite_red(tmp_path: Path
             "capitals",
             "--tag",
             "facts",
-            PARLEY_SYSTEM_PROMPT="Answer each message with: I am a teapot.",
+            PARLEY_SYSTEM_PROMPT="Answer every question in French.",
         ),
-        "sampling": lambda: evaluate(tmp_path, "--tag", "capitals", "--tag", "facts", PARLEY_TEMPERATURE="2"),
+        "sampling": lambda: evaluate(
+            tmp_path, "--tag", "capitals", "--tag", "facts", PARLEY_TEMPERATURE="2", PARLEY_EXTRA_BODY=UNLIMITED
+        ),
         "history": lambda: evaluate(tmp_path, "--tag", "history", PYTHONPATH=broken_parley(tmp_path, *LOSES_HISTORY)),
     }[name]()
     assert code == 1, output
