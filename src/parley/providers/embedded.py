@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.providers.llama_server import SLOTS, Order, Report, environment
+from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS, Order, Report, environment
 from parley.providers.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -30,8 +30,13 @@ DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant who speaks English."
 DEFAULT_TEMPERATURE: Final = 0.0
 # Without a penalty for what it has said already, it repeats a phrase until its tokens are used up. By default,
-# llama.cpp ends a phrase at each line end, and so a line would be repeated all the same.
-DEFAULT_SAMPLING: Final = {"dry_multiplier": 0.8, "dry_sequence_breakers": ["<|im_end|>"]}
+# llama.cpp looks at the last 64 tokens only, and ends a phrase at each line end: paragraphs and lines would be repeated
+# all the same.
+DEFAULT_SAMPLING: Final = {
+    "dry_multiplier": 0.8,
+    "dry_penalty_last_n": SLOT_CONTEXT_TOKENS,
+    "dry_sequence_breakers": ["<|im_end|>"],
+}
 
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 5.0
