@@ -10,9 +10,10 @@ import yaml
 
 from parley.chat.record import Record
 from parley.environment import Variable, variables
-from parley.evaluation import cases
+from parley.evaluation import baseline, cases
 from parley.evaluation.expectations import Expect
 from tests.support.contract import read
+from tests.support.evals import BASELINE
 from tests.support.served import contract
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +119,12 @@ def test_the_suites_on_the_page_of_the_evaluation_can_be_used(tmp_path: Path) ->
         path = tmp_path / "suite.yaml"
         path.write_text(text)
         assert cases.load(str(path)).cases
+
+
+def test_the_readme_promises_of_the_embedded_model_what_the_suite_shows() -> None:
+    """No more, and no less. That none loops is a test of its own, which asks the model."""
+    kept = baseline.read(BASELINE)
+    right = sum(case.right for case in kept.cases.values())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Of the {len(kept.cases)} questions that people ask first" in readme
+    assert f"it answers {right} right, and none in an endless loop" in readme
