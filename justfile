@@ -32,6 +32,11 @@ test *arguments:
 test-quick *arguments:
     {{ uv }} run --group clients pytest --numprocesses={{ num_cpus() }} {{ slow }} -m 'not process and not long' "$@"
 
+# What is computed together is rounded differently, so one question at a time.
+# Ask the embedded model our suite of questions, and say whether the answers got worse: see docs/evaluation.md
+eval *options:
+    {{ uv }} run parley eval tests/evals/embedded.yaml --baseline tests/evals/baseline.json --jobs 1 "$@"
+
 # Run an upstream that does wrong what the message names, for Parley to be tried on: see the README
 faulty port="9000":
     {{ uv }} run python -m tests.support.faults "$@"

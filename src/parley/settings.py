@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="Instructions that precede each conversation. Unset: none for an upstream; for the embedded "
-            "model `You are a helpful assistant. Answer in English.` An agent's own instructions take precedence."
+            "model `You are a helpful assistant who speaks English.` An agent's own instructions take precedence."
         ),
     ] = None
     agent: Annotated[
