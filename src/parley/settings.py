@@ -186,9 +186,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
     keep_alive_s: Annotated[_Seconds, Meta(description="How long an idle connection stays open.")] = 75.0
-    write_timeout_s: Annotated[
-        _Seconds, Meta(description="Longest wait for a client to read some of its response.")
-    ] = 10.0
+    write_timeout_s: Annotated[_Seconds, Meta(description="Longest time that a client may read nothing.")] = 10.0
     drain_timeout_s: Annotated[
         _Seconds, Meta(description="Longest time for open streams to end when Parley stops.")
     ] = 30.0
