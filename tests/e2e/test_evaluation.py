@@ -153,7 +153,7 @@ async def test_a_parley_that_serves_is_evaluated_with_its_key(upstream: Scripted
     ("options", "variables", "message"),
     [
         (["--url", "http://127.0.0.1:9"], {}, "failed: unreachable"),
-        (["--url", "http://["], {}, "http://[: is no address"),
+        (["--url", "http://x:nope"], {}, "http://x:nope: is no address"),
         (["--tag", "none"], {"PYTHONIOENCODING": "ascii"}, "no such tag or case: none"),
         ([], {"PARLEY_MODEL_PATH": "/none.gguf"}, "PARLEY_MODEL_PATH names no file"),
         ([], {"PARLEY_PORT": "x"}, "PARLEY_PORT"),
