@@ -200,7 +200,7 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ),
         (
             "PARLEY_API_KEYS",
-            f"{CANARY_KEY}, {CANARY_KEY}",
+            f"{CANARY_KEY} {CANARY_KEY}",
             "PARLEY_API_KEYS: its value is not allowed; it must be printable ASCII without blanks.",
         ),
         (
