@@ -32,6 +32,11 @@ test *arguments:
 test-quick *arguments:
     {{ uv }} run --group clients pytest --numprocesses={{ num_cpus() }} {{ slow }} -m 'not process and not long' "$@"
 
+# What is computed together is rounded differently, so one question at a time.
+# Ask the embedded model our suite of questions, and say whether the answers got worse: see docs/evaluation.md
+eval *options:
+    {{ uv }} run parley eval tests/evals/embedded.yaml --baseline tests/evals/baseline.json --jobs 1 "$@"
+
 # Run a fake upstream; the message names the fault to simulate: see docs/operations.md
 faulty port="9000":
     {{ uv }} run python -m tests.support.faults "$@"

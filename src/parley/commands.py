@@ -1,4 +1,7 @@
-"""Owns the commands: `parley` serves, `parley chat` talks to one that serves, `parley health` asks how it is."""
+"""Owns the commands: `parley` serves, `parley chat` talks to one that serves, `parley health` asks how it is.
+
+`parley eval` asks one a suite of questions.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from parley.telemetry.workers import choose_folder, counting
 
 _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
-_OF_CLIENTS: Final = {"chat": (*_ADDRESS, "PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE"), "health": _ADDRESS}
+_KEYS: Final = ("PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE")
+_OF_CLIENTS: Final = {"chat": (*_ADDRESS, *_KEYS), "eval": _KEYS, "health": _ADDRESS}
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # who listens everywhere listens there too
 _HEALTH_TIMEOUT_S: Final = 4.0
+_MOST_OF_ALL: Final = 1000
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -36,11 +41,15 @@ def run(arguments: Sequence[str] | None) -> int:
     chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
     health = commands.add_parser("health", help="exit with 0 if a Parley serves at PARLEY_HOST and PARLEY_PORT")
     health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
+    _add_evaluation(commands.add_parser("eval", help="ask a suite of questions, and say whether the answers got worse"))
     options = parser.parse_args(arguments)
+    if options.command == "eval" and options.write_baseline and (options.tag or options.case):
+        parser.error("--write-baseline needs the whole suite, without --tag and --case")
     try:
         load_env_file()
         environment = dict(os.environ)
-        if options.command in _OF_CLIENTS:  # which need no more than the address, or also a key
+        starts = options.command == "eval" and not options.url
+        if options.command in _OF_CLIENTS and not starts:  # which need no more than the address, or also a key
             environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
         settings = settings_from(environment)
     except SettingsError as error:
@@ -54,6 +63,10 @@ def run(arguments: Sequence[str] | None) -> int:
         from parley import terminal  # noqa: PLC0415
 
         return terminal.chat(options.url or reached.url, next(iter(settings.keys()), None), " ".join(options.message))
+    if options.command == "eval":
+        from parley.evaluation import command  # noqa: PLC0415
+
+        return command.evaluate(options, next(iter(settings.keys()), None))
     choose_folder(settings.workers)
     gc.disable()  # importing creates 400,000 objects that stay; searching them for garbage takes 0.3 s
     from parley import server  # noqa: PLC0415
@@ -64,6 +77,29 @@ def run(arguments: Sequence[str] | None) -> int:
     with counting():
         server.serve(settings, unknown_variables(environment))
     return 0
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("suite", help="a file of YAML: see docs/evaluation.md")
+    add("--url", help="where Parley serves; by default, one is started with the current settings")
+    add("--baseline", metavar="FILE", help="judge against these results; without it, each answer has to be right")
+    add("--write-baseline", metavar="FILE", help="keep the results, for --baseline")
+    add("--repeat", metavar="K", type=_count, default=1, help="ask each question K times (1)")
+    add("--jobs", metavar="N", type=_count, default=2, help="ask N questions at once (2)")
+    add("--tag", action="append", default=[], help="run the cases with this tag only; may be repeated")
+    add("--case", metavar="ID", action="append", default=[], help="run this case only; may be repeated")
+    add("--markdown", metavar="FILE", help="write the table as Markdown")
+    add("--junit", metavar="FILE", help="write the results as JUnit XML")
+    add("--jsonl", metavar="FILE", help="write a line of JSON for each answer, with its text")
+    add("--show-text", action="store_true", help="show the answers in the terminal, and in Markdown and JUnit XML")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= _MOST_OF_ALL:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {_MOST_OF_ALL}")
+    return count
 
 
 def _end(*_: object) -> None:

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
 import httpx
-import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Settings
 from parley.telemetry.correlation import kept_correlation_id, new_correlation_id
+from parley.web.encoding import encode_json
 from parley.web.errors import NO_BODY, STATUS, headers_of
 from parley.web.request import MAX_BODY_BYTES, decode
 from parley.web.schema import (
@@ -140,7 +140,7 @@ def _refuse(error: ErrorResponse) -> httpx.Response:
 
 
 def _json(status: int, body: ChatResponse | ErrorResponse) -> httpx.Response:
-    return httpx.Response(status, headers={"Content-Type": "application/json"}, content=msgspec.json.encode(body))
+    return httpx.Response(status, headers={"Content-Type": "application/json"}, content=encode_json(body))
 
 
 def _broken() -> httpx.RemoteProtocolError:

@@ -64,7 +64,6 @@ class ServerConnection(h11.Connection):
         self._eager_parts = 0
         self.is_last_request = False
         """Whether the connection closes after this response."""
-        self._head = b""
         self._new_budgets()
 
     def _new_budgets(self) -> None:
@@ -101,16 +100,6 @@ class ServerConnection(h11.Connection):
         """Get ready for the next request."""
         super().start_next_cycle()
         self._new_budgets()
-
-    def send(self, event: Any) -> Any:
-        """Return the bytes to send; a response's head goes out with what follows it, in one write."""
-        data = super().send(event)
-        if isinstance(event, h11.Response):
-            self._head = data or b""
-            return b""
-        if self._head:
-            data, self._head = self._head + (data or b""), b""
-        return data
 
     def next_event(self) -> Any:
         """Return the next event, or `h11.NEED_DATA` if there is none yet, or if it must wait.

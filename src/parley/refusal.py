@@ -6,9 +6,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import h11
-import msgspec
 
-from parley.telemetry.correlation import HEADER
+from parley.telemetry.correlation import HEADER, NO_STORE
+from parley.web.encoding import encode_json
 from parley.web.errors import STATUS, headers_of
 from parley.web.schema import ErrorResponse
 
@@ -25,12 +25,13 @@ class Refusal:
         self._error = error
         self._status = int(status or STATUS[error.code])
         problem = ErrorResponse.of(error, correlation_id)
-        body = msgspec.json.encode(problem)
+        body = encode_json(problem)
         headers = [
             *headers_of(problem).items(),
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
             (HEADER.decode(), correlation_id),
+            (NO_STORE[0].decode(), NO_STORE[1].decode()),
             ("connection", "close"),
         ]
         response = h11.Response(

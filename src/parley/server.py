@@ -85,6 +85,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "proxy_headers": settings.trusted_proxies is not None,
         "server_header": False,
         "timeout_worker_healthcheck": _WORKER_TIMEOUT_S,
+        "timeout_keep_alive": settings.keep_alive_s,
         "timeout_graceful_shutdown": math.ceil(settings.drain_timeout_s) + _GRACE_S,
         "workers": settings.workers,
         "ws": "none",

@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="Instructions that precede each conversation. Unset: none for an upstream; for the embedded "
-            "model `You are a helpful assistant. Answer in English.` An agent's own instructions take precedence."
+            "model `You are a helpful assistant who speaks English.` An agent's own instructions take precedence."
         ),
     ] = None
     agent: Annotated[
@@ -140,16 +140,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     fallback_api_key: Annotated[
         Secret | None, Meta(description="Its key. Unset: the same, for the same API; for another none.")
     ] = None
-    fallback_model: Annotated[_Name | None, Meta(description="The model to ask there; it turns the fallback on.")] = (
-        None
-    )
+    fallback_model: Annotated[_Name | None, Meta(description="The model to ask there; turns the fallback on.")] = None
     hold_headers_s: Annotated[
         _Seconds,
         Meta(description="Longest wait for the first text before the headers go out; errors are chunks from then on."),
-    ] = 5.0
+    ] = 4.0
     heartbeat_s: Annotated[
         _Seconds, Meta(description="Longest silence before a `: ping` line keeps a stream alive.")
-    ] = 10.0
+    ] = 4.0
     max_streams: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
         Meta(description="Answers made at once. Unset: 100 for an upstream; for the embedded model 2, its slots."),
@@ -165,10 +163,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None, Meta(description="The key to `/metrics`, and to nothing else. Unset: any of the callers' keys.")
     ] = None
     trusted_proxies: Annotated[
-        _Name | None,
-        Meta(
-            description="Addresses or networks of proxies, with commas between them, whose X-Forwarded-For is believed."
-        ),
+        _Name | None, Meta(description="Proxies whose X-Forwarded-For counts: addresses or networks, comma-separated.")
     ] = None
     requests_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
@@ -186,6 +181,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Tokens a minute that may be spent, input and output of all callers together."),
     ] = None
     read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
+    keep_alive_s: Annotated[_Seconds, Meta(description="Longest time that an idle connection stays open.")] = 75.0
     write_timeout_s: Annotated[
         _Seconds, Meta(description="Longest wait for a client to take something of its answer.")
     ] = 10.0

@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from parley.environment import variables
+from parley.evaluation import baseline, cases
+from parley.evaluation.expectations import Expect
 from tests.support.contract import read
+from tests.support.evals import BASELINE
 from tests.support.served import contract
 from tests.support.tables import TABLES, as_written, pages, written
 
@@ -83,9 +86,48 @@ def test_the_page_on_logs_explains_every_event_and_no_other() -> None:
     assert logged | {"library_message", "unloggable"} == explained  # those two are made of what others log
 
 
+def test_the_pages_and_the_proxies_files_name_settings_that_exist() -> None:
+    """Under the names that they have."""
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.*")]
+    named = {name for page in pages for name in re.findall(r"\bPARLEY_\w+", page.read_text())}
+    assert {"PARLEY_HEARTBEAT_S", "PARLEY_KEEP_ALIVE_S"} <= named
+    assert named <= {variable.name for variable in variables()}
+
+
 def test_the_example_environment_names_every_setting() -> None:
     """Each commented out, with its default where it has one."""
     lines = re.findall(r"^# ?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert [name for name, _ in lines] == [variable.name for variable in variables()]
     defaults = {variable.name: as_written(variable.default) for variable in variables() if variable.default is not None}
     assert {name: value for name, value in lines if name in defaults} == defaults
+
+
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
+
+
+def test_the_page_of_the_evaluation_explains_each_expectation() -> None:
+    """And no other."""
+    explained = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \| .*\|$", EVALUATION.partition("### Expectations")[2], re.MULTILINE
+    )
+    names = [name for row in explained for name in re.findall(r"\w+", row)]
+    assert sorted(names) == sorted(Expect.__struct_fields__)
+
+
+def test_the_suites_on_the_page_of_the_evaluation_can_be_used(tmp_path: Path) -> None:
+    """As they stand there."""
+    suites = [text for text in re.findall(r"```yaml\n(.*?)```", EVALUATION, re.DOTALL) if "cases:" in text]
+    assert len(suites) == 2
+    for text in suites:
+        path = tmp_path / "suite.yaml"
+        path.write_text(text)
+        assert cases.load(str(path)).cases
+
+
+def test_the_readme_promises_of_the_embedded_model_what_the_suite_shows() -> None:
+    """No more, and no less. That none loops is a test of its own, which asks the model."""
+    kept = baseline.read(BASELINE)
+    right = sum(case.right for case in kept.cases.values())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Of the {len(kept.cases)} questions that people ask first" in readme
+    assert f"it answers {right} right, and none in an endless loop" in readme

@@ -52,10 +52,14 @@ def test_an_example_says_how_long_to_wait_where_parley_always_says_it() -> None:
 
 
 def test_headers_are_promised_of_the_errors_that_have_them() -> None:
-    """How long to wait is said of a chat; a readiness that fails has only its id."""
+    """How long to wait is said of a chat; a readiness that fails has only what all responses have."""
     paths = contract.read()["paths"]
-    assert set(paths["/chat"]["post"]["responses"]["503"]["headers"]) == {"X-Correlation-ID", "Retry-After"}
-    assert set(paths["/health/ready"]["get"]["responses"]["503"]["headers"]) == {"X-Correlation-ID"}
+    assert set(paths["/chat"]["post"]["responses"]["503"]["headers"]) == {
+        "X-Correlation-ID",
+        "Cache-Control",
+        "Retry-After",
+    }
+    assert set(paths["/health/ready"]["get"]["responses"]["503"]["headers"]) == {"X-Correlation-ID", "Cache-Control"}
 
 
 RECORDED: dict[str, tuple[Script, list[str]]] = {

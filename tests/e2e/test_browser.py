@@ -15,6 +15,7 @@ import playwright.async_api
 import pytest
 
 from tests.support.installed import need
+from tests.support.npm import documented, install
 from tests.support.running import running
 from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta, in_turn, respond
 
@@ -37,13 +38,34 @@ FLAGS = [
 ]
 
 
+FETCH_EVENT_SOURCE = """
+<!doctype html>
+<p id="answer"></p><p id="end"></p>
+<script type="importmap">
+  {"imports": {"@microsoft/fetch-event-source": "/node_modules/@microsoft/fetch-event-source/lib/esm/index.js"}}
+</script>
+<script type="module">
+  import { ask } from './program.js';
+  const [answer, end] = [document.querySelector('#answer'), document.querySelector('#end')];
+  const question = ['baseUrl', 'message'].map((name) => new URLSearchParams(location.search).get(name));
+  ask(...question, (text) => { answer.textContent += text; }).then(
+    () => { end.textContent = 'Done.'; },
+    (error) => { end.textContent = error.message; },
+  );
+</script>
+"""
+"""A page that asks with the documented program for @microsoft/fetch-event-source."""
+
+
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[playwright.async_api.Browser]:
     """Run the Chromium that is installed."""
     need("chromium")
     async with (
         playwright.async_api.async_playwright() as driver,
-        await driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS) as browser,
+        await driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
+        ) as browser,
     ):
         yield browser
 
@@ -55,15 +77,31 @@ async def page(browser: playwright.async_api.Browser) -> AsyncIterator[playwrigh
         yield await context.new_page()
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _Files(http.server.SimpleHTTPRequestHandler):
+    def translate_path(self, path: str) -> str:
+        """Find a module also by a name without its ending, as bundlers do."""
+        found = super().translate_path(path)
+        return f"{found}.js" if Path(f"{found}.js").exists() else found
+
     def log_message(self, *_: Any) -> None:
         """Keep quiet."""
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that is served: the program's, and beside it that of fetch-event-source."""
+    folder = tmp_path_factory.mktemp("site")
+    install(folder)
+    shutil.copy(PROGRAM / "program.html", folder)
+    (folder / "program.js").write_text(documented("clients.md", "fetch-event-source"))
+    (folder / "fetch-event-source.html").write_text(FETCH_EVENT_SOURCE)
+    return folder
+
+
 @pytest.fixture
-def origin() -> Iterator[str]:
-    """Serve the program from another origin."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(PROGRAM))) as server:
+def origin(site: Path) -> Iterator[str]:
+    """Serve the programs from another origin."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://localhost:{server.server_port}"
         server.shutdown()
@@ -76,10 +114,22 @@ async def parley(make_settings: Callable[..., Settings], logs: Logs, origin: str
         yield client
 
 
-def program(origin: str, url: object) -> str:
+def program(origin: str, url: object, name: str = "program") -> str:
     """Return the program's address, with what it has to ask, and the Parley at this one."""
     question = urllib.parse.urlencode({"baseUrl": str(url).rstrip("/"), "message": "hi"})
-    return f"{origin}/program.html?{question}"
+    return f"{origin}/{name}.html?{question}"
+
+
+async def turn(page: playwright.async_api.Page, state: str) -> None:
+    """Tell a page that its tab is hidden, or visible; no tab of a browser without a window is ever hidden."""
+    await page.evaluate(
+        """state => {
+            Object.defineProperty(document, 'hidden', { value: state === 'hidden', configurable: true });
+            Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
+            document.dispatchEvent(new Event('visibilitychange'));
+        }""",
+        state,
+    )
 
 
 async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_made(
@@ -110,6 +160,43 @@ async def test_a_page_that_stops_half_way_stops_the_model(
     await page.get_by_role("button").click()
     await page.get_by_text("Stopped.").wait_for()
     await upstream.exchanges[0].gone.wait()
+
+
+async def test_a_page_that_is_left_for_another_stops_the_model(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """In the same tab; and who comes back finds it stopped, not asking and paying anew."""
+    upstream.script = Gated()
+    await page.goto(program(origin, parley.base_url))
+    await page.get_by_text("first", exact=True).wait_for()
+    await page.goto(f"{origin}/")
+    await upstream.exchanges[0].gone.wait()
+    await page.go_back(wait_until="commit")  # a page that was kept is not loaded again
+    await page.get_by_text("Stopped.").wait_for()
+    assert len(upstream.exchanges) == 1
+
+
+async def test_a_page_gives_up_a_connection_that_is_dead(
+    page: playwright.async_api.Page, origin: str, upstream: ScriptedUpstream
+) -> None:
+    """After three heartbeats without a byte; the browser itself would wait for minutes. It does not ask again."""
+    allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head(**allowed)
+        await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
+        await exchange.gone.wait()
+
+    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser asks first whether it may
+    await page.clock.install()
+    await page.goto(program(origin, upstream.url.removesuffix("/v1")))
+    await page.get_by_text("first", exact=True).wait_for()
+    await page.clock.run_for(11_000)
+    assert await page.locator("#end").text_content() == ""
+    await page.clock.run_for(2_000)
+    await page.get_by_text("The connection is dead.").wait_for()
+    await upstream.exchanges[1].gone.wait()
+    assert len(upstream.exchanges) == 2
 
 
 async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(
@@ -177,6 +264,32 @@ async def test_a_page_does_not_take_a_part_for_the_whole(
     is_seen.set()
     await page.get_by_text("[c]").wait_for()
     assert [exchange.path for exchange in upstream.exchanges] == ["/chat", "/chat"]
+
+
+async def test_fetch_event_source_asks_once_although_its_tab_is_hidden_and_shown(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """As it is documented."""
+    gated = upstream.script = Gated(last=", \u2028last")
+    await page.goto(program(origin, parley.base_url, "fetch-event-source"))
+    await page.get_by_text("first", exact=True).wait_for()
+    await turn(page, "hidden")
+    await turn(page, "visible")
+    gated.may_end.set()
+    await page.get_by_text("Done.").wait_for()
+    assert await page.locator("#answer").text_content() == "first, \u2028last"
+    assert len(upstream.exchanges) == 1
+
+
+async def test_fetch_event_source_does_not_answer_a_failure_with_another_request(
+    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
+) -> None:
+    """Before the first text, or after it."""
+    upstream.script = in_turn(respond(429, {}), answer("first", finish_reason=None), answer("first"))
+    for asked, end in enumerate(["upstream_rate_limited", "The answer is not whole: upstream_truncated."], start=1):
+        await page.goto(program(origin, parley.base_url, "fetch-event-source"))
+        await page.get_by_text(end).wait_for()
+        assert len(upstream.exchanges) == asked
 
 
 async def test_a_page_of_an_origin_that_is_not_given_gets_nothing(

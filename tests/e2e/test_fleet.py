@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,17 +11,17 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.web.schema import DoneChunk, ErrorChunk, StreamChunk
-from tests.support.installed import need
 from tests.support.process import leading_to, parley
+from tests.support.proxies import proxy
 from tests.support.running import stream
 from tests.support.upstream import Gated, ScriptedUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.support.process import Parley
 
-HAPROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 STREAMS = 50
 PACE_S = 0.1
 REQUEST = {"message": "hi"}
@@ -34,25 +30,12 @@ REQUEST = {"message": "hi"}
 @asynccontextmanager
 async def balanced(folder: Path, replicas: list[Parley]) -> AsyncIterator[httpx.AsyncClient]:
     """Run HAProxy with the documented configuration, but for the ports; yield a client for it."""
-    need("haproxy")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        front = str(free.getsockname()[1])
-    config = HAPROXY.read_text()
-    for documented, port in zip((8080, 8001, 8002), (front, *map(port_of, replicas)), strict=True):
-        config, changes = re.subn(rf"127\.0\.0\.1:{documented}\b", f"127.0.0.1:{port}", config)
-        assert changes == 1
-    path = folder / "haproxy.cfg"
-    await anyio.Path(path).write_text(config)
-    process = await asyncio.create_subprocess_exec("haproxy", "-f", str(path), stderr=asyncio.subprocess.DEVNULL)
-    try:
-        await probed(replicas, times=1)  # it listens by then
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{front}", timeout=60, limits=httpx.Limits(max_connections=None)
-        ) as client:
-            yield client
-    finally:
-        process.terminate()
-        await process.wait()
+    async with (
+        proxy("haproxy", folder, *[served.url for served in replicas]) as url,
+        httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client,
+    ):
+        await probed(replicas, times=1)
+        yield client
 
 
 def port_of(served: Parley) -> str:

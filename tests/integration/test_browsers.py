@@ -47,6 +47,7 @@ async def test_a_given_origin_may_call_and_read_the_headers_it_needs(
         assert asked.headers["access-control-allow-origin"] in {HERE, "*"}
         allowed = {name.strip().lower() for name in asked.headers["access-control-allow-headers"].split(",")}
         assert {"content-type", "x-correlation-id"} <= allowed
+        assert "access-control-allow-credentials" not in asked.headers  # as `docs/clients.md` says
         for request in (
             client.build_request("POST", "/chat", json={"message": "hi"}),
             client.build_request("POST", "/chat", json={"message": ""}),

@@ -104,7 +104,7 @@ async def test_the_stream_has_the_headers_that_keep_proxies_from_holding_it(clie
     response = await client.post("/chat", json=REQUEST)
 
     assert response.headers["content-type"].startswith("text/event-stream")
-    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["cache-control"] == "no-cache, no-transform"
     assert response.headers["x-accel-buffering"] == "no"
     assert b"\r" not in response.content
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Tests that share something expensive run on one worker. xdist's own marks for this have no effect with pytest 9.2.
 _TOGETHER: Final = re.compile(
-    r"^tests/(?:e2e/test_(browser|clients|deploy|embedded|podman|start)|integration/test_(faults))\.py::"
+    r"^tests/(?:e2e/test_(browser|clients|deploy|embedded(?:_answers)?|podman|repeating|start)"
+    r"|integration/test_(faults))\.py::"
     r"(?:\w+\[(openapi-python-client|openapi-generator-python)\b)?"
 )
 # A test spends part of its time waiting for processes and sockets.

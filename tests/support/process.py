@@ -135,7 +135,7 @@ async def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *PARLEY, *arguments, env=environment(**variables), stdout=pipe, stderr=pipe
     )
-    with anyio.fail_after(60):
+    with anyio.fail_after(280):  # an evaluation of the embedded model takes a minute
         output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()

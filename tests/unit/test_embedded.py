@@ -11,7 +11,7 @@ from parley.providers.embedded import Address, reach
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
 
-BY_DEFAULT = "You are a helpful assistant. Answer in English."
+BY_DEFAULT = "You are a helpful assistant who speaks English."
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from parley.providers import lenient
 from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
 from parley.testing import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
+from parley.web.encoding import encode_json
 from parley.web.schema import StreamChunk, TextChunk
 from parley.web.sse import encode_frame
 
@@ -75,6 +76,19 @@ def test_the_frame_of_a_text_is_just_so() -> None:
     """Byte for byte as the documentation shows it."""
     frame = encode_frame(TextChunk(seq=1, text="Hel"))
     assert frame == b'event: text\ndata: {"type":"text","seq":1,"text":"Hel"}\n\n'
+
+
+@given(text=st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from(AWKWARD)))
+def test_no_text_breaks_a_line_for_any_client(text: str) -> None:
+    """Python's own idea of a line, which httpx and requests have too, is wider than that of the standard."""
+    _, data, blank = encode_frame(TextChunk(seq=1, text=text)).decode().splitlines()
+    assert (json.loads(data.removeprefix("data: "))["text"], blank) == (text, "")
+
+
+def test_what_is_no_line_end_is_not_escaped() -> None:
+    """Each character that leaves as it is costs 6 bytes less, and no time."""
+    assert encode_json(["é 東 \u2027\u202a\x86\U0001f389"]) == '["é 東 \u2027\u202a\x86\U0001f389"]'.encode()
+    assert encode_json("\x85\u2028\u2029") == rb'"\u0085\u2028\u2029"'
 
 
 PAYLOADS = st.lists(st.binary(max_size=30).filter(lambda data: not {*b"\r\n"} & {*data}), max_size=5)

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.providers.llama_server import SLOTS, Order, Report, environment
+from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS, Order, Report, environment
 from parley.providers.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -25,9 +25,18 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-# Without instructions it often answers in another language; at any temperature but 0, wrongly.
-DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant. Answer in English."
+# Without instructions it often answers in another language; at any temperature but 0, wrongly. docs/evaluation.md has
+# what else was tried.
+DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant who speaks English."
 DEFAULT_TEMPERATURE: Final = 0.0
+# Without a penalty for what it has said already, it repeats a phrase until its tokens are used up. By default,
+# llama.cpp looks at the last 64 tokens only, and ends a phrase at each line end: paragraphs and lines would be repeated
+# all the same.
+DEFAULT_SAMPLING: Final = {
+    "dry_multiplier": 0.8,
+    "dry_penalty_last_n": SLOT_CONTEXT_TOKENS,
+    "dry_sequence_breakers": ["<|im_end|>"],
+}
 
 _START_TIMEOUT_S: Final = 120.0
 _STOP_TIMEOUT_S: Final = 5.0
@@ -68,7 +77,7 @@ def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) ->
         model_name=settings.model or default_name,
         instructions=settings.system_prompt or DEFAULT_INSTRUCTIONS,
         temperature=DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature,
-        extra_body=settings.added_fields(),
+        extra_body={**DEFAULT_SAMPLING, **settings.added_fields()},
         max_streams=max(1, SLOTS // settings.workers),
         connect_timeout_s=settings.connect_timeout_s,
         watch=watch,

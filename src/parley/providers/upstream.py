@@ -16,8 +16,8 @@ from parley.chat.run import Attempt
 from parley.providers.bodies import beginning, explanation, is_compressed
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
 from parley.providers.failures import refusal, unsent, unwanted_parameter
+from parley.providers.parameters import Parameters
 from parley.providers.upstream_log import UpstreamLog
-from parley.providers.vocabulary import refused_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,9 +37,6 @@ _READ_BUFFER_BYTES: Final = 16_384
 # A shorter header is no secret, and hiding it would hide words.
 _SHORTEST_SECRET: Final = 16
 _SUCCESS: Final = range(200, 300)
-_LIMITS: Final = ("max_tokens", "max_completion_tokens")
-# What neither the settings nor an agent can ask for: it would undercut the limits.
-_OURS_ALONE: Final = (*_LIMITS, "n")
 _REFUSED_PARAMETERS: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 # Some proxies set many long cookies.
 _MOST_HEADER_BYTES: Final = 65_536
@@ -100,9 +97,7 @@ class Upstream:
         self.log = UpstreamLog([api_key, *headers] if api_key else headers, has_text=log_text)
         self._proxy = proxy(base_url) if trust_env else None
         self._neutralise = neutralise
-        refused = refused_by(self._host)
-        self._limits = sorted(_LIMITS, key=refused.__contains__)
-        self._unwanted = set(refused.difference(_LIMITS))
+        self._parameters = Parameters(self._host)
         self._checked: tuple[float, ErrorCode | None] | None = None
         self._checking = asyncio.Lock()
 
@@ -170,7 +165,7 @@ class Upstream:
         self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
         """Return the response, which the caller closes, or raise `ChatError` if there is none, or it is an error."""
-        unwanted = set(self._unwanted)
+        unwanted = set(self._parameters.unwanted)
         while True:
             body = self._body(request, attempt, unwanted)
             response = await self._send(msgspec.json.encode(body), {**headers, **_correlation()}, attempt)
@@ -182,7 +177,7 @@ class Upstream:
                 response.close()
                 raise
             if refused is None:
-                self._unwanted |= unwanted  # now it is known that the upstream can do without
+                self._parameters.unwanted |= unwanted  # now it is known that the upstream can do without
                 return response
             response.close()
             unwanted.add(refused)
@@ -201,10 +196,7 @@ class Upstream:
         }
         if attempt.temperature is not None:
             body["temperature"] = attempt.temperature
-        for name in (*_OURS_ALONE, *unwanted):
-            body.pop(name, None)
-        known = [name for name in self._limits if name not in unwanted]
-        return body | dict.fromkeys(known[:1], attempt.max_tokens)
+        return self._parameters.fit(body, attempt.max_tokens, unwanted)
 
     def _neutral(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content")
@@ -220,7 +212,7 @@ class Upstream:
             text = await explanation(response)
             self.log.refused(response, text)
             name = unwanted_parameter(text) if response.status in _REFUSED_PARAMETERS else None
-            if name is not None and name in body and name != self._limits[1]:
+            if name is not None and name in body and self._parameters.can_do_without(name):
                 _log.warning("upstream_parameter_refused", parameter=name)
                 return name
             raise refusal(response.status, text, response.headers)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 HEADER: Final = b"x-correlation-id"
 
+# What is not a stream is for one caller at one time, and its correlation id for one request. Without this header,
+# Varnish answers a probe of readiness, or another caller's request, with what it has kept.
+NO_STORE: Final = (b"cache-control", b"no-store")
+
 _PIECE_BYTES: Final = 32_768
 
 _ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -29,7 +33,10 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class CorrelationMiddleware:
-    """Gives each request its id, in the response's headers and every log line, and its record, in the scope's state."""
+    """Gives each request its id, in the response's headers and every log line, and its record, in the scope's state.
+
+    A response that is not a stream also gets the header that forbids to store it.
+    """
 
     def __init__(self, app: ASGIApp, done: Callable[[Record, float], None]) -> None:
         """Wrap the app; `done` gets the record of each request at its end, and the seconds that it took."""
@@ -54,7 +61,7 @@ class CorrelationMiddleware:
         async def send_with_id(message: Any) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], (HEADER, record.correlation_id.encode())]
+                message["headers"] = _headers(message["headers"], record.correlation_id)
             else:
                 body = message.get("body", b"")
                 record.bytes_out += len(body)
@@ -80,6 +87,11 @@ class CorrelationMiddleware:
             took_s = now() - started
             record.total_ms = round(took_s * 1000)
             self._done(record, took_s)
+
+
+def _headers(headers: Iterable[tuple[bytes, bytes]], correlation_id: str) -> list[tuple[bytes, bytes]]:
+    all_of_them = [*headers, (HEADER, correlation_id.encode())]
+    return all_of_them if any(name == NO_STORE[0] for name, _ in all_of_them) else [*all_of_them, NO_STORE]
 
 
 def _bind(record: Record) -> None:

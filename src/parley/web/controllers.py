@@ -15,6 +15,7 @@ from parley.chat.events import Event, ReplyFailed, ReplyFinished, ReplyReasoning
 from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
+from parley.web.encoding import JSONResponse
 from parley.web.errors import ClientDisconnectedError
 from parley.web.examples import STREAM
 from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
@@ -49,10 +50,10 @@ class ChatController(Controller):
         """Answer a message as server-sent events: `start`, texts, then exactly one of `done` or `error`.
 
         Each event has one chunk as its data, in one line of JSON, and the chunk's `type` as its name; a silent stream
-        has comments, `: ping`. What fails before the first text is an HTTP error, later an `error` chunk. Where the
-        first text takes long, the headers go out without it; what fails then is a stream of one `error` chunk, with
-        seq 0. There is no resuming: to send the request again is to ask, and to pay, again. To close the connection
-        stops the model.
+        has a comment, `: ping`, every few seconds. What fails before the first text is an HTTP error, later an `error`
+        chunk. Where the first text takes long, the headers go out without it, with such a comment; what fails then is a
+        stream of one `error` chunk, with seq 0. There is no resuming: to send the request again is to ask, and to pay,
+        again. To close the connection stops the model.
         """
         state = request.scope["state"]
         return EventStream(
@@ -66,6 +67,7 @@ class ChatController(Controller):
         operation_id="completeChat",
         summary="Get a whole answer",
         status_code=HTTPStatus.OK,
+        response_class=JSONResponse,
         response_description="The whole answer.",
         operation_class=DescribedOperation,
         responses=CHAT_FAILURES,

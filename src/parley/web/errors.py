@@ -10,6 +10,7 @@ from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from parley.chat.errors import ChatError, ErrorCode
+from parley.web.encoding import JSONResponse
 from parley.web.schema import ErrorResponse
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _respond(
     record: Record = request.state.record
     record.fail(error)
     body = ErrorResponse.of(error, record.correlation_id)
-    return Response(
+    return JSONResponse(
         body,
         status_code=STATUS[error.code],
         media_type="application/json",

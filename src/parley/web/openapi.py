@@ -70,6 +70,14 @@ _RETRY_AFTER: Final = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait, where they are known."
 )
 _AUTHENTICATE: Final = OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), required=True, description="`Bearer`.")
+_STREAM_CACHING: Final = OpenAPIHeader(
+    schema=Schema(type=OpenAPIType.STRING),
+    required=True,
+    description="`no-cache, no-transform`: proxies may neither store the stream nor compress it.",
+)
+_NO_STORE: Final = OpenAPIHeader(
+    schema=Schema(type=OpenAPIType.STRING), required=True, description="`no-store`: proxies may not store it."
+)
 _OWN_CORRELATION_ID: Final = Parameter(
     name="X-Correlation-ID",
     param_in="header",
@@ -111,7 +119,8 @@ class DescribedOperation(Operation):
             if isinstance(response, OpenAPIResponse):
                 content = response.content or {}
                 is_error = ErrorResponse.__name__ in map(_shape, content.values())
-                response.headers = {"X-Correlation-ID": _CORRELATION_ID}
+                caching = _STREAM_CACHING if "text/event-stream" in content else _NO_STORE
+                response.headers = {"X-Correlation-ID": _CORRELATION_ID, "Cache-Control": caching}
                 if is_error and int(status) in _PASSING:
                     response.headers["Retry-After"] = _RETRY_AFTER
                 if is_error and int(status) == HTTPStatus.UNAUTHORIZED:

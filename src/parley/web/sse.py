@@ -11,6 +11,7 @@ import msgspec
 from litestar.response import ServerSentEvent
 
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
+from parley.web.encoding import escape_line_ends
 from parley.web.errors import ClientDisconnectedError
 from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
 
@@ -29,7 +30,7 @@ PING: Final = b": ping\n"
 
 _HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
+    (b"cache-control", b"no-cache, no-transform"),  # proxies that compress would hold the stream
     (b"connection", b"keep-alive"),
     (b"x-accel-buffering", b"no"),
 )
@@ -40,8 +41,11 @@ _KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_
 
 
 def encode_frame(chunk: StreamChunk) -> bytes:
-    """Encode a chunk as one server-sent event; JSON has no line ends of its own, so one data line holds it."""
-    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], _encoder.encode(chunk))
+    """Encode a chunk as one server-sent event; one data line holds its JSON, which has no line ends."""
+    data = _encoder.encode(chunk)
+    if not data.isascii():
+        data = escape_line_ends(data)
+    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], data)
 
 
 def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:
@@ -130,20 +134,26 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
                     frames += encode_frame(chunk)
                     seq += 1
                     if not isinstance(event, ReplyStarted):  # which goes out with what the reply started with
-                        is_last = isinstance(event, _LAST)
-                        await self._send(send, frames, more_body=not is_last)
+                        if not self._is_open:
+                            await self._open(send)
+                        self._last_sent = self._loop.time()
+                        more = not isinstance(event, _LAST)
+                        await send({"type": "http.response.body", "body": frames, "more_body": more})
                         frames = b""
         finally:
             record.chunks = seq
         if client.expired() and not self._is_open:
             raise ClientDisconnectedError
 
-    async def _send(self, send: Send, data: bytes, *, more_body: bool = True) -> None:
+    async def _open(self, send: Send) -> None:
+        self._is_open = True
+        await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
+
+    async def _send_ping(self, send: Send) -> None:
         if not self._is_open:
-            self._is_open = True
-            await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
+            await self._open(send)
         self._last_sent = self._loop.time()
-        await send({"type": "http.response.body", "body": data, "more_body": more_body})
+        await send({"type": "http.response.body", "body": PING, "more_body": True})
 
     def _beat(self, send: Send) -> None:
         """Send the headers if they have waited long enough, or a comment if the silence is long; look again later."""
@@ -151,7 +161,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         if due_s <= 0:
             due_s = self._heartbeat_s
             if self._ping is None or self._ping.done():
-                self._ping = self._loop.create_task(self._send(send, PING))
+                self._ping = self._loop.create_task(self._send_ping(send))
         self._timer = self._loop.call_later(due_s, self._beat, send)
 
     @asynccontextmanager

@@ -1,0 +1,98 @@
+"""How good the embedded model's answers are: our suite against the committed baseline, and what turns it red."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from tests.support.evals import BASELINE, EMBEDDED, LOSES_HISTORY, broken_parley
+from tests.support.process import command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.long
+
+# The model makes 75 tokens a second on two cores that have nothing else to do: the suite takes 40 seconds.
+MOST_TOKENS = 3000
+# Without these limits, a high temperature makes any token as likely as another.
+UNLIMITED = '{"top_k": 0, "top_p": 1, "min_p": 0}'
+
+
+async def evaluate(folder: Path, *options: str, **variables: str) -> tuple[int, str, list[dict[str, Any]]]:
+    """Run the suite; return the exit code, the output and the answers."""
+    answers = anyio.Path(folder / "answers.jsonl")
+    # The model has to share its cores with other tests.
+    patience = {
+        "PARLEY_REQUEST_TIMEOUT_S": "280",
+        "PARLEY_FIRST_TOKEN_TIMEOUT_S": "120",
+        "PARLEY_IDLE_TIMEOUT_S": "120",
+    }
+    code, output, errors = await command(
+        "eval",
+        EMBEDDED,
+        "--baseline",
+        BASELINE,
+        "--jobs",
+        "1",
+        "--jsonl",
+        str(answers),
+        *options,
+        **patience,
+        **variables,
+    )
+    assert errors == ""
+    return code, output, [json.loads(line) for line in (await answers.read_text()).splitlines()]
+
+
+async def test_the_embedded_models_answers_are_not_worse_than_the_baselines(tmp_path: Path) -> None:
+    """None of them repeats a phrase to its end, and the suite is short enough for every run of the tests."""
+    code, output, answers = await evaluate(tmp_path)
+    assert code == 0, output
+    assert "Not worse." in output
+    assert len(answers) >= 40
+    loops = [line["case"] for line in answers if "may_repeat" in {each["expectation"] for each in line["failures"]}]
+    assert loops == []
+    assert sum(line["usage"]["output_tokens"] for line in answers) < MOST_TOKENS
+
+
+async def test_two_runs_agree_to_the_letter(tmp_path: Path) -> None:
+    """At temperature 0, one question after the other."""
+    _, _, first = await evaluate(tmp_path, "--tag", "capitals", "--tag", "history")
+    _, _, second = await evaluate(tmp_path, "--tag", "capitals", "--tag", "history")
+    assert len(first) > 10
+    assert [(line["case"], line["text"]) for line in first] == [(line["case"], line["text"]) for line in second]
+
+
+async def test_the_penalty_for_repetition_is_what_keeps_it_from_looping(tmp_path: Path) -> None:
+    """An operator can turn it off."""
+    loops = ("--case", "capital-spain", "--case", "capital-germany")
+    _, _, answers = await evaluate(tmp_path, *loops, PARLEY_EXTRA_BODY='{"dry_multiplier": 0}')
+    failed = [each["expectation"] for line in answers for each in line["failures"]]
+    assert "may_repeat" in failed
+
+
+@pytest.mark.parametrize("name", ["prompt", "sampling", "history"])
+async def test_what_breaks_the_embedded_model_turns_the_suite_red(tmp_path: Path, name: str) -> None:
+    """With the cases named; some of them are enough."""
+    code, output, answers = await {
+        "prompt": lambda: evaluate(
+            tmp_path,
+            "--tag",
+            "capitals",
+            "--tag",
+            "facts",
+            PARLEY_SYSTEM_PROMPT="Answer every question in French.",
+        ),
+        "sampling": lambda: evaluate(
+            tmp_path, "--tag", "capitals", "--tag", "facts", PARLEY_TEMPERATURE="2", PARLEY_EXTRA_BODY=UNLIMITED
+        ),
+        "history": lambda: evaluate(tmp_path, "--tag", "history", PYTHONPATH=broken_parley(tmp_path, *LOSES_HISTORY)),
+    }[name]()
+    assert code == 1, output
+    (named,) = [line for line in output.splitlines() if line.startswith("More often wrong: ")]
+    wrong = {line["case"] for line in answers if not line["is_right"]}
+    assert set(named.removeprefix("More often wrong: ").removesuffix(".").split(", ")) <= wrong

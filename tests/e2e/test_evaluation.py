@@ -1,0 +1,216 @@
+"""`parley eval`, as an operator and a CI job run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import anyio
+import pexpect
+import pytest
+
+from tests.support.canaries import CANARY, CANARY_KEY
+from tests.support.evals import CONTRACT, LOSES_FIRST_TEXT, LOSES_HISTORY, VARIABLES, broken_parley, echo_or_fault
+from tests.support.process import PARLEY, arguments, command, environment, leading_to, parley, watched
+from tests.support.upstream import answer, hang, in_turn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.upstream import ScriptedUpstream
+
+SUITE = """
+cases:
+  - {id: paris, message: What is the capital of France?, expect: {contains: Paris}}
+  - {id: rome, message: What is the capital of Italy?, expect: {contains: Rome}}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    """Write a suite of two cases."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(SUITE)
+    return str(path)
+
+
+async def contract(upstream: ScriptedUpstream, **variables: str) -> tuple[int, str, str]:
+    """Run the contract suite on a Parley that the evaluation starts with these variables."""
+    upstream.script = echo_or_fault
+    return await command("eval", CONTRACT, "--jobs", "4", **leading_to(upstream, **{**VARIABLES, **variables}))
+
+
+async def test_the_contract_suite_passes(upstream: ScriptedUpstream) -> None:
+    """Against a Parley that is started for it, and stopped."""
+    code, output, errors = await contract(upstream)
+    assert (code, errors) == (0, "")
+    assert "Not worse." in output
+    assert "model scripted-1: 20 of 20 answers right, 100.0%" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [
+        ("prompt", {"prompt"}),
+        ("sampling", {"sampling"}),
+        ("history", {"history"}),
+        ("parser", {"whole", "code-points", "truncated"}),
+    ],
+)
+async def test_what_breaks_parley_turns_the_suite_red(
+    upstream: ScriptedUpstream, tmp_path: Path, name: str, cases: set[str]
+) -> None:
+    """With the cases named."""
+    variables = {
+        "prompt": lambda: {"PARLEY_SYSTEM_PROMPT": "Answer in French."},
+        "sampling": lambda: {"PARLEY_TEMPERATURE": "1.5"},
+        "history": lambda: {"PYTHONPATH": broken_parley(tmp_path, *LOSES_HISTORY)},
+        "parser": lambda: {"PYTHONPATH": broken_parley(tmp_path, *LOSES_FIRST_TEXT)},
+    }[name]()
+    code, output, _ = await contract(upstream, **variables)
+    assert code == 1
+    (named,) = [line for line in output.splitlines() if line.startswith("Wrong: ")]
+    wrong = set(named.removeprefix("Wrong: ").removesuffix(".").split(", "))
+    assert cases <= wrong if name == "parser" else wrong == cases
+
+
+async def test_answers_are_shown_only_if_that_is_asked_for(
+    upstream: ScriptedUpstream, suite: str, tmp_path: Path
+) -> None:
+    """Each report has the rest; only the file of answers always has their text. Control codes are left out."""
+    folder = anyio.Path(tmp_path)
+    files = ["--markdown", str(folder / "m.md"), "--junit", str(folder / "j.xml"), "--jsonl", str(folder / "a.jsonl")]
+
+    async def run(*options: str) -> tuple[int, list[str]]:
+        upstream.script = in_turn(answer("\x1b[31mParis", " it is"), answer("Oslo \x00 it is"))
+        code, output, errors = await command("eval", suite, "--jobs", "1", *files, *options, **leading_to(upstream))
+        assert errors == ""
+        return code, [output, *[await (folder / name).read_text() for name in ("m.md", "j.xml")]]
+
+    code, reports = await run()
+    assert code == 1
+    for report in reports:
+        assert "is not all there: Rome" in report
+        assert "it is" not in report.replace("it is not all", "")
+    answers = [json.loads(line) for line in (await (folder / "a.jsonl").read_text()).splitlines()]
+    assert [line["text"] for line in answers] == ["\x1b[31mParis it is", "Oslo \x00 it is"]
+    assert [line["case"] for line in answers] == ["paris", "rome"]
+    assert answers[1]["failures"] == [{"expectation": "contains", "detail": "is not all there: Rome"}]
+    assert len({line["correlation_id"] for line in answers}) == 2
+
+    code, reports = await run("--show-text")
+    assert code == 1
+    for report in reports:
+        assert "Paris it is" in report
+        assert "\x1b" not in report
+    cases = ET.fromstring(reports[2]).findall("testsuite/testcase")  # noqa: S314  # it is ours
+    assert [(case.get("name"), [part.tag for part in case]) for case in cases] == [
+        ("paris", ["system-out"]),
+        ("rome", ["failure", "system-out"]),
+    ]
+    assert reports[1].startswith("**Worse.**\n\n- Wrong: rome.\n- mine (")
+    assert "\n| rome | 0/1 | 0.00 | 1/1 | 3 | " in reports[1]
+
+
+async def test_a_baseline_is_kept_and_judged_against(upstream: ScriptedUpstream, suite: str, tmp_path: Path) -> None:
+    """What was wrong before is not worse; a case that is gone is."""
+    upstream.script = answer("Paris")
+    baseline = str(tmp_path / "baseline.json")
+    variables = leading_to(upstream)
+    code, output, _ = await command("eval", suite, "--write-baseline", baseline, **variables)
+    assert code == 0
+    kept = json.loads(await anyio.Path(baseline).read_text())
+    assert (kept["model"], kept["pass_rate"], kept["cases"]["rome"]["right"]) == ("scripted-1", 0.5, 0)
+    code, output, _ = await command("eval", suite, "--baseline", baseline, **variables)
+    assert code == 0
+    assert "Not worse." in output
+    await anyio.Path(suite).write_text(SUITE.rpartition("  - ")[0])
+    code, output, _ = await command("eval", suite, "--baseline", baseline, **variables)
+    assert code == 1
+    assert "Missing from the suite: rome." in output
+
+
+async def test_a_parley_that_serves_is_evaluated_with_its_key(upstream: ScriptedUpstream, suite: str) -> None:
+    """No other setting is looked at. Without the key, nothing can be judged."""
+    upstream.script = answer("Paris and Rome")
+    async with parley(**leading_to(upstream, PARLEY_API_KEYS=CANARY_KEY)) as served:
+        url = ("--url", served.url)
+        code, output, _ = await command("eval", suite, *url, PARLEY_API_KEYS=CANARY_KEY, PARLEY_RETRIES="nonsense")
+        assert (code, "2 of 2 answers right" in output) == (0, True)
+        code, output, _ = await command("eval", suite, *url)
+        assert (code, "failed: unauthorized" in output, "Could not be judged: paris, rome." in output) == (
+            2,
+            True,
+            True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "message"),
+    [
+        (["--url", "http://127.0.0.1:9"], {}, "failed: unreachable"),
+        (["--url", "http://["], {}, "http://[: is no address"),
+        (["--tag", "none"], {"PYTHONIOENCODING": "ascii"}, "no such tag or case: none"),
+        ([], {"PARLEY_MODEL_PATH": "/none.gguf"}, "PARLEY_MODEL_PATH names no file"),
+        ([], {"PARLEY_PORT": "x"}, "PARLEY_PORT"),
+        (["--baseline", "/none.json"], {}, "/none.json: cannot be read"),
+        (["--repeat", "0"], {}, "must be from 1 to 1000"),
+        (["--write-baseline", "/none/b.json", "--tag", "a"], {}, "--write-baseline needs the whole suite"),
+        (["--url", "http://127.0.0.1:9", "--markdown", "/none/m.md"], {}, "/none/m.md: cannot be written"),
+    ],
+)
+async def test_what_cannot_be_judged_has_an_exit_code_of_its_own(
+    suite: str, options: list[str], variables: dict[str, str], message: str
+) -> None:
+    """With the reason."""
+    code, output, errors = await command("eval", suite, *options, **variables)
+    assert code == 2
+    assert message in output + errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_the_parley_that_was_started_ends_with_the_evaluation(
+    upstream: ScriptedUpstream, suite: str, number: signal.Signals
+) -> None:
+    """In the middle of an answer."""
+    upstream.script = hang
+    null = asyncio.subprocess.DEVNULL
+    variables = environment(**leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="1"))
+    process = await asyncio.create_subprocess_exec(*PARLEY, "eval", suite, env=variables, stdout=null, stderr=null)
+    with anyio.fail_after(60):
+        await upstream.next_exchange()
+        (child,) = arguments(process.pid).keys() - {process.pid}
+        with watched(child) as gone:
+            process.send_signal(number)
+            assert await process.wait() == 130
+            await gone.wait()
+
+
+async def test_a_terminal_shows_how_far_it_is(upstream: ScriptedUpstream, suite: str) -> None:
+    """And then the table."""
+    upstream.script = answer("Paris and Rome")
+
+    def run() -> str:
+        shown = pexpect.spawn(
+            sys.executable,
+            ["-m", "parley", "eval", suite, "--repeat", "3"],
+            env={**environment(**leading_to(upstream)), "TERM": "xterm"},
+            encoding="utf-8",
+            dimensions=(40, 160),
+            timeout=60,
+        )
+        shown.expect("Not worse")
+        before = str(shown.before)
+        shown.expect(pexpect.EOF)
+        return before
+
+    shown = await asyncio.to_thread(run)
+    assert "mine" in shown
+    assert "%" in shown
+    assert "3/3" in shown
+    assert CANARY not in shown

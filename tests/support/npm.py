@@ -1,0 +1,28 @@
+"""Owns what the tests take from npm: programs of others that stand between Parley and its users."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.support.installed import need
+
+_ROOT: Final = Path(__file__).parents[2]
+
+
+def documented(page: str, heading: str) -> str:
+    """Return the first program that a page of the documentation has under this heading."""
+    _, _, section = (_ROOT / "docs" / page).read_text().partition(f"\n## {heading}\n")
+    found = re.search(r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def install(folder: Path, packages: str = "node") -> None:
+    """Install the packages of a folder in tests/clients in this one."""
+    need("npm")
+    shutil.copytree(_ROOT / "tests" / "clients" / packages, folder, dirs_exist_ok=True)
+    subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)  # noqa: S607  # the npm that is installed

@@ -1,0 +1,145 @@
+"""Baselines: what counts as worse, what as chance, and what cannot be judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from parley.evaluation import baseline
+from parley.evaluation.answers import Answer
+from parley.evaluation.baseline import Baseline, compare, demand_all, wilson
+from parley.evaluation.cases import Case, Suite, SuiteError
+from parley.evaluation.expectations import Expect, Failure, Judgement
+from parley.evaluation.results import Attempt, CaseResult, Report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WRONG = Judgement(wrong=[Failure("contains", "x")])
+LATE = Judgement(late=[Failure("total_ms", "x")])
+BROKEN = Judgement(broken=Failure("answer", "x"))
+RIGHT = Judgement()
+
+
+def report(*judgements: Judgement | list[Judgement], text: str = "x", only: int | None = None) -> Report:
+    """Return the report of a suite with these judgements, one case each; `only` so many of them were run."""
+    lists = [each if isinstance(each, list) else [each] for each in judgements]
+    cases = [Case(id=f"c{n}", message="Hi", expect=Expect(contains=text)) for n in range(len(lists))]
+    answer = Answer(text="Hi", model="m", first_token_ms=10, total_ms=20)
+    results = [
+        CaseResult(case, [Attempt(answer, judgement) for judgement in each])
+        for case, each in zip(cases, lists, strict=True)
+    ]
+    return Report(suite=Suite(name="s", cases=cases), results=results[:only], repeat=len(lists[0]), seconds=1)
+
+
+def verdict(now: Report, then: Report) -> int:
+    """Judge one report against another, and return the exit code."""
+    return compare(now, Baseline.of(then)).exit_code
+
+
+def test_wilsons_interval_is_what_the_textbook_says() -> None:
+    """81 of 263 is the example of Newcombe (1998): 0.2553 to 0.3662."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=0.0001)
+    assert wilson(0, 0) == (0, 1)
+    assert wilson(0, 20)[0] == 0
+    assert wilson(20, 20)[1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "code"),
+    [(0, 0, 0), (3, 0, 0), (4, 0, 1), (5, 1, 0), (7, 1, 1), (8, 2, 0), (9, 2, 1), (6, 6, 0), (0, 20, 0)],
+)
+def test_a_suite_is_worse_if_certainly_most_of_what_changed_got_worse(lost: int, gained: int, code: int) -> None:
+    """Three of fifty that changed may be another machine's rounding; four are not."""
+    same = [RIGHT] * 30 + [WRONG] * 20
+    then = report(*[RIGHT] * lost, *[WRONG] * gained, *same)
+    now = report(*[WRONG] * lost, *[RIGHT] * gained, *same)
+    assert verdict(now, then) == code
+    reasons = compare(now, Baseline.of(then)).reasons
+    assert any("More often wrong" in reason for reason in reasons) == (lost > 0)
+    if lost:
+        assert f"More often wrong: {', '.join(f'c{n}' for n in range(lost))}." in reasons
+
+
+@pytest.mark.parametrize(("repeat", "code"), [(6, 0), (7, 1)])
+def test_one_case_is_enough_if_it_was_asked_often_enough(repeat: int, code: int) -> None:
+    """Seven times right, then seven times wrong."""
+    now, then = report([WRONG] * repeat, [RIGHT] * repeat), report([RIGHT] * repeat, [RIGHT] * repeat)
+    assert verdict(now, then) == code
+    reasons = compare(now, Baseline.of(then)).reasons
+    assert ("Certainly more often wrong: c0." in reasons) == (code == 1)
+
+
+def test_late_answers_are_judged_apart_from_wrong_ones() -> None:
+    """Four that are late are worse, and are not called wrong; two late and two wrong ones are neither."""
+    then = report(*[RIGHT] * 10)
+    assert verdict(report(*[LATE] * 4, *[RIGHT] * 6), then) == 1
+    late = compare(report(*[LATE] * 4, *[RIGHT] * 6), Baseline.of(then)).reasons
+    assert late[0] == "More often late: c0, c1, c2, c3."
+    assert verdict(report(LATE, LATE, WRONG, WRONG, *[RIGHT] * 6), then) == 0
+
+
+def test_a_missing_case_is_worse() -> None:
+    """But a case that was left out on purpose is not missing."""
+    then = report(*[RIGHT] * 5)
+    now = compare(report(*[RIGHT] * 4), Baseline.of(then))
+    assert (now.exit_code, now.reasons) == (1, ["Missing from the suite: c4."])
+    assert verdict(report(*[RIGHT] * 5, only=2), then) == 0
+
+
+def test_a_new_or_changed_case_cannot_be_judged() -> None:
+    """A baseline is written in the same commit."""
+    then = report(RIGHT)
+    now = compare(report(RIGHT, RIGHT), Baseline.of(then))
+    assert (now.exit_code, now.reasons) == (2, ["New or changed since the baseline; write another: c1."])
+    assert verdict(report(RIGHT, text="y"), then) == 2
+    assert verdict(report(WRONG, text="y"), then) == 2
+
+
+def test_what_is_broken_cannot_be_judged_and_is_not_wrong() -> None:
+    """Unless the rest is worse by itself."""
+    then = report(*[RIGHT] * 10)
+    now = compare(report(*[BROKEN] * 10), Baseline.of(then))
+    assert now.exit_code == 2
+    assert now.reasons == [f"Could not be judged: {', '.join(f'c{n}' for n in range(10))}."]
+    assert verdict(report(BROKEN, *[WRONG] * 9), then) == 1
+
+
+@pytest.mark.parametrize(
+    ("judgements", "code"),
+    [([RIGHT, RIGHT], 0), ([RIGHT, WRONG], 1), ([RIGHT, LATE], 1), ([RIGHT, BROKEN], 2), ([WRONG, BROKEN], 1)],
+)
+def test_without_a_baseline_all_have_to_pass(judgements: list[Judgement], code: int) -> None:
+    """In time, too."""
+    assert demand_all(report(*judgements)).exit_code == code
+
+
+def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """A line for each value."""
+    path = tmp_path / "baseline.json"
+    kept = Baseline.of(report(RIGHT, WRONG))
+    baseline.write(str(path), kept)
+    assert baseline.read(str(path)) == kept
+    assert (kept.model, kept.pass_rate, list(kept.cases)) == ("m", 0.5, ["c0", "c1"])
+    assert '\n      "right": 0,\n' in path.read_text()
+
+
+def test_another_model_than_the_baselines_is_told() -> None:
+    """Which is how two models are compared."""
+    kept = Baseline.of(report(RIGHT))
+    other = Answer(text="Hi", model="n")
+    now = report(RIGHT)
+    now.results[0].attempts[:] = [Attempt(other, RIGHT)]
+    assert compare(now, kept).reasons == ["The baseline is of m, these answers are of n."]
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("{}", "is no baseline")])
+def test_a_file_that_is_no_baseline_is_told(tmp_path: Path, content: str | None, message: str) -> None:
+    """With its path."""
+    path = tmp_path / "baseline.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SuiteError, match=message):
+        baseline.read(str(path))
