@@ -31,7 +31,7 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 # What may wait to be parsed: the start of a body, or requests that are sent before this one has its response.
 _HELD_BYTES: Final = 65_536
 
-_NOT_HTTP: Final = "It is no HTTP request, or its headers are too long."
+_NOT_HTTP: Final = "This is not an HTTP request, or its headers are too long."
 
 
 class Connection(H11Protocol):

@@ -59,7 +59,7 @@ class SecretText(Secret):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set, one field a variable: `port` is PARLEY_PORT.
+    """Everything that can be set, one field per variable: `port` is PARLEY_PORT.
 
     `openai_*` and `otel_*` keep their usual names. Seconds are of wall-clock time, tokens are the model's own.
     """
@@ -73,10 +73,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     model: Annotated[
         _Name | None,
-        Meta(description="The model's name. Needed with an upstream; for the embedded model it is just a label."),
+        Meta(description="The model's name. Required with an upstream. For the embedded model, it is only a label."),
     ] = None
     model_path: Annotated[
-        str | None, Meta(description="A GGUF file to embed instead of the SmolLM2 that comes with Parley.")
+        str | None, Meta(description="A GGUF file to embed instead of SmolLM2, which comes with Parley.")
     ] = None
     system_prompt: Annotated[
         str | None,
@@ -92,8 +92,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ]
         | None,
         Meta(
-            description="An agent of your own that answers, as `package.module:name`: an `agents.Agent` of the OpenAI "
-            "Agents SDK, or a callable that returns one. Unset: the model alone."
+            description="Your own agent, as `package.module:name`: an `agents.Agent` of the OpenAI "
+            "Agents SDK, or a callable that returns one. Unset: the model answers alone."
         ),
     ] = None
     temperature: Annotated[
@@ -102,107 +102,109 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     reasoning_effort: Annotated[
         _Name | None,
-        Meta(description="How long a thinking model thinks, in its own word, like `low`. Unset: the model's default."),
+        Meta(description="How much a thinking model thinks, like `low`. Unset: the model's default."),
     ] = None
     extra_body: Annotated[
         str | None,
         Meta(
-            description="A JSON object that is merged into each request to the upstream, like "
+            description="A JSON object to merge into each request to the upstream, like "
             '`{"chat_template_kwargs": {"enable_thinking": false}}`.'
         ),
     ] = None
     extra_headers: Annotated[
-        SecretText | None, Meta(description="A JSON object of headers that each request to the upstream gets.")
+        SecretText | None, Meta(description="A JSON object of headers to add to each request to the upstream.")
     ] = None
     host: Annotated[_Name, Meta(description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")] = 8000
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on. 0 takes a free port and logs it.")] = 8000
     workers: Annotated[
-        int, Meta(ge=1, le=64, description="Processes that serve, and share an embedded model. All limits are of each.")
+        int, Meta(ge=1, le=64, description="Worker processes. They share the embedded model. Each has its own limits.")
     ] = 1
-    cors_origins: Annotated[
-        _Origins | None, Meta(description="Origins whose pages may call Parley from a browser. Unset: none.")
-    ] = None
+    cors_origins: Annotated[_Origins | None, Meta(description="Origins whose pages may call Parley. Unset: none.")] = (
+        None
+    )
     max_output_tokens: Annotated[
         int, Meta(ge=1, le=MOST_OUTPUT_TOKENS, description="Default and ceiling of a request's `max_output_tokens`.")
     ] = 2000
     request_timeout_s: Annotated[
         _Seconds, Meta(description="Default and ceiling of a request's `timeout_s`, first byte to last.")
     ] = 30.0
-    connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection upstream.")] = 5.0
-    first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first text.")] = 20.0
-    idle_timeout_s: Annotated[_Seconds, Meta(description="Longest gap between two texts.")] = 10.0
+    connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection to the upstream.")] = 5.0
+    first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first token.")] = 20.0
+    idle_timeout_s: Annotated[_Seconds, Meta(description="Longest gap between two tokens.")] = 10.0
     retries: Annotated[
-        int, Meta(ge=0, le=10, description="Times to ask the upstream again that failed for a moment, before any text.")
+        int, Meta(ge=0, le=10, description="Retries after a transient upstream failure, before the first token.")
     ] = 2
     fallback_base_url: Annotated[
-        _Address | None, Meta(description="Another API to ask where the first fails before any text. Unset: the same.")
+        _Address | None,
+        Meta(description="The fallback's API, asked if the first fails before the first token. Unset: the same API."),
     ] = None
     fallback_api_key: Annotated[
-        Secret | None, Meta(description="Its key. Unset: the same, for the same API; for another none.")
+        Secret | None, Meta(description="The fallback's key. Unset: the same key for the same API; none for another.")
     ] = None
-    fallback_model: Annotated[_Name | None, Meta(description="The model to ask there; turns the fallback on.")] = None
+    fallback_model: Annotated[
+        _Name | None, Meta(description="The fallback's model. Setting it turns the fallback on.")
+    ] = None
     hold_headers_s: Annotated[
         _Seconds,
-        Meta(description="Longest wait for the first text before the headers go out; errors are chunks from then on."),
+        Meta(description="Longest time to hold the headers back for the first token. After that, errors are chunks."),
     ] = 4.0
     heartbeat_s: Annotated[
-        _Seconds, Meta(description="Longest silence before a `: ping` line keeps a stream alive.")
+        _Seconds, Meta(description="Longest silence in a stream before Parley sends a `: ping` line.")
     ] = 4.0
     max_streams: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
-        Meta(description="Answers made at once. Unset: 100 for an upstream; for the embedded model 2, its slots."),
+        Meta(description="Streams at once. Unset: 100 for an upstream, 2 for the embedded model."),
     ] = None
-    max_queue: Annotated[int, Meta(ge=0, le=100_000, description="Requests that may wait for their turn.")] = 50
-    queue_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a turn.")] = 5.0
+    max_queue: Annotated[int, Meta(ge=0, le=100_000, description="Requests that can wait for a place.")] = 50
+    queue_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a place.")] = 5.0
     api_keys: Annotated[
         Secret | None,
-        Meta(description="Keys that callers may send, with commas between them. Unset: nobody needs one."),
+        Meta(description="API keys of the callers, separated by commas. Unset: no key is required."),
     ] = None
-    api_keys_file: Annotated[str | None, Meta(description="A file with such keys, one a line.")] = None
-    metrics_key: Annotated[
-        Secret | None, Meta(description="The key to `/metrics`, and to nothing else. Unset: any of the callers' keys.")
-    ] = None
+    api_keys_file: Annotated[str | None, Meta(description="A file with such keys, one per line.")] = None
+    metrics_key: Annotated[Secret | None, Meta(description="The key for `/metrics` only. Unset: any caller's key.")] = (
+        None
+    )
     trusted_proxies: Annotated[
-        _Name | None, Meta(description="Proxies whose X-Forwarded-For counts: addresses or networks, comma-separated.")
+        _Name | None,
+        Meta(description="Proxies whose X-Forwarded-For Parley trusts: addresses or networks, separated by commas."),
     ] = None
     requests_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
         Meta(
-            description="Requests a minute that each caller may send: each key, or without keys each address. A "
-            "request counts if it reached an upstream, also if it failed or the caller left."
+            description="Requests per minute and caller: per key, or without keys per address. A "
+            "request counts once it reached an upstream, even if it then fails."
         ),
     ] = None
     max_streams_per_caller: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
-        Meta(description="Answers made, or waited for, at once for each caller."),
+        Meta(description="Open requests per caller, including those that wait."),
     ] = None
     tokens_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
-        Meta(description="Tokens a minute that may be spent, input and output of all callers together."),
+        Meta(description="Tokens per minute, input and output of all callers together."),
     ] = None
     read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
-    keep_alive_s: Annotated[_Seconds, Meta(description="Longest time that an idle connection stays open.")] = 75.0
-    write_timeout_s: Annotated[
-        _Seconds, Meta(description="Longest wait for a client to take something of its answer.")
-    ] = 10.0
+    keep_alive_s: Annotated[_Seconds, Meta(description="How long an idle connection stays open.")] = 75.0
+    write_timeout_s: Annotated[_Seconds, Meta(description="Longest time that a client may read nothing.")] = 10.0
     drain_timeout_s: Annotated[
-        _Seconds, Meta(description="Longest time that running answers are given to end when Parley is told to stop.")
+        _Seconds, Meta(description="Longest time for open streams to end when Parley stops.")
     ] = 30.0
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Least severe level that is logged.")
-    ] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Lowest level to log.")] = (
+        "info"
+    )
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="`auto` is `console` on a terminal and `json` elsewhere.")
     ] = "auto"
     log_upstream_text: Annotated[
-        bool, Meta(description="Log what an upstream says of its errors, secrets hidden. It may quote messages.")
+        bool, Meta(description="Log the upstream's error texts, with secrets hidden. They may quote messages.")
     ] = False
     otel_exporter_otlp_endpoint: Annotated[
         _Address | None,
-        Meta(description="An OpenTelemetry collector, which takes traces over HTTP. Unset: there are none."),
+        Meta(description="An OpenTelemetry collector for traces over HTTP. Unset: no traces."),
     ] = None
     otel_exporter_otlp_traces_endpoint: Annotated[
-        _Address | None, Meta(description="The same, with the path for traces (`/v1/traces`); it comes before it.")
+        _Address | None, Meta(description="The same, with the path for traces (`/v1/traces`). It takes precedence.")
     ] = None
 
     @property

@@ -216,7 +216,7 @@ async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(
     [
         ("length", "The answer is not whole: length."),
         ("content_filter", "The answer is not whole: content_filter."),
-        (None, "upstream_truncated: The upstream's stream ended without saying why."),
+        (None, "upstream_truncated: The upstream's stream ended without a finish reason."),
     ],
     ids=["length", "content_filter", "error"],
 )

@@ -115,14 +115,14 @@ async def test_a_failure_is_told_in_three_sentences(url: str, upstream: Scripted
     code, output, errors = await chat("--url", url, "Hi")
     assert (code, output) == (1, "")
     assert errors.startswith(
-        "The model could not be asked. The upstream refused Parley's credentials. Tell the operator"
+        "The upstream refused the request. The upstream rejected Parley's credentials. Tell the operator"
     )
     assert "[upstream_auth, " in errors
 
     upstream.script = answer("half", finish_reason=None)
     code, output, errors = await chat("--url", url, "Hi")
     assert (code, output) == (1, "half")
-    assert "The answer is not whole." in errors
+    assert "The answer is incomplete." in errors
 
 
 async def test_a_server_that_is_not_there_is_told() -> None:

@@ -169,7 +169,7 @@ def _named(error: Exception) -> ChatError | None:
     if isinstance(error, MaxTurnsExceeded):
         return ChatError(ErrorCode.TOO_MANY_TURNS)
     if isinstance(error, ModelBehaviorError | ModelRefusalError | RecursionError):  # arguments can be nested too deeply
-        detail = "The model did not do what the agent needs, such as calling a tool in the right form."
+        detail = "The model's answer is not what the agent needs, such as a valid tool call."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ChatError):

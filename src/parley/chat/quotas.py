@@ -115,9 +115,9 @@ class Quotas:
 
 
 _DETAILS: Final = {
-    "streams_per_caller": "This client has as many answers made at once as it may.",
-    "requests_per_minute": "This client has sent more requests than it may in a minute.",
-    "tokens_per_minute": "Parley has spent the tokens that it may spend in a minute.",
+    "streams_per_caller": "This client has as many open requests as its quota allows.",
+    "requests_per_minute": "This client has used up its requests for this minute.",
+    "tokens_per_minute": "Parley has used up its tokens for this minute.",
 }
 
 

@@ -106,7 +106,7 @@ class Answer:
             or self.bytes > self._most_bytes
             or self._characters > self._most_characters
         ):
-            detail = "The upstream sent far more than the tokens that were asked for."
+            detail = "The upstream sent far more than Parley asked for."
             self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
         return text
 
@@ -116,7 +116,7 @@ class Answer:
         elif isinstance(error, ReportedError):
             self.failure, self.reported = reported(error.body), error.body
         else:
-            detail = "The upstream sent something that is not a completion."
+            detail = "The upstream sent an event that is not a completion chunk."
             self.failure = ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
             self.failure.__cause__ = error
             self.undecodable = data
@@ -152,13 +152,13 @@ class Answer:
             attempt.finish_reason = FinishReason.UNKNOWN
         detail = None
         if not self._is_completion:
-            detail = "The upstream answered with something else than a stream."
+            detail = "The upstream's response is not a stream of completion chunks."
         elif self._has_called and not attempt.deltas:
-            detail = "The model called a tool in a way that Parley does not know."
+            detail = "The model called a tool in a form that Parley does not support."
         elif attempt.finish_reason is FinishReason.UNKNOWN and not has_come:
-            detail = "The upstream ended the answer before it began, for a reason that nobody knows."
+            detail = "The upstream ended the answer before any text, with an unknown finish reason."
         elif self._has_other_text and not attempt.deltas:
-            detail = "The upstream gave text to other choices than the one that was asked for."
+            detail = "The upstream sent text only for choices other than the first."
         return None if detail is None else ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
 
     def _note(self, chunk: Chunk, payload: bytes, texts: list[str]) -> None:

@@ -40,7 +40,7 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
         was_sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         reason = "connect_timeout" if is_late else None
         return ChatError(ErrorCode.UPSTREAM_UNREACHABLE, reason=reason, was_sent=was_sent)
-    return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered with something else than HTTP.")
+    return ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream's response is not HTTP.")
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ChatError:
@@ -98,12 +98,12 @@ def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_fail
     if status in _LIMITS or (is_passing and status in _PERHAPS_LIMITS):
         return ChatError(ErrorCode.UPSTREAM_RATE_LIMITED, retry_after_s=wait, upstream_status=status, is_transient=True)
     if status == HTTPStatus.NOT_FOUND:
-        detail = "The upstream does not know the model, or the address is not its API's."
+        detail = "The upstream does not know the model, or OPENAI_BASE_URL is wrong."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRANSIENT_STATUSES:
         detail = "The upstream refused the request."
         if any(name in problem.text or name in problem.parameters for name in vocabulary.OUTPUT_LIMITS):
-            detail = "The upstream refused the request; `max_output_tokens` is probably more than the model allows."
+            detail = "The upstream refused the request. `max_output_tokens` is probably higher than the model allows."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False, upstream_status=status)
     return ChatError(ErrorCode.UPSTREAM_ERROR, retry_after_s=wait, upstream_status=status, is_transient=True)
 
@@ -120,7 +120,7 @@ def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> C
     if names & vocabulary.OVERFLOW or (is_long and not vocabulary.PER_TIME.search(text)):
         detail = None
         if any(name in text for name in vocabulary.OUTPUT_LIMITS):
-            detail = "The conversation and `max_output_tokens` together are more than the model's context."
+            detail = "The conversation and `max_output_tokens` together exceed the model's context."
         return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, detail=detail)
     if names & vocabulary.BAD_KEY or vocabulary.WRONG_KEY.search(text):
         return ChatError(ErrorCode.UPSTREAM_AUTH)
@@ -141,5 +141,7 @@ def named_finish(reason: str) -> FinishReason:
     """
     word = reason.strip().lower()
     if word in vocabulary.BROKEN_OFF:
-        raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream broke off the answer.", is_transient=True)
+        raise ChatError(
+            ErrorCode.UPSTREAM_ERROR, detail="The upstream stopped in the middle of the answer.", is_transient=True
+        )
     return vocabulary.FINISH_REASONS.get(word, FinishReason.UNKNOWN)

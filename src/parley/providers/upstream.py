@@ -217,10 +217,10 @@ class Upstream:
                 return name
             raise refusal(response.status, text, response.headers)
         if is_compressed(response):
-            detail = "The upstream compressed its answer, although Parley asked for `identity`."
+            detail = "The upstream compressed its response, although Parley asked for `identity`."
             raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
         if response.status == HTTPStatus.NO_CONTENT:
-            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream answered without content.")
+            raise ChatError(ErrorCode.UPSTREAM_ERROR, detail="The upstream's response has no content.")
         return None
 
     async def _send(self, body: bytes, headers: Mapping[str, str], attempt: Attempt) -> aiohttp.ClientResponse:

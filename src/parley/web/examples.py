@@ -35,7 +35,7 @@ _TOLD: Final[Mapping[ErrorCode, ChatError]] = {
         ErrorCode.INVALID_REQUEST, detail="`/message` must not be blank, nor hold a NUL character."
     ),
     ErrorCode.RATE_LIMITED: ChatError(
-        ErrorCode.RATE_LIMITED, detail="This client has sent more requests than it may in a minute.", retry_after_s=12
+        ErrorCode.RATE_LIMITED, detail="This client has used up its requests for this minute.", retry_after_s=12
     ),
     ErrorCode.OVERLOADED: ChatError(ErrorCode.OVERLOADED, retry_after_s=2),
 }

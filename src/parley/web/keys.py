@@ -56,9 +56,7 @@ class KeyGuard:
         sent = _hash(key.strip())
         # Each is looked at, so that the time tells nothing of which one it nearly was.
         if not sum([hmac.compare_digest(sent, known) for known in self._hashes]):
-            raise ChatError(
-                ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="The key is not one that this Parley knows."
-            )
+            raise ChatError(ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="Unknown API key.")
         record: Record = state["record"]
         record.caller = state["caller"] = sent.hex()[:_NAME_DIGITS]
 
