@@ -37,7 +37,7 @@ test-quick *arguments:
 eval *options:
     {{ uv }} run parley eval tests/evals/embedded.yaml --baseline tests/evals/baseline.json --jobs 1 "$@"
 
-# Run an upstream that does wrong what the message names, for Parley to be tried on: see the README
+# Run a fake upstream; the message names the fault to simulate: see docs/operations.md
 faulty port="9000":
     {{ uv }} run python -m tests.support.faults "$@"
 
@@ -76,6 +76,14 @@ fmt:
     {{ uv }} run ruff format
     {{ uv }} run ruff check --fix
 
+# Build the documentation site in dist/docs; a broken link or anchor is an error
+docs:
+    {{ uv }} run --group site sphinx-build --quiet --fresh-env --keep-going --fail-on-warning -c docs . dist/docs
+
+# Write the tables in docs/ that are made from the code: settings, errors, metrics, fields
+tables:
+    {{ uv }} run python -m tests.support.tables
+
 # Write the contract that the app serves to contracts/chat-api.yaml
 contract:
     {{ uv }} run python -m tests.support.served > contracts/chat-api.yaml
@@ -98,7 +106,7 @@ podman *options: image
     #!/usr/bin/env bash
     set -euo pipefail
     upstream=(OPENAI_API_KEY PARLEY_FALLBACK_API_KEY PARLEY_METRICS_KEY)
-    callers=parley-PARLEY_API_KEYS # not `parley-keys`: that is the operator's own, see the README
+    callers=parley-PARLEY_API_KEYS # not `parley-keys`: that is the operator's own, see docs/deployment.md
     forget() { podman secret rm "$callers" "${upstream[@]/#/parley-}" &> /dev/null || true; }
     forget
     trap forget EXIT

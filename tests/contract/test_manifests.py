@@ -117,7 +117,7 @@ def test_without_its_secret_no_pod_starts(container: Any) -> None:
     (source,) = container["envFrom"]
     assert not source["secretRef"].get("optional")
     made = f"kubectl create secret generic {source['secretRef']['name']} "
-    assert made in (DEPLOY / "README.md").read_text()
+    assert made in (DEPLOY.parent / "docs" / "deployment.md").read_text()
 
 
 def test_a_pod_is_given_the_time_to_drain(pod: Any, container: Any) -> None:

@@ -190,7 +190,8 @@ def proves(generated: Client, record_property: Callable[[str, object], None]) ->
 def test_the_how_to_tells_how_to_generate_a_client(generator: Generator) -> None:
     """By the command that is run here, and with the program that is run here."""
     command = generator.generate.replace("../", "")
-    row = f"| [{generator.name}](../tests/clients/{generator.name}) | `{command}` |"
+    program = next((ROOT / "tests" / "clients" / generator.name).glob("program.[tp][sy]")).name
+    row = f"| [{generator.name}](../tests/clients/{generator.name}/{program}) | `{command}` |"
     assert row in (ROOT / "contracts" / "README.md").read_text(), f"the table should have:\n{row}"
 
 

@@ -87,9 +87,9 @@ def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
 
 @pytest.mark.process
 def test_another_project_tests_its_reader_with_the_fixtures(pytester: pytest.Pytester) -> None:
-    """In a package of its own, as the README shows it."""
+    """In a package of its own, as the documentation shows it."""
     pytester.makeconftest('pytest_plugins = ["parley.testing"]')
-    shown = (Path(__file__).parents[2] / "README.md").read_text()
-    reader, tests = re.findall(r"```python\n(.*?)```", shown[shown.index("### Test what you build") :], re.DOTALL)[1:3]
+    shown = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+    _, reader, tests = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
     pytester.makepyfile(reader=reader, test_reader=tests)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)

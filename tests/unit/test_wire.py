@@ -73,7 +73,7 @@ def test_a_frame_is_an_event_line_a_data_line_and_a_blank_one(
 
 
 def test_the_frame_of_a_text_is_just_so() -> None:
-    """Byte for byte as the README shows it."""
+    """Byte for byte as the documentation shows it."""
     frame = encode_frame(TextChunk(seq=1, text="Hel"))
     assert frame == b'event: text\ndata: {"type":"text","seq":1,"text":"Hel"}\n\n'
 
