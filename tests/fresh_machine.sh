@@ -36,6 +36,7 @@ git clone --quiet . "$root/parley"
 step "a bare Debian of $(megabytes) MB"
 
 there 'apt-get update -qq && apt-get install -qq --no-install-recommends -o Dpkg::Use-Pty=0 libgomp1 > /dev/null'
+before=$(megabytes)
 serve=$(command_of_readme 'pip install uv && uv run parley')
 ask=$(command_of_readme '\$ curl -N')
 step "$serve"
@@ -47,8 +48,14 @@ there "
     $ask > /answer 2> /dev/null
     uv run just chat 'What is the capital of France?' > /said 2> /dev/null
 "
-step "answered; now it has $(megabytes) MB"
+installed=$(($(megabytes) - before))
+step "answered; it installed $installed MB"
 
 cat "$root/answer" "$root/said"
 grep -q '^event: done' "$root/answer" && grep -q Paris "$root/said"
 step "the answer is right"
+
+# The README's size has to be within a tenth of what was measured.
+said=$(grep -oP 'installs everything \(\K[0-9]+(?= MB on disk)' README.md)
+((10 * (said > installed ? said - installed : installed - said) <= installed)) || { echo "The README says $said MB." && exit 1; }
+step "the README's size, $said MB, is right"

@@ -214,8 +214,8 @@ async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(
 @pytest.mark.parametrize(
     ("reason", "end"),
     [
-        ("length", "The answer is not whole: length."),
-        ("content_filter", "The answer is not whole: content_filter."),
+        ("length", "The answer is incomplete: length."),
+        ("content_filter", "The answer is incomplete: content_filter."),
         (None, "upstream_truncated: The upstream's stream ended without a finish reason."),
     ],
     ids=["length", "content_filter", "error"],
@@ -286,7 +286,7 @@ async def test_fetch_event_source_does_not_answer_a_failure_with_another_request
 ) -> None:
     """Before the first text, or after it."""
     upstream.script = in_turn(respond(429, {}), answer("first", finish_reason=None), answer("first"))
-    for asked, end in enumerate(["upstream_rate_limited", "The answer is not whole: upstream_truncated."], start=1):
+    for asked, end in enumerate(["upstream_rate_limited", "The answer is incomplete: upstream_truncated."], start=1):
         await page.goto(program(origin, parley.base_url, "fetch-event-source"))
         await page.get_by_text(end).wait_for()
         assert len(upstream.exchanges) == asked

@@ -323,7 +323,7 @@ async def test_a_program_tells_why_an_answer_is_not_whole_that_has_an_end(
     exit_code, output, errors = await generated.ask(str(client.base_url))
     line = await logs.line()
     assert (exit_code, output) == (1, "first")
-    assert f"The answer is not whole: {reason}." in errors
+    assert f"The answer is incomplete: {reason}." in errors
     assert f"{line['correlation_id']}]" in errors
     assert len(upstream.exchanges) == 1
 

@@ -24,46 +24,56 @@ class Record(msgspec.Struct, kw_only=True):
     Only the correlation id can be the caller's text, if it is harmless.
     """
 
-    correlation_id: Annotated[str, Meta(description="The caller's own, if it sent a harmless one.")]
+    correlation_id: Annotated[str, Meta(description="The client's own, if it sent a valid one.")]
     outcome: Annotated[
         _Outcome,
-        Meta(description="`completed`, `failed`, `client_disconnected` or `cancelled`: at the end of the grace."),
+        Meta(description="`completed`, `failed`, `client_disconnected`, or `cancelled` when Parley stopped."),
     ] = "cancelled"  # until a layer knows better, as a request can be cancelled at any time
-    bytes_in: Annotated[_Count, Meta(description="Of the request's body, as far as it was read.")] = 0
-    bytes_out: Annotated[_Count, Meta(description="Of the response's body.")] = 0
-    total_ms: Annotated[_Milliseconds, Meta(description="From the request's first line to the response's end.")] = 0
-    trace_id: Annotated[str | None, Meta(description="Its trace's, where it has one.")] = None
+    bytes_in: Annotated[_Count, Meta(description="Bytes of the request's body, as far as Parley read it.")] = 0
+    bytes_out: Annotated[_Count, Meta(description="Bytes of the response's body.")] = 0
+    total_ms: Annotated[
+        _Milliseconds, Meta(description="Milliseconds from the request's first line to the end of the response.")
+    ] = 0
+    trace_id: Annotated[str | None, Meta(description="The id of its trace, if it has one.")] = None
     method: Annotated[
-        str | None, Meta(description="`other`, where it is none of HTTP's; none, where it was no HTTP.")
+        str | None, Meta(description="The HTTP method; `other` for an unknown one, null if the request was not HTTP.")
     ] = None
-    route: Annotated[str | None, Meta(description="The path's template; none, where there is no such path.")] = None
+    route: Annotated[
+        str | None, Meta(description="The path's template; null if no operation has this path and method.")
+    ] = None
     status: Annotated[
-        int | None, Meta(description="499, where the client left before there was one; none, where nobody got one.")
+        int | None, Meta(description="The HTTP status; 499 if the client left before it, null if nobody got one.")
     ] = None
     error_code: Annotated[ErrorCode | None, Meta(description="The error's code.")] = None
     reason: Annotated[
         str | None,
         Meta(
-            description="Which of several: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
+            description="Which of several causes: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
             "`connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
             "`streams_per_caller`, `tokens_per_minute`, `unfinished_requests`."
         ),
     ] = None
-    caller: Annotated[str | None, Meta(description="The first 8 hexadecimal digits of its key's SHA-256.")] = None
-    chunks: Annotated[_Count | None, Meta(description="Of the stream.")] = None
-    queue_ms: Annotated[_Milliseconds | None, Meta(description="The wait for a turn, whether it came or not.")] = None
-    first_token_ms: Annotated[_Milliseconds | None, Meta(description="When the first text came.")] = None
-    model: Annotated[str | None, Meta(description="The model that answered, or was asked last.")] = None
-    is_fallback: Annotated[bool | None, Meta(description="Whether that is the fallback.")] = None
-    attempts: Annotated[_Count | None, Meta(description="Requests to upstreams, retries included.")] = None
+    caller: Annotated[
+        str | None, Meta(description="The first 8 hexadecimal digits of the SHA-256 of the caller's key.")
+    ] = None
+    chunks: Annotated[_Count | None, Meta(description="Chunks in the stream.")] = None
+    queue_ms: Annotated[
+        _Milliseconds | None, Meta(description="Milliseconds in the queue, even if no place became free.")
+    ] = None
+    first_token_ms: Annotated[
+        _Milliseconds | None, Meta(description="Milliseconds from the start of the request to its first token.")
+    ] = None
+    model: Annotated[str | None, Meta(description="The model that answered, or was tried last.")] = None
+    is_fallback: Annotated[bool | None, Meta(description="Whether the fallback answered, or was tried last.")] = None
+    attempts: Annotated[_Count | None, Meta(description="Requests to upstreams, including retries.")] = None
     upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")] = None
     finish_reason: Annotated[FinishReason | None, Meta(description="Why the model stopped.")] = None
-    input_tokens: Annotated[_Count | None, Meta(description="Of the prompt.")] = None
-    output_tokens: Annotated[_Count | None, Meta(description="Of the answer, or what came of it.")] = None
+    input_tokens: Annotated[_Count | None, Meta(description="Tokens of the prompt.")] = None
+    output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer, or of the part that came.")] = None
     cached_input_tokens: Annotated[
-        _Count | None, Meta(description="Those of the input that the upstream had in its cache.")
+        _Count | None, Meta(description="Input tokens that came from the upstream's cache.")
     ] = None
-    reasoning_tokens: Annotated[_Count | None, Meta(description="Those of the output that the model thought with.")] = (
+    reasoning_tokens: Annotated[_Count | None, Meta(description="Output tokens that the model used for thinking.")] = (
         None
     )
     usage_source: Annotated[

@@ -44,52 +44,74 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.replying = Gauge("parley_streams_in_flight", "Replies being made.", multiprocess_mode="livesum").inc
-        self.waiting = Gauge("parley_queue_depth", "Prompts that wait for their turn.", multiprocess_mode="livesum").inc
+        self.replying = Gauge("parley_streams_in_flight", "Streams in flight.", multiprocess_mode="livesum").inc
+        self.waiting = Gauge("parley_queue_depth", "Requests that wait for a place.", multiprocess_mode="livesum").inc
         self._chats = cache(
             Counter("parley_chats", "Chats by their end: finish reason, error code, or who left.", ["ending"]).labels
         )
-        self._refusals = cache(Counter("parley_refusals", "Chats refused before a model was asked.", ["reason"]).labels)
-        self._queue_wait = Histogram("parley_queue_wait_seconds", "Wait for a turn.", buckets=_WAITS)
-        self._first_token = cache(
-            Histogram("parley_first_token_wait_seconds", "Request to first text.", ["model"], buckets=_WAITS).labels
+        self._refusals = cache(
+            Counter("parley_refusals", "Chats refused before any request to an upstream.", ["reason"]).labels
         )
-        self.gap = Histogram("parley_text_gap_seconds", "Text to next text.", buckets=_GAPS).observe
-        self._duration = Histogram("parley_chat_duration_seconds", "Request to end.", buckets=_DURATIONS)
+        self._queue_wait = Histogram("parley_queue_wait_seconds", "Time in the queue.", buckets=_WAITS)
+        self._first_token = cache(
+            Histogram(
+                "parley_first_token_wait_seconds",
+                "Time from the request to the first token.",
+                ["model"],
+                buckets=_WAITS,
+            ).labels
+        )
+        self.gap = Histogram("parley_text_gap_seconds", "Time from one text to the next.", buckets=_GAPS).observe
+        self._duration = Histogram(
+            "parley_chat_duration_seconds", "Time from the request to the end of the answer.", buckets=_DURATIONS
+        )
         self._tokens = cache(
-            Counter("parley_tokens", "Tokens, by who counted them.", ["model", "direction", "source"]).labels
+            Counter(
+                "parley_tokens", "Tokens, by direction and by who counted them.", ["model", "direction", "source"]
+            ).labels
         )
         self._cached = cache(
-            Counter("parley_cached_input_tokens", "Input tokens that the upstream had in its cache.", ["model"]).labels
+            Counter("parley_cached_input_tokens", "Input tokens that came from the upstream's cache.", ["model"]).labels
         )
         self._reasoning = cache(
-            Counter("parley_reasoning_tokens", "Output tokens that the model thought with.", ["model"]).labels
+            Counter("parley_reasoning_tokens", "Output tokens that the model used for thinking.", ["model"]).labels
         )
         self._upstream = cache(
-            Counter("parley_upstream_responses", "By HTTP status; `none`: unreachable.", ["model", "status"]).labels
+            Counter(
+                "parley_upstream_responses",
+                "Upstream responses by HTTP status; `none` if the upstream was unreachable.",
+                ["model", "status"],
+            ).labels
         )
-        self._retries = cache(Counter("parley_retries", "Times that the same model was asked again.", ["model"]).labels)
-        self._fallbacks = Counter("parley_fallbacks", "Chats for which the fallback was asked.")
+        self._retries = cache(Counter("parley_retries", "Retries with the same model.", ["model"]).labels)
+        self._fallbacks = Counter("parley_fallbacks", "Chats that went to the fallback.")
         self.embedded_model_restarts = Counter(
-            "parley_embedded_model_restarts", "Times that the embedded model was started again, or in vain."
+            "parley_embedded_model_restarts", "Restarts of the embedded model, including failed ones."
         ).inc
         self.log_lines_dropped = Counter(
-            "parley_log_lines_dropped", "Log lines that standard output did not take, or not soon enough."
+            "parley_log_lines_dropped", "Log lines dropped because the reader of standard output was too slow."
         ).inc
         self._in_progress = cache(
             Gauge(
                 "parley_http_requests_in_progress",
-                "HTTP requests under way.",
+                "HTTP requests in progress.",
                 _HTTP[:2],
                 multiprocess_mode="livesum",
             ).labels
         )
-        self._requests = cache(Counter("parley_http_requests", "HTTP requests that have ended.", _HTTP).labels)
+        self._requests = cache(Counter("parley_http_requests", "HTTP requests.", _HTTP).labels)
         self._request_duration = cache(
-            Histogram("parley_http_request_duration_seconds", "HTTP request to the end of its response.", _HTTP).labels
+            Histogram(
+                "parley_http_request_duration_seconds", "Time from the request to the end of the response.", _HTTP
+            ).labels
         )
-        self.worker_died = Counter("parley_worker_deaths", "Workers that died, or hung, and were replaced.").inc
-        build = Gauge("parley_build_info", "Always 1.", ["version", "python"], multiprocess_mode="max")
+        self.worker_died = Counter("parley_worker_deaths", "Workers that died or hung, and were replaced.").inc
+        build = Gauge(
+            "parley_build_info",
+            "The version of Parley and of Python; always 1.",
+            ["version", "python"],
+            multiprocess_mode="max",
+        )
         build.labels(version("parley"), platform.python_version()).set(1)
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
             if ending not in _NO_ENDINGS:

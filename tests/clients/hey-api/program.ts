@@ -32,7 +32,7 @@ try {
       default: chunk satisfies never;
     }
   }
-  if (reason !== 'stop') throw new Error(`The answer is not whole: ${reason}.`);
+  if (reason !== 'stop') throw new Error(`The answer is incomplete: ${reason}.`);
 } catch (error) {
   if (!stop.signal.aborted) throw error;
   process.exitCode = 130;

@@ -36,7 +36,7 @@ def ask(base_url: str, message: str) -> None:
                 case _:
                     assert_never(chunk)
     if reason != "stop":
-        sys.exit(f"The answer is not whole: {reason}.")
+        sys.exit(f"The answer is incomplete: {reason}.")
 
 
 try:

@@ -26,7 +26,7 @@ try {
       default: chunk satisfies never;
     }
   }
-  if (reason !== 'stop') throw new Error(`The answer is not whole: ${reason}.`);
+  if (reason !== 'stop') throw new Error(`The answer is incomplete: ${reason}.`);
 } catch (error) {
   if (error instanceof ResponseError) fail(ErrorResponseFromJSON(await error.response.json()));
   if (!stop.signal.aborted) throw error;
