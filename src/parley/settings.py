@@ -64,7 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `openai_*` and `otel_*` keep their usual names. Seconds are of wall-clock time, tokens are the model's own.
     """
 
-    openai_api_key: Annotated[Secret | None, Meta(description="Key for the upstream. It needs `PARLEY_MODEL`.")] = None
+    openai_api_key: Annotated[
+        Secret | None, Meta(description="Key for the upstream. Without `PARLEY_MODEL`, it is not used.")
+    ] = None
     openai_base_url: Annotated[
         _Address | None,
         Meta(
@@ -126,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=MOST_OUTPUT_TOKENS, description="Default and ceiling of a request's `max_output_tokens`.")
     ] = 2000
     request_timeout_s: Annotated[
-        _Seconds, Meta(description="Default and ceiling of a request's `timeout_s`, first byte to last.")
+        _Seconds, Meta(description="Default and ceiling of a request's `timeout_s`, including its time in the queue.")
     ] = 30.0
     connect_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a connection to the upstream.")] = 5.0
     first_token_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for the first token.")] = 20.0
@@ -159,12 +161,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a place.")] = 5.0
     api_keys: Annotated[
         Secret | None,
-        Meta(description="API keys of the callers, separated by commas. Unset: no key is required."),
+        Meta(description="Callers' API keys: at least 16 characters each, comma-separated. Unset: none required."),
     ] = None
     api_keys_file: Annotated[str | None, Meta(description="A file with such keys, one per line.")] = None
-    metrics_key: Annotated[Secret | None, Meta(description="The key for `/metrics` only. Unset: any caller's key.")] = (
-        None
-    )
+    metrics_key: Annotated[Secret | None, Meta(description="The key for `/metrics` only. Unset: any caller's.")] = None
     trusted_proxies: Annotated[
         _Name | None,
         Meta(description="Proxies whose X-Forwarded-For Parley trusts: addresses or networks, separated by commas."),
@@ -182,7 +182,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     tokens_per_minute: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000_000)] | None,
-        Meta(description="Tokens per minute, input and output of all callers together."),
+        Meta(description="Tokens per minute and worker, input and output of all callers."),
     ] = None
     read_timeout_s: Annotated[_Seconds, Meta(description="Longest wait for a client to send its request.")] = 10.0
     keep_alive_s: Annotated[_Seconds, Meta(description="How long an idle connection stays open.")] = 75.0

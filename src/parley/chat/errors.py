@@ -118,7 +118,7 @@ EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
     ),
     ErrorCode.RATE_LIMITED: Explanation(
         "Too many requests.",
-        "This client has used up its quota.",
+        "A quota is used up.",
         "Wait as long as the Retry-After header says, then retry.",
         retryable=True,
     ),
@@ -148,7 +148,7 @@ EXPLANATIONS: Final[Mapping[ErrorCode, Explanation]] = {
     ),
     ErrorCode.UPSTREAM_UNREACHABLE: Explanation(
         "The upstream is unreachable.",
-        "Parley could not connect to the upstream, or lost the connection.",
+        "Parley could not connect to the upstream, or the connection broke before a response.",
         "Retry in a moment. If the error persists, the operator should check OPENAI_BASE_URL and the upstream.",
         retryable=True,
     ),

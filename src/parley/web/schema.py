@@ -52,7 +52,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     history: Annotated[
         list[HistoryTurn],
         Meta(
-            max_length=MAX_HISTORY_TURNS, description=f"The earlier turns, oldest first; at most {MAX_HISTORY_TURNS}."
+            max_length=MAX_HISTORY_TURNS,
+            description=f"Earlier turns of `user` and `assistant`, oldest first; at most {MAX_HISTORY_TURNS}.",
         ),
     ] = msgspec.field(default_factory=list)
     max_output_tokens: (
