@@ -78,7 +78,8 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     key_guard = KeyGuard(settings.keys())
 
-    async def admit(request: Request[Any, Any, Any]) -> None:  # no guard: for each one, Litestar copies the handler
+    # No guard, as Litestar copies the handler for each. A `before_request` of a controller would replace this one.
+    async def admit(request: Request[Any, Any, Any]) -> None:
         check_room(request)
         await key_guard(request, request.route_handler)
 
@@ -162,4 +163,6 @@ def _sources(
         base_url = settings.fallback_base_url or settings.openai_base_url
         key = settings.fallback_api_key or (None if settings.fallback_base_url else settings.openai_api_key)
         # What is meant for one API, and its secrets, is nobody else's.
-        yield upstream(base_url, key, settings.fallback_model, has_extras=not settings.fallback_base_url)
+        yield upstream(
+            base_url, key, settings.fallback_model, has_extras=not settings.embedded and not settings.fallback_base_url
+        )

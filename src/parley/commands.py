@@ -46,7 +46,8 @@ def run(arguments: Sequence[str] | None) -> int:
     if options.command == "eval" and options.write_baseline and (options.tag or options.case):
         parser.error("--write-baseline needs the whole suite, without --tag and --case")
     try:
-        load_env_file()
+        if not getattr(options, "url", None):  # the file's keys are for the Parley that it is for
+            load_env_file()
         environment = dict(os.environ)
         starts = options.command == "eval" and not options.url
         if options.command in _OF_CLIENTS and not starts:  # which need no more than the address, or also a key

@@ -32,8 +32,8 @@ def load_env_file() -> None:
         SettingsError: if it cannot be read.
     """
     try:
-        load_dotenv(".env")
-    except (OSError, UnicodeDecodeError):
+        load_dotenv(".env", interpolate=False)
+    except (OSError, ValueError):  # no UTF-8, or a NUL
         raise SettingsError(".env: it cannot be read as text in UTF-8.") from None
 
 

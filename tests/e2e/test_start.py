@@ -101,11 +101,12 @@ async def test_settings_can_be_in_a_file_but_the_environment_takes_precedence(
     assert (line["models"], line["max_queue"]) == (["of-the-environment"], 7)
 
 
+@pytest.mark.parametrize("value", [b"\xff", b"a\0b"])
 async def test_a_file_of_settings_that_cannot_be_read_stops_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: bytes
 ) -> None:
     """With a line that says so."""
-    (tmp_path / ".env").write_bytes(b"PARLEY_MODEL=\xff\n")
+    (tmp_path / ".env").write_bytes(b"PARLEY_MODEL=" + value + b"\n")
     monkeypatch.chdir(tmp_path)
     code, output, errors = await command(PYTHON_DOTENV_DISABLED="")
     assert (code, output, errors) == (2, "", "parley: .env: it cannot be read as text in UTF-8.\n")

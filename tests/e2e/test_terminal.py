@@ -9,12 +9,14 @@ import anyio
 import pexpect
 import pytest
 
+from tests.support.canaries import CANARY_KEY
 from tests.support.process import PARLEY, environment
 from tests.support.running import running
 from tests.support.upstream import Exchange, answer, delta, hang, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     import httpx
 
@@ -99,6 +101,17 @@ async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) ->
     }
     code, output, _ = await chat("Hi", **variables)
     assert (code, output) == (0, "Hello\n")
+
+
+async def test_a_key_in_the_file_of_settings_is_sent_to_no_address_that_is_given(
+    upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another Parley's, or nobody's."""
+    (tmp_path / ".env").write_text(f"PARLEY_API_KEYS={CANARY_KEY}\n")
+    monkeypatch.chdir(tmp_path)
+    upstream.script = respond(500, {})
+    await chat("--url", upstream.url, "Hi", PYTHON_DOTENV_DISABLED="")
+    assert "authorization" not in upstream.exchanges[0].headers
 
 
 async def test_an_answer_cut_short_says_why(url: str, upstream: ScriptedUpstream) -> None:

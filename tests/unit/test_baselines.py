@@ -135,11 +135,14 @@ def test_another_model_than_the_baselines_is_told() -> None:
     assert compare(now, kept).reasons == ["The baseline is of m, these answers are of n."]
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("{}", "is no baseline")])
-def test_a_file_that_is_no_baseline_is_told(tmp_path: Path, content: str | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), (b"{}", "is no baseline"), (b'{"suite": "\xff"}', "is no baseline")],
+)
+def test_a_file_that_is_no_baseline_is_told(tmp_path: Path, content: bytes | None, message: str) -> None:
     """With its path."""
     path = tmp_path / "baseline.json"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with pytest.raises(SuiteError, match=message):
         baseline.read(str(path))

@@ -62,6 +62,8 @@ def test_a_suite_is_read(tmp_path: Path) -> None:
         ("cases: []", "length >= 1"),
         ("[]", "got `array`"),
         ("cases: [5]", "got `int`"),
+        (ONE.replace("Hi", "2024-13-45"), "is not YAML"),
+        (ONE.replace("Hi", "9" * 5000), "is not YAML"),
         (f"name: x\n{ONE}", "unknown field `name`"),
         (ONE.replace("message", "mesage"), "case 1 (`a`): Object contains unknown field `mesage`"),
         (ONE.replace("contains", "contain"), "unknown field `contain` - at `$.expect`"),

@@ -198,9 +198,11 @@ class Stopwatch:
 def _note(record: Record, run: Run) -> None:
     """Note who replied, and what it cost."""
     record.attempts = len(run.attempts)
+    if run.attempts:
+        last = run.last or run.attempts[-1]
+        record.model = last.model
+        record.is_fallback = last.is_fallback
     if run.last:
-        record.model = run.last.model
-        record.is_fallback = run.last.is_fallback
         record.finish_reason = run.last.finish_reason
     usage = run.usage()
     record.input_tokens = usage.input_tokens

@@ -82,7 +82,7 @@ def read(path: str) -> Baseline:
         return msgspec.json.decode(Path(path).read_bytes(), type=Baseline)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}.") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SuiteError(f"{path}: is no baseline: {error}.") from error
 
 

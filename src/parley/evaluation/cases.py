@@ -94,10 +94,10 @@ def load(path: str) -> Suite:
         raw = msgspec.convert(document, _Raw)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SuiteError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     except msgspec.ValidationError as error:
         raise SuiteError(f"{path}: {error}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates that there are not, and of long numbers
+        raise SuiteError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     cases: dict[str, Case] = {}
     for number, fields in enumerate(raw.cases, start=1):
         where = f"{path}: case {number} (`{fields.get('id', '')}`)"

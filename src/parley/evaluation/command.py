@@ -55,6 +55,8 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
         return _fail(f"{error.filename or 'The terminal'}: cannot be written: {error.strerror}.")
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001  # Python's own exit code for it is 1, which means worse answers
+        return _fail(f"The evaluation failed: {type(error).__name__}.")
     return verdict.exit_code
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _Text = Annotated[str, Meta(min_length=1)]
 _Texts = Annotated[list[_Text], Meta(min_length=1)] | _Text
 _Count = Annotated[int, Meta(ge=0)]
-_FENCED: Final = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+_FENCED: Final = re.compile(r"```(?:json)?(.*?)```", re.DOTALL)
 _REFERENCE: Final = re.compile(rb'"\$(?:dynamicRef|ref)":')
 
 

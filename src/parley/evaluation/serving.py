@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -76,7 +77,9 @@ async def _stop(process: asyncio.subprocess.Process, reading: asyncio.Task[None]
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
         await process.wait()
     if reading is not None:
-        await reading
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading

@@ -114,16 +114,17 @@ def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> C
     if (is_spent or status == HTTPStatus.PAYMENT_REQUIRED) and not is_passing:
         code = ErrorCode.UPSTREAM_RATE_LIMITED if status == HTTPStatus.TOO_MANY_REQUESTS else ErrorCode.UPSTREAM_ERROR
         return ChatError(code, detail="The account that Parley uses upstream has no credit left.", retryable=False)
+    if names & vocabulary.BAD_KEY or vocabulary.WRONG_KEY.search(text) or vocabulary.CLOSED_ACCOUNT.search(text):
+        return ChatError(ErrorCode.UPSTREAM_AUTH)
     if names & vocabulary.FILTERED or vocabulary.MODERATED.search(text):
         return ChatError(ErrorCode.CONTENT_FILTERED)
     is_long = status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or vocabulary.TOO_LONG.search(text)
-    if names & vocabulary.OVERFLOW or (is_long and not vocabulary.PER_TIME.search(text)):
+    is_other = status in _LIMITS or vocabulary.PER_TIME.search(text) or vocabulary.OTHER_LIMIT.search(text)
+    if names & vocabulary.OVERFLOW or (is_long and not is_other):
         detail = None
         if any(name in text for name in vocabulary.OUTPUT_LIMITS):
             detail = "The conversation and `max_output_tokens` together exceed the model's context."
         return ChatError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, detail=detail)
-    if names & vocabulary.BAD_KEY or vocabulary.WRONG_KEY.search(text):
-        return ChatError(ErrorCode.UPSTREAM_AUTH)
     return None
 
 

@@ -119,6 +119,8 @@ PER_TIME: Final = re.compile(
     r"(token|request)s? per (min|day|hour|second)|\b[rt]p[dms]\b|rate[ -]limit|per-minute|too many requests"
     r"|error-code#token-limit|(?<!free )allocated quota exceeded"
 )
+# Limits on other things than the length of the conversation.
+OTHER_LIMIT: Final = re.compile(r"array too long|concurrent|limit of [0-9]{1,9} (tools|images)|must be at least")
 NO_CREDIT: Final = re.compile(
     r"""
     insufficient[ ](account[ ])?(credit|balance|fund|quota)   # DeepSeek, Z.ai, MiniMax, OpenRouter
@@ -156,6 +158,9 @@ MODERATED: Final = re.compile(
     | \u654f\u611f\u5185\u5bb9                          # Z.ai: "sensitive content"
     """,
     re.VERBOSE,
+)
+CLOSED_ACCOUNT: Final = re.compile(
+    r"\b(account|access|organi[sz]ation|workspace)\b[^.]{0,60}\b(suspended|terminated|deactivated|disabled|banned)"
 )
 WRONG_KEY: Final = re.compile(
     r"""

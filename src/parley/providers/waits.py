@@ -18,12 +18,13 @@ _LEAST_MOMENT_S: Final = 1_000_000_000
 _LEAST_MOMENT_MS: Final = 1_000_000_000_000
 # Such as 1h2m3.5s, 26s, 500ms.
 _PARTS: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,20})?)(ms|h|m|s)")
+_MILLI: Final = ("ms", "milli")
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 # Such as "Please try again in 7m12.5s", "retry after 26 seconds".
 _IN_TEXT: Final = re.compile(
     r"(?:try again|retry|wait)[a-z ]{0,20} "
-    r"((?:[0-9]{1,6}(?:\.[0-9]{1,20})?(?:ms|[hms])){1,4}\b"
-    r"|[0-9]{1,6}(?:\.[0-9]{1,20})? (?:ms|s|seconds?|minutes?|hours?)\b)"
+    r"(?:((?:[0-9]{1,6}(?:\.[0-9]{1,20})?(?:ms|[hms])){1,4})\b"
+    r"|([0-9]{1,6}(?:\.[0-9]{1,20})?) ?(ms|milliseconds?|msecs?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?)\b)"
 )
 # What follows names the limit, as in OpenAI's `-tokens` and Cerebras's `-tokens-minute`; OpenRouter names none.
 _RESET: Final = "x-ratelimit-reset"
@@ -43,15 +44,15 @@ def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_lim
     if wait is None and is_limit:
         wait = _reset(headers)
     if wait is None and (match := _IN_TEXT.search(text)):
-        number, _, unit = match[1].partition(" ")
-        wait = float(number) * _UNITS_S[unit if unit == "ms" else unit[0]] if unit else _duration(number)
+        parts, number, unit = match.groups()
+        wait = _duration(parts) if parts else float(number) * _UNITS_S["ms" if unit.startswith(_MILLI) else unit[0]]
     return math.ceil(wait) if wait is not None and 0 < wait <= _LONGEST_S else None
 
 
 def _retry_after(value: str | None) -> float | None:
     """Read seconds, also with a fraction, or a date."""
     if not value or _NUMBER.fullmatch(value):
-        return float(value) if value else None
+        return _duration(value)
     try:
         return email.utils.parsedate_to_datetime(value[:100]).timestamp() - time.time()
     except (ValueError, OverflowError, OSError):

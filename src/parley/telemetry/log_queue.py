@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -20,6 +21,8 @@ _PATIENCE_S: Final = 1.0
 _ATOMIC_BYTES: Final = getattr(select, "PIPE_BUF", 512)
 # Linux can write without waiting, to a pipe that is not non-blocking either: others share it.
 _NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+# Of terminals, of most files, and of old kernels.
+_CANNOT: Final = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class LogQueue:
@@ -39,6 +42,7 @@ class LogQueue:
         self._tell = tell
         self._patience_s = _PATIENCE_S
         self._is_ending = False
+        self._can_write_now = True
         self.start()
 
     def start(self) -> None:
@@ -88,11 +92,12 @@ class LogQueue:
     def _not_written(self, line: bytes) -> bytes:
         """Write a line, unless the descriptor does not take it at once; return what is left of it."""
         is_queued = self._is_failing or self._lines_in > self._lines_out
-        if _NO_WAIT is None or is_queued or len(line) > _ATOMIC_BYTES:
+        if _NO_WAIT is None or not self._can_write_now or is_queued or len(line) > _ATOMIC_BYTES:
             return line
         try:
             return line[os.pwritev(self._descriptor, [line], -1, _NO_WAIT) :]
-        except OSError:  # also if the kernel cannot do this; the thread knows what to do about all else
+        except OSError as error:  # the thread knows what to do about all but this one
+            self._can_write_now = error.errno not in _CANNOT
             return line
 
     def _has_room(self, size: int) -> bool:

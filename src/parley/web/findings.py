@@ -29,7 +29,9 @@ _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z0-9_-]{1,4
 
 def reworded(finding: str, shape: Any) -> str:
     """Say what msgspec found wrong in JSON of this shape, without the request's values, which its words may quote."""
-    what, _, where = finding.partition(" - at ")
+    what, _, where = finding.rpartition(" - at ")  # a value that is quoted may hold the same words
+    if not what:  # it is of the whole body
+        what, where = where, ""
     path = re.findall(r"\w+", where)
     if match := _MISSING.fullmatch(what):
         return f"{_pointer([*path, match[1]])} is missing."
@@ -51,7 +53,8 @@ def _rule(what: str, shape: Any, path: list[str]) -> str | None:
         unit = _UNITS.get(match[1], "")
         rule = f"have {bound} {unit if match[4] != '1' else unit[:-1]}" if match[2] else f"be {bound}"
     elif what.startswith("Invalid enum value"):
-        rule = f"be one of {', '.join(f'`{value}`' for value in _allowed(shape, path))}"
+        values = ", ".join(f"`{value}`" for value in _allowed(shape, path))
+        rule = f"be one of {values}" if values else "be one of the values that the contract lists"
     elif "matching regex" in what:
         is_blank = what.endswith(f"matching regex {NOT_BLANK_NO_NUL!r}")
         rule = "not be blank, nor hold a NUL character" if is_blank else "not hold a NUL character"
@@ -70,9 +73,10 @@ def _allowed(shape: Any, path: list[str]) -> list[Any]:
         kind = kind.type if isinstance(kind, inspect.Metadata) else kind
         match kind:
             case inspect.StructType():
-                kind = next(field.type for field in kind.fields if field.encode_name == step)
+                fields = {field.encode_name: field.type for field in kind.fields}
+                kind = fields.get(step, kind)
             case inspect.ListType():
                 kind = kind.item_type
             case inspect.LiteralType():
                 return list(kind.values)
-    raise AssertionError("no value is one of several there")
+    return []
