@@ -61,9 +61,9 @@ async def test_the_embedded_models_answers_are_not_worse_than_the_baselines(tmp_
 
 async def test_two_runs_agree_to_the_letter(tmp_path: Path) -> None:
     """At temperature 0, one question after the other."""
-    _, _, first = await evaluate(tmp_path, "--tag", "capitals", "--tag", "history")
-    _, _, second = await evaluate(tmp_path, "--tag", "capitals", "--tag", "history")
-    assert len(first) > 10
+    _, _, first = await evaluate(tmp_path, "--tag", "capitals")
+    _, _, second = await evaluate(tmp_path, "--tag", "capitals")
+    assert len(first) > 5
     assert [(line["case"], line["text"]) for line in first] == [(line["case"], line["text"]) for line in second]
 
 

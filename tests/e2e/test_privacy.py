@@ -235,7 +235,7 @@ def check_line(line: str, log_format: str) -> None:
     if log_format == "json":
         assert list(json.loads(line))[:3] == ["timestamp", "level", "event"]
     else:
-        assert line.startswith("\x1b[2m20")
+        assert re.match(r"\d\d:\d\d:\d\d  ?(\[\w+ *\]|\d{3}|---) ", line), line
     assert _COLOUR.sub("", line).isprintable()
 
 

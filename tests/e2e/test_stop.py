@@ -175,7 +175,7 @@ async def test_a_signal_while_it_starts_ends_it_without_a_trace(
     assert os.listdir(tmp_path) == []  # noqa: PTH208  # pathlib is none for async functions
 
 
-@pytest.mark.parametrize("command", [("uv", "run", "parley"), ("uv", "run", "just", "serve"), ("just", "serve")])
+@pytest.mark.parametrize("command", [("uv", "run", "parley"), ("uv", "run", "just", "serve")])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.long
 async def test_what_the_readme_starts_ends_with_all_its_processes(
