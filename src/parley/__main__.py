@@ -10,7 +10,7 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 if it failed, 2 if a setting or an option is wrong."""
     if (sys.argv[1:] if arguments is None else arguments) in ([], ["serve"]):
-        # The imports take seconds. Until they end, a container's first process ignores signals without a handler.
+        # The imports take seconds. In a container, the first process (PID 1) ignores signals that have no handler.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
     from parley.commands import run  # noqa: PLC0415  # the handlers must be set first

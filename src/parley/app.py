@@ -74,7 +74,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
             _log.exception("unexpected_error")
             raise
 
-    def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # avoids tasks
+    def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # Litestar then starts no tasks
         return service
 
     key_guard = KeyGuard(settings.keys())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Most bytes that may wait to be parsed: the start of a body, or requests sent before the current one is answered.
+# Maximum bytes that wait to be parsed: the start of a body, or requests sent before the current one is answered.
 _HELD_BYTES: Final = 65_536
 
 _NOT_HTTP: Final = "This is not an HTTP request, or its headers are too long."

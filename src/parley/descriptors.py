@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Most client connections. Each takes 7 KB of memory, or 90 KB with an unfinished request; more would be a flood.
+# Maximum client connections. Each takes 7 KB of memory, or 90 KB with an unfinished request; more would be a flood.
 _MOST_CLIENTS: Final = 16_384
 
 # Descriptors for everything but clients and upstreams: standard streams, log, the model's process, DNS look-ups.
@@ -36,7 +36,7 @@ _OTHERS: Final = 64
 # Connections above the limit, which get only health, metrics and refusals.
 _RESERVED: Final = 16
 
-# The most open files that macOS allows, even if its hard limit is higher.
+# Maximum open files that macOS allows, even if its hard limit is higher.
 _MACOS_FILES: Final = 10_240
 
 REMEDY: Final = "raise the limit of open files (LimitNOFILE, `ulimit -n`), or add replicas"

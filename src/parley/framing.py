@@ -17,10 +17,10 @@ _BYTES_PER_READ: Final = 512
 _FREE_CHUNKS: Final = 2_000
 _BYTES_PER_CHUNK: Final = 64
 
-# Most parts of a body that are parsed before the app asks for it, if they arrive with the head, as most bodies do.
+# Maximum parts of a body that are parsed before the app asks for it, if they arrive with the head, as is usual.
 _EAGER_PARTS: Final = 16
 
-# Most bytes of a request on the wire: chunk sizes, extensions and blank lines can far exceed its body.
+# Maximum bytes of a request on the wire: chunk sizes, extensions and blank lines can far exceed its body.
 _WIRE_BYTES: Final = 2 * MAX_BODY_BYTES
 
 _BLANK_LINES: Final = re.compile(rb"(\r?\n)+")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Most connections that wait to be accepted, and most that are accepted before the loop serves others.
+# Maximum connections in the accept queue, and maximum accepted before the loop serves others.
 LISTEN_QUEUE: Final = 2048
 _ACCEPTS: Final = 16
 

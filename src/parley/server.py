@@ -93,7 +93,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 
 def _upstream_connections(settings: Settings) -> int:
-    """Return the most upstream connections that can be open, including idle ones that are kept for reuse."""
+    """Return the maximum number of upstream connections, including idle ones that stay open for a while."""
     streams = settings.max_streams or MAX_STREAMS
     return 2 * streams if settings.fallback_model else streams
 

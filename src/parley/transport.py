@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # The socket's send buffer. It is small, so that a client that does not read uses little memory.
 _SEND_BUFFER_BYTES: Final = 65_536
 
-# Most bytes that are parsed before the loop serves others; the loops' own 256 KB can hold 40,000 chunks.
+# Maximum bytes that are parsed before the loop serves others; the loops' own 256 KB can hold 40,000 chunks.
 _READ_BYTES: Final = 16_384
 
 # How long, and how much, a client may go on sending after it was refused.

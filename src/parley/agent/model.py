@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Backpressure:
-    """Holds a model back until the client has been sent the earlier text.
+    """Holds a model back while earlier text is on its way to the client.
 
     The queue of openai-agents between the model and its reader is unbounded, and an error that is raised too early
     would overtake the text in it. The queue is empty when its reader waits for the next event.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _MINUTE_S: Final = 60.0
 _BYTES_PER_TOKEN: Final = 4
-# The most that one reply can take from the token quota beyond its reservation, in minutes of the quota. An upstream's
-# absurd token count must not block Parley forever.
+# The maximum that one reply can take from the token quota beyond its reservation, in minutes of the quota. An absurd
+# token count from an upstream must not block Parley forever.
 _MOST_MINUTES: Final = 60
 # When this many callers are stored, evict those whose whole allowance is available again.
 _MANY: Final = 10_000
