@@ -200,10 +200,7 @@ class Connection(H11Protocol):
         return self._lingering is not None or self._wire.is_closing()
 
     def close(self) -> None:
-        """Close the connection so that the client receives what was written before.
-
-        If a request is still being answered, cut the connection: a partial response must not look complete.
-        """
+        """Close so that the client receives a complete response; cut a partial one, so that it does not look whole."""
         if self.is_closing():
             return
         if self._cycle() is not None:
