@@ -1,4 +1,4 @@
-"""Owns the assembly: the only module that knows every other one."""
+"""The assembly of the application from its parts; no other module imports all of them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
-    """Assemble the ASGI application; its lifespan opens the upstreams, and drains the service at a signal to stop.
+    """Assemble the ASGI application.
 
-    `embedded` is where the embedded model runs already, if it does.
+    Its lifespan opens the upstreams, and drains the service when a signal to stop arrives. `embedded` is the address
+    of an embedded model that runs already; `None` starts one if the settings need it.
     """
     watch, telemetry = metrics(), TelemetryPlugin(settings)
     sources = list(_sources(settings, watch, telemetry.tracer, embedded))
@@ -73,12 +74,13 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
             _log.exception("unexpected_error")
             raise
 
-    def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # in turn, without tasks
+    def provide_service(settings: NamedDependency[Any]) -> ChatService:  # noqa: ARG001  # Litestar then starts no tasks
         return service
 
     key_guard = KeyGuard(settings.keys())
 
-    # No guard, as Litestar copies the handler for each. A `before_request` of a controller would replace this one.
+    # Not a guard, because Litestar copies the route handler for each guard it calls. A controller's own
+    # `before_request` would replace this one.
     async def admit(request: Request[Any, Any, Any]) -> None:
         check_room(request)
         await key_guard(request, request.route_handler)
@@ -104,7 +106,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
 
 def _described(settings: Settings, agent: Agent) -> dict[str, object]:
-    """Tell an operator what serves, where, and within which limits."""
+    """Return log fields that tell the operator the address, the models and the limits."""
     return {
         "url": settings.url,
         "version": version("parley"),
@@ -122,7 +124,7 @@ def _described(settings: Settings, agent: Agent) -> dict[str, object]:
 
 
 def _cors(settings: Settings) -> CORSConfig | None:
-    """Let the pages of the given origins call, and read the headers that they need."""
+    """Return the CORS rules that let pages of the configured origins call Parley, or `None` without such origins."""
     if settings.cors_origins is None:
         return None
     return CORSConfig(
@@ -135,7 +137,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
 def _sources(
     settings: Settings, watch: Watch, tracer: Tracer, embedded: Address | None
 ) -> Iterator[EmbeddedUpstream | Upstream]:
-    """Make the upstream, and its fallback if there is one."""
+    """Yield the upstream, then the fallback if there is one."""
 
     def upstream(base_url: str | None, key: Secret | None, model: str | None, *, has_extras: bool = True) -> Upstream:
         return Upstream(
@@ -162,7 +164,7 @@ def _sources(
     if settings.fallback_model:
         base_url = settings.fallback_base_url or settings.openai_base_url
         key = settings.fallback_api_key or (None if settings.fallback_base_url else settings.openai_api_key)
-        # What is meant for one API, and its secrets, is nobody else's.
+        # Extra fields, headers and keys are meant for one API, and may be secret: send them to no other API.
         yield upstream(
             base_url, key, settings.fallback_model, has_extras=not settings.embedded and not settings.fallback_base_url
         )

@@ -1,7 +1,4 @@
-"""Owns the commands: `parley` serves, `parley chat` talks to one that serves, `parley health` asks how it is.
-
-`parley eval` asks one a suite of questions.
-"""
+"""The commands: `parley` serves, `parley chat` is a client, `parley health` checks, `parley eval` runs a suite."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
 _KEYS: Final = ("PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE")
 _OF_CLIENTS: Final = {"chat": (*_ADDRESS, *_KEYS), "eval": _KEYS, "health": _ADDRESS}
-_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # who listens everywhere listens there too
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # all addresses include loopback
 _HEALTH_TIMEOUT_S: Final = 4.0
 _MOST_OF_ALL: Final = 1000
 
@@ -46,17 +43,17 @@ def run(arguments: Sequence[str] | None) -> int:
     if options.command == "eval" and options.write_baseline and (options.tag or options.case):
         parser.error("--write-baseline needs the whole suite, without --tag and --case")
     try:
-        if not getattr(options, "url", None):  # the file's keys are for the Parley that it is for
+        if not getattr(options, "url", None):  # the keys in `.env` must not go to another Parley
             load_env_file()
         environment = dict(os.environ)
         starts = options.command == "eval" and not options.url
-        if options.command in _OF_CLIENTS and not starts:  # which need no more than the address, or also a key
+        if options.command in _OF_CLIENTS and not starts:  # ignore settings that only a server needs
             environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
         settings = settings_from(environment)
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR
-    # Each command imports its own: the server's libraries take seconds that the client need not wait.
+    # Each command imports only what it needs: the server's libraries take seconds to import.
     reached = msgspec.structs.replace(settings, host=_LOOPBACK.get(settings.host, settings.host))
     if options.command == "health":
         return _health(reached.host, reached.port, "ready" if options.ready else "live")
@@ -108,8 +105,8 @@ def _end(*_: object) -> None:
 
 
 def _health(host: str, port: int, question: str) -> int:
-    """Ask a Parley how it is, show what it says, and return the exit code."""
-    # httpx takes four times as long to import, and this may run every few seconds.
+    """Request a health check from Parley, print the response, and return the exit code."""
+    # Not httpx, which takes four times as long to import: this may run every few seconds.
     connection = HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_S)
     try:
         connection.request("GET", f"/health/{question}")

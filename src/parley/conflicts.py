@@ -1,4 +1,4 @@
-"""Owns which settings do not go together, and what is wrong with those that are read by parts."""
+"""Checks that msgspec cannot express: settings that conflict, and the parts of lists and JSON objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FRAMING: Final = frozenset(
 
 
 def conflicts(settings: Settings) -> Iterator[str]:
-    """Yield a line for each thing that the settings cannot be together."""
+    """Yield one line for each conflict between settings, and for each setting with an invalid part."""
     yield from _of_extras(settings)
     yield from _of_callers(settings)
     yield from _of_models(settings)

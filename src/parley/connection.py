@@ -1,4 +1,4 @@
-"""Owns a client's connection: uvicorn's, with bounds for what the client sends, deadlines, and errors as everywhere."""
+"""A client's connection: uvicorn's protocol with limits on input, deadlines, and Parley's error responses."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# What may wait to be parsed: the start of a body, or requests that are sent before this one has its response.
+# Maximum bytes that wait to be parsed: the start of a body, or requests sent before the current one is answered.
 _HELD_BYTES: Final = 65_536
 
 _NOT_HTTP: Final = "This is not an HTTP request, or its headers are too long."
 
 
 class Connection(H11Protocol):
-    """The server side of one client's connection; it limits what the client can cost."""
+    """The server side of one client's connection; limits the time and memory that the client can use."""
 
     def __init__(
         self, *, read_timeout_s: float, write_timeout_s: float, limit: ConnectionLimit, **options: Any
@@ -50,7 +50,7 @@ class Connection(H11Protocol):
         self._lingering: Lingering | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Await the first request, if there is room."""
+        """Wait for the first request, or abort the connection if there is no room."""
         self._wire = transport
         self._writing = ProgressDeadline(
             self.loop, self._write_timeout_s, lambda: self._time_out("client"), lambda: unread_bytes(transport)
@@ -69,7 +69,7 @@ class Connection(H11Protocol):
     # What the client sends.
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece of a request; the time for the whole runs from its first byte."""
+        """Receive a part of a request; the deadline for the whole request runs from its first byte."""
         if self._lingering is not None:
             self._lingering.discard(data)
             return
@@ -80,14 +80,14 @@ class Connection(H11Protocol):
         is_full = self.conn.held_bytes > _HELD_BYTES
         if self.conn.is_request_whole:
             if is_full or self.conn.is_budget_spent:
-                # If Parley stopped reading, it would not notice that the client leaves.
+                # Cut rather than pause: if Parley stopped reading, it would not notice when the client leaves.
                 _log.info("connection_cut", reason="sent_ahead", correlation_id=self.correlation_id())
                 self._cut()
         elif is_full:
-            self.flow.pause_reading()  # until the app wants the body, or refuses it
+            self.flow.pause_reading()  # until the app reads the body, or refuses the request
 
     def handle_events(self) -> None:
-        """Take what is complete, also of a request that waited for the response to the one before it."""
+        """Handle all complete events, including those of a request that waited for the previous response."""
         if self.is_reserved:
             self.is_reserved = self._limit.is_reached(len(self.connections))
             self.app_state[FULL] = self.is_reserved
@@ -101,20 +101,20 @@ class Connection(H11Protocol):
             self._reading.clear()
 
     def _read_body(self) -> None:
-        """Parse the body, which the app asks for."""
+        """Parse the body, because the app has asked for it."""
         if self.conn.their_state is h11.SEND_BODY and self._cycle() is not None:
             self.conn.want_body()
             self.handle_events()
 
     def eof_received(self) -> None:
-        """Take a client that closes its side for one that has left: it cannot be told from one that has."""
+        """Treat a half-closed connection as closed: Parley cannot tell whether the client still reads."""
         if self._cycle() is not None:
-            self._wire.abort()  # what is not sent yet would keep the transport, and the model, waiting
+            self._wire.abort()  # otherwise unsent data would keep the transport open, and the model waiting
 
-    # What it gets.
+    # What the client receives.
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's words
-        """Refuse what is not HTTP, like any other bad request."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's text, which Parley does not send
+        """Send Parley's own error for a request that h11 or Parley cannot accept."""
         refused = sys.exception()
         if isinstance(refused, RefusedRequestError):
             self.refuse(ChatError(ErrorCode.INVALID_REQUEST, detail=str(refused)), refused.error_status_hint)
@@ -122,7 +122,7 @@ class Connection(H11Protocol):
             self.refuse(ChatError(ErrorCode.INVALID_REQUEST, detail=_NOT_HTTP))
 
     def refuse(self, error: ChatError, status: int | None = None) -> None:
-        """Answer with an error, in place of the app, and close; cut off a response that has begun."""
+        """Send an error response in place of the app, and close; if a response has begun, cut the connection."""
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self._cut()
             return
@@ -132,7 +132,7 @@ class Connection(H11Protocol):
         for event in refusal.events:
             self._wire.write(self.conn.send(event) or b"")
         if cycle is not None:
-            # For the request's record, when the app is done.
+            # The app fills in the request's record when it ends.
             cycle.scope["state"]["answered"] = refusal.note
             cycle.disconnected = cycle.response_started = cycle.response_complete = True
             cycle.message_event.set()
@@ -145,9 +145,9 @@ class Connection(H11Protocol):
     def _end_early(self, state: dict[str, Any]) -> None:
         """Answer with `shutting_down` if no response has begun; otherwise reset the connection.
 
-        `state` is that of the request, which may have its response.
+        `state` is the request's state; if that request has had its whole response, do nothing.
         """
-        if self.is_closing():  # uvloop raises an error if something is sent to a client that has left
+        if self.is_closing():  # uvloop raises an error on a write to a client that has left
             return
         if (cycle := self._cycle()) is not None and cycle.scope["state"] is state:
             self.refuse(ChatError(ErrorCode.SHUTTING_DOWN))
@@ -158,20 +158,20 @@ class Connection(H11Protocol):
         self._writing.start()
 
     def resume_writing(self) -> None:
-        """Stop the write deadline: the client has taken all that was buffered."""
+        """Stop the write deadline: the client has received all buffered data."""
         super().resume_writing()
         self._writing.clear()
         self._note_idle()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, if that has come."""
+        """Continue with the next request, if it has arrived."""
         super().on_response_complete()
         self._note_idle()
 
-    # How it ends.
+    # How the connection ends.
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close what is not used any more; the time for that runs from when the client has the whole response."""
+        """Close an idle connection; while the client still has to receive data, wait for another keep-alive period."""
         if self.flow.write_paused:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -180,7 +180,7 @@ class Connection(H11Protocol):
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """Close, or do so after the response under way."""
+        """Close the connection, after the current response if there is one."""
         if self._lingering is None:
             super().shutdown()
         else:
@@ -196,11 +196,11 @@ class Connection(H11Protocol):
         self._limit.leave(self, len(self.connections))
 
     def is_closing(self) -> bool:
-        """Tell whether no more responses can be sent."""
+        """Return whether the connection is closing, so that no more responses can be sent."""
         return self._lingering is not None or self._wire.is_closing()
 
     def close(self) -> None:
-        """Close the connection; the client gets what was written before, and never takes a part for the whole."""
+        """Close so that the client receives a complete response; cut a partial one, so that it does not look whole."""
         if self.is_closing():
             return
         if self._cycle() is not None:
@@ -219,15 +219,15 @@ class Connection(H11Protocol):
         self._cut()
 
     def _cut(self) -> None:
-        """Break the connection, which cancels what is served over it."""
+        """Break the connection, which cancels its request."""
         if (cycle := self._cycle()) is not None:
-            cycle.disconnected = True  # now, or uvicorn would log an error if it cancels the request
+            cycle.disconnected = True  # set now, because uvicorn would log an error when it cancels the request
             if cycle.response_started:
-                reset(self._wire)  # to a client of HTTP/1.0, a response that just ends would look whole
+                reset(self._wire)  # an HTTP/1.0 client would take a normal close for the end of the response
         self._wire.abort()
 
     def evict(self) -> None:
-        """Close the connection, which has no request, because others need its file descriptor."""
+        """Close this idle connection, because another one needs its file descriptor."""
         self._wire.abort()
 
     def _note_idle(self) -> None:
@@ -235,14 +235,14 @@ class Connection(H11Protocol):
             self._limit.note_idle(self)
 
     def correlation_id(self) -> str | None:
-        """Return the id of the request that is being answered, if one is."""
+        """Return the correlation id of the current request, or `None` if there is no request."""
         cycle = self._cycle()
         return None if cycle is None else record_of(cycle.scope).correlation_id
 
     def _cycle(self) -> RequestResponseCycle | None:
-        """Return the request that is being answered, if one is; uvicorn declares the last one as always there."""
+        """Return the current request, or `None`; uvicorn keeps the last request, and types it as never `None`."""
         cycle: RequestResponseCycle | None = self.cycle
         return None if cycle is None or cycle.response_complete else cycle
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: the request is answered as if it had not asked for another protocol."""
+        """Log nothing: Parley ignores a request's Upgrade header and answers over HTTP/1.1."""

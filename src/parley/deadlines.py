@@ -1,4 +1,4 @@
-"""Owns the time that a client has: to send its request, and to take something of its response."""
+"""The deadlines for a client: to send its request, and to make progress with reading the response."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-# Looks at a client's progress in the time that it has for some; a client that stops is cut off at most one look late.
+# Checks of a client's progress per timeout; a client that stops is cut off at most one check late.
 _LOOKS: Final = 4
 
 
 class Deadline:
-    """The time for one thing that a client has to do."""
+    """A deadline for one thing that a client has to do; calls `cut` if it passes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, cut: Callable[[], None]) -> None:
         self._loop = loop
@@ -23,21 +23,21 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Let the time run, if it doesn't already."""
+        """Start the timer, if it is not running."""
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._cut)
 
     def clear(self) -> None:
-        """Stop the time."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class ProgressDeadline(Deadline):
-    """The time without any progress: `left` tells how much is still to do.
+    """A deadline for progress: `left` returns how much is still to do.
 
-    It is a timer that looks from time to time, so that progress itself costs nothing.
+    A timer checks `left` periodically, so that progress itself costs nothing.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class ProgressDeadline(Deadline):
         self._looks_without_progress = 0
 
     def start(self) -> None:
-        """Let the time run, if it doesn't already."""
+        """Start the timer, if it is not running."""
         if self._timer is None:
-            self._last_left = sys.maxsize  # the first look finds out, as most waits are over before it
+            self._last_left = sys.maxsize  # read at the first check, as most waits end before it
             self._looks_without_progress = 0
             self._wait()
 

@@ -1,4 +1,4 @@
-"""Owns the process's file descriptors: how many there are, and which clients' connections get one."""
+"""The process's file descriptors: how many it may open, and which client connections get one."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
         is_reserved: bool
 
         def evict(self) -> None:
-            """Close it."""
+            """Close the connection."""
 
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# More clients would be a flood, and each takes 7 KB, or 90 with a request that does not come to its end.
+# Maximum client connections. Each takes 7 KB of memory, or 90 KB with an unfinished request; more would be a flood.
 _MOST_CLIENTS: Final = 16_384
 
-# For what is neither a client nor an upstream: standard streams, the log, the model's process, name look-ups.
+# Descriptors for everything but clients and upstreams: standard streams, log, the model's process, DNS look-ups.
 _OTHERS: Final = 64
 
-# Connections above the limit, for health, metrics and refusals.
+# Connections above the limit, which get only health, metrics and refusals.
 _RESERVED: Final = 16
 
-# The most that macOS allows, whatever its hard limit says.
+# Maximum open files that macOS allows, even if its hard limit is higher.
 _MACOS_FILES: Final = 10_240
 
 REMEDY: Final = "raise the limit of open files (LimitNOFILE, `ulimit -n`), or add replicas"
 
 
 def raise_limit(upstream_connections: int) -> None:
-    """Raise the limit of open files as far as the system allows, and as there is a use for it."""
+    """Raise the limit of open files to what Parley can use, or as far as the system allows."""
     if sys.platform == "win32":
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -53,13 +53,13 @@ def raise_limit(upstream_connections: int) -> None:
             wanted = min(hard, wanted)  # noqa: PLW2901  # as far as the system allows
         if soft == resource.RLIM_INFINITY or soft >= wanted:
             return
-        with suppress(OSError, ValueError):  # macOS has another limit, too
+        with suppress(OSError, ValueError):  # macOS has a second limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return
 
 
 def open_files() -> int | None:
-    """Return how many files the process may have open; `None` says that there is no limit."""
+    """Return how many files the process may have open; `None` means no limit, or Windows."""
     if sys.platform == "win32":
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -67,12 +67,12 @@ def open_files() -> int | None:
 
 
 def _tell(log: Callable[..., Any], event: str, **fields: object) -> None:
-    """Log in a context of its own: it may be that of a request that has nothing to do with it."""
+    """Log in an empty context: the current one may belong to an unrelated request."""
     Context().run(log, event, **fields)
 
 
 class ConnectionLimit:
-    """The limit of clients' connections: if it is reached, the one that has been idle for longest is closed."""
+    """The limit of client connections; when it is reached, the connection that has been idle longest is closed."""
 
     def __init__(self, most: int, open_files: int | None) -> None:
         self._most = most
@@ -83,7 +83,7 @@ class ConnectionLimit:
 
     @classmethod
     def beside(cls, upstream_connections: int) -> ConnectionLimit:
-        """Return the limit that leaves enough files for so many connections to upstreams."""
+        """Return the limit that leaves enough files for upstream connections, but at least half of all to clients."""
         files = open_files()
         if files is None:
             return cls(_MOST_CLIENTS, files)
@@ -91,15 +91,15 @@ class ConnectionLimit:
         return cls(min(most, _MOST_CLIENTS), files)
 
     def has_room(self, opening: int) -> bool:
-        """Return whether one more connection can be admitted, at least as a reserved one, beside those that open."""
+        """Return whether one more connection can be admitted, also as a reserved one; `opening` are not counted yet."""
         return self._connections + opening < self._most + _RESERVED + len(self._idle)
 
     def is_reached(self, connections: int) -> bool:
-        """Return whether there are more connections than the limit allows."""
+        """Return whether this many connections exceed the limit."""
         return connections > self._most
 
     def admit(self, connections: int) -> bool:
-        """Admit one more connection, which is counted already, if need be in the place of an idle one."""
+        """Return whether a new connection, already counted, is admitted; evict an idle one if necessary."""
         self._connections = connections
         if not self.is_reached(connections):
             return True
@@ -109,7 +109,7 @@ class ConnectionLimit:
         return self._evict_one(connection for connection in self._idle if not connection.is_reserved)
 
     def admit_reserved(self, connections: int) -> bool:
-        """Admit a connection that gets health and metrics only."""
+        """Return whether a connection is admitted for health and metrics only; evict an idle one if necessary."""
         return connections <= self._most + _RESERVED or self._evict_one(iter(self._idle))
 
     def _evict_one(self, idle: Iterator[Connection]) -> bool:
@@ -124,12 +124,12 @@ class ConnectionLimit:
         """Note that a connection is closed."""
         self._connections = connections
         self.note_busy(connection)
-        if self._was_full and connections < self._most * 0.9:  # not at each that comes and goes
+        if self._was_full and connections < self._most * 0.9:  # a margin, so as not to log each change
             self._was_full = False
             _tell(_log.info, "connections_free", connections=connections, open_files=self._open_files)
 
     def note_idle(self, connection: Connection) -> None:
-        """Note that a connection has no request from now on."""
+        """Note that a connection has no request now."""
         self._idle.pop(connection, None)
         self._idle[connection] = None
 

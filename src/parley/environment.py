@@ -1,4 +1,4 @@
-"""Owns the environment: reads the settings from its variables, and tells of each what an operator has to know."""
+"""Read the settings from environment variables, and describe each variable to the operator."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _BOOLEANS: Final = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 class SettingsError(Exception):
-    """The environment holds a value that Parley cannot start with; the message has one line for each."""
+    """The environment holds values that Parley cannot start with; the message has one line for each."""
 
 
 def load_env_file() -> None:
-    """Set the variables of the file `.env` in the working directory, if it is there; those that are set stay.
+    """Set the variables of the file `.env` in the working directory, if it exists; keep variables that are set.
 
     Raises:
-        SettingsError: if it cannot be read.
+        SettingsError: if the file cannot be read.
     """
     try:
         load_dotenv(".env", interpolate=False)
-    except (OSError, ValueError):  # no UTF-8, or a NUL
+    except (OSError, ValueError):  # not UTF-8, or with a NUL
         raise SettingsError(".env: it cannot be read as text in UTF-8.") from None
 
 
@@ -41,7 +41,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     """Read the settings; an empty variable counts as unset.
 
     Raises:
-        SettingsError: with a line for each wrong value; a secret's value is never part of it.
+        SettingsError: if a value is wrong; the message has a line for each, and never contains a secret.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -50,12 +50,12 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         if not text:
             continue
         try:
-            text.encode()  # what is not UTF-8 in the environment could not be sent on
+            text.encode()  # bytes that are not UTF-8 could not be sent to an upstream
             values[variable.field] = msgspec.convert(
                 _normalised(variable, text), variable.type, strict=False, dec_hook=_decode
             )
         except (msgspec.ValidationError, UnicodeEncodeError):
-            # A key or an address may be a secret, or hold one; a prompt is nobody else's business.
+            # Do not log what may hold a secret, such as a key or an address, nor the system prompt.
             is_private = variable.field.endswith(("_key", "_keys", "_url", "_prompt", "_endpoint", "_headers", "_body"))
             shown = "its value" if is_private else repr(text[:100])
             problems.append(f"{variable.name}: {shown} is not allowed; it must be {variable.allowed}.")
@@ -87,7 +87,7 @@ class Variable(NamedTuple):
 
 
 def variables() -> Iterator[Variable]:
-    """Yield each setting with its variable's name, type, default, what it may hold, and what it is for."""
+    """Yield each setting, with the name of its variable, its type, default, allowed values and description."""
     described = inspect.type_info(Settings)
     assert isinstance(described, inspect.StructType)  # noqa: S101  # narrows the type for mypy
     annotations = {field.name: field.type for field in msgspec.structs.fields(Settings)}
@@ -105,7 +105,7 @@ def variables() -> Iterator[Variable]:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each PARLEY_ variable that is no setting, with the setting that was probably meant."""
+    """Yield each PARLEY_ variable that is not a setting, with the setting that was probably meant, or `None`."""
     known = {variable.name.removeprefix(_PREFIX): variable.name for variable in variables()}
     for name in sorted(environment):
         if name.startswith(_PREFIX) and name not in known.values():
@@ -114,7 +114,7 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str
 
 
 def _normalised(variable: Variable, text: str) -> str:
-    """Return a value as msgspec knows it: words in small letters, and lists without blanks."""
+    """Return a value in the form that msgspec expects: words in lower case, lists without spaces."""
     if variable.field in _LISTS:
         return re.sub(", +", ",", text)
     kind = inspect.type_info(variable.type)
@@ -141,11 +141,11 @@ def _decode(kind: type, value: object) -> object:
     if kind is SecretText:
         return SecretText(text)
     if kind is not Secret or not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError  # it could not be sent in a header; msgspec makes this a ValidationError
+        raise ValueError  # a header cannot carry it; msgspec raises a ValidationError from this
     return Secret(text)
 
 
-def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one for each kind
+def _allowed(kind: inspect.Type) -> str:  # noqa: PLR0911  # one return for each kind
     match kind:
         case inspect.Metadata(extra={"allowed": str(allowed)}):
             return allowed

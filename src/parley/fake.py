@@ -1,4 +1,4 @@
-"""Owns the fake: a Parley in memory, behind httpx, that answers as a test tells it to."""
+"""A fake Parley for tests: an in-memory httpx transport that sends scripted answers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _DEFAULTS: Final = Settings()
 
 
 class FakeParley(httpx.MockTransport):
-    """A transport for `httpx.Client` and `httpx.AsyncClient`, with a script instead of a server behind it.
+    """A transport for `httpx.Client` and `httpx.AsyncClient` that sends scripted answers, without a server.
 
-    Each chat gets the next of the scripted answers, and the last one again when there is no other; a request that a
-    Parley with default settings would refuse is refused, and takes none. `requests` holds what was asked. There is
-    nothing but `/chat` and `/chat/complete`, and nobody needs a key.
+    Each chat gets the next scripted answer; the last answer repeats. A request that Parley would refuse with default
+    settings is refused, and uses no answer. `requests` holds the accepted requests. Only `/chat` and `/chat/complete`
+    exist, and no key is needed.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class FakeParley(httpx.MockTransport):
         self._answers: list[Sequence[StreamChunk] | ChatError] = []
 
     def answer(self, *chunks: StreamChunk) -> None:
-        """Answer with these chunks; where the last is neither `done` nor `error`, the connection breaks after it."""
+        """Answer with these chunks; if the last is neither `done` nor `error`, the connection breaks after it."""
         self._answers.append(chunks)
 
     def fail(self, code: ErrorCode, *, retry_after_s: int | None = None) -> None:
@@ -75,7 +75,7 @@ class FakeParley(httpx.MockTransport):
         if not request.content:
             raise ChatError(ErrorCode.INVALID_REQUEST, detail=NO_BODY)
         chat = decode(request.content, request.headers.get("Content-Type", ""), ChatRequest)
-        chat.to_prompt(_DEFAULTS, caller="")  # which finds what is above the ceilings
+        chat.to_prompt(_DEFAULTS, caller="")  # raises an error if a value exceeds its ceiling
         if not self._answers:
             raise AssertionError("FakeParley was not told what to answer")
         self.requests.append(chat)
@@ -90,7 +90,7 @@ def _path(request: httpx.Request) -> str:
 
 
 def _of_request(chat: ChatRequest, chunks: Sequence[StreamChunk], correlation_id: str) -> list[StreamChunk]:
-    """Return an answer's chunks as this request gets them: without thoughts that it does not ask for."""
+    """Return an answer's chunks for this request: with its correlation id, and with reasoning only if requested."""
     if not chat.include_reasoning and any(isinstance(chunk, ReasoningChunk) for chunk in chunks):
         kept = (chunk for chunk in chunks if not isinstance(chunk, ReasoningChunk))
         chunks = [replace(chunk, seq=number) for number, chunk in enumerate(kept)]
@@ -148,7 +148,7 @@ def _broken() -> httpx.RemoteProtocolError:
 
 
 class _Frames(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of a stream, which comes frame by frame."""
+    """The body of a stream, sent frame by frame."""
 
     def __init__(self, chunks: Sequence[StreamChunk]) -> None:
         self._chunks = chunks

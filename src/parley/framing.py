@@ -1,4 +1,4 @@
-"""Owns what is parsed of the bytes that a client sends: h11's parser, with bounds on the work that they can cause."""
+"""h11's parser for what a client sends, with limits on the work that the client can cause."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import h11
 
 from parley.web.request import MAX_BODY_BYTES
 
-# Each read of the socket and each chunk costs the same time, however small it is. A client may use this many, and one
-# more for each of these bytes: few enough to cost a fifth of a second, and enough for clients that flush every token.
+# Each socket read and each chunk costs the same time, however small it is. A client may use `_FREE_READS` reads, plus
+# one per `_BYTES_PER_READ` bytes; the same holds for chunks. That limits the cost to a fifth of a second, and is enough
+# for clients that flush every token.
 _FREE_READS: Final = 2_500
 _BYTES_PER_READ: Final = 512
 _FREE_CHUNKS: Final = 2_000
 _BYTES_PER_CHUNK: Final = 64
 
-# Parts of a body that are parsed before the app asks for it, if they come with the head, as most whole bodies do.
+# Maximum parts of a body that are parsed before the app asks for it, if they arrive with the head, as is usual.
 _EAGER_PARTS: Final = 16
 
-# A request's bytes on the wire: chunk sizes, extensions and blank lines can be far more than its body.
+# Maximum bytes of a request on the wire: chunk sizes, extensions and blank lines can far exceed its body.
 _WIRE_BYTES: Final = 2 * MAX_BODY_BYTES
 
 _BLANK_LINES: Final = re.compile(rb"(\r?\n)+")
@@ -27,7 +28,7 @@ _ORIGIN: Final = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
 class ReadBudget:
-    """Counts reads and bytes; more bytes allow more reads."""
+    """A budget of reads and bytes; more bytes allow more reads."""
 
     def __init__(self, most_bytes: int, bytes_per_read: int) -> None:
         self._most_bytes = most_bytes
@@ -42,20 +43,20 @@ class ReadBudget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the client has sent too much, or too little at a time."""
+        """Whether the client has sent too many bytes, or too many small pieces."""
         return self._bytes > self._most_bytes or self._reads > _FREE_READS + self._bytes // self._bytes_per_read
 
 
 class RefusedRequestError(h11.RemoteProtocolError):
-    """A request that h11 would accept and Parley does not."""
+    """A request that h11 would accept, but Parley refuses."""
 
 
 class ServerConnection(h11.Connection):
     """h11's connection, which parses no more than is needed.
 
-    It leaves a body alone until the app asks for it, but for the start that comes with the head, and the next request
-    until this one has its response; so it has no use for `h11.PAUSED`, at which uvicorn would stop reading and not
-    notice that the client leaves.
+    It parses a body only when the app asks for it, except for the start that arrives with the head. It parses the next
+    request only after the response to the current one. Therefore it never returns `h11.PAUSED`, at which uvicorn would
+    stop reading and not notice when the client leaves.
     """
 
     def __init__(self) -> None:
@@ -73,17 +74,17 @@ class ServerConnection(h11.Connection):
 
     @property
     def is_request_whole(self) -> bool:
-        """Whether the request has come to its end; nothing after that is parsed before it has its response."""
+        """Whether the whole request has been parsed; nothing after it is parsed before its response."""
         return self.their_state not in {h11.IDLE, h11.SEND_BODY, h11.ERROR}
 
     @property
     def held_bytes(self) -> int:
-        """The number of bytes that wait to be parsed."""
+        """The number of received bytes that are not parsed yet."""
         return len(self._receive_buffer)
 
     @property
     def is_budget_spent(self) -> bool:
-        """Whether the client has sent too much, or too little at a time, for one request."""
+        """Whether the client has sent too many bytes, or too many small pieces, for one request."""
         return self._reads.is_spent or self._chunks > _FREE_CHUNKS + self._body_bytes // _BYTES_PER_CHUNK
 
     def want_body(self) -> None:
@@ -91,7 +92,7 @@ class ServerConnection(h11.Connection):
         self._body_is_wanted = True
 
     def receive_data(self, data: bytes) -> None:
-        """Hold a piece of what the client sends."""
+        """Buffer bytes from the client."""
         self._eager_parts = 0
         self._reads.spend(len(data))
         super().receive_data(data)
@@ -102,11 +103,11 @@ class ServerConnection(h11.Connection):
         self._new_budgets()
 
     def next_event(self) -> Any:
-        """Return the next event, or `h11.NEED_DATA` if there is none yet, or if it must wait.
+        """Return the next event, or `h11.NEED_DATA` if there is none yet, or if parsing must wait.
 
         Raises:
             RefusedRequestError: if Parley does not accept the request.
-            h11.RemoteProtocolError: if it is not HTTP.
+            h11.RemoteProtocolError: if the bytes are not HTTP.
         """
         if self.is_request_whole:
             return h11.NEED_DATA
@@ -125,8 +126,8 @@ class ServerConnection(h11.Connection):
         return self._accepted(event) if isinstance(event, h11.Request) else event
 
     def _skip_blank_lines(self) -> bool:
-        """Skip the line ends that RFC 9112 (2.2) allows before a request; return whether one can follow."""
-        data = self._receive_buffer._data  # noqa: SLF001  # h11 has no way to look at what it holds
+        """Skip the blank lines that RFC 9112 (2.2) allows before a request; return whether a request may follow."""
+        data = self._receive_buffer._data  # noqa: SLF001  # h11 has no public way to read its buffer
         if blank := _BLANK_LINES.match(data):
             self._receive_buffer.maybe_extract_at_most(blank.end())
         return data != b"\r"
@@ -137,7 +138,7 @@ class ServerConnection(h11.Connection):
         lengths = {value for name, value in request.headers if name == b"content-length"}
         is_chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
         if is_chunked and lengths:
-            # A proxy may have believed the length, and see other requests in what follows than h11 (RFC 9112, 6.1).
+            # A proxy may have used the length, and see other requests in the following bytes than h11 (RFC 9112, 6.1).
             self._cstate.process_keep_alive_disabled()
         self._eager_parts = _EAGER_PARTS
         self._body_is_wanted = not is_chunked and all(int(length) == 0 for length in lengths)
@@ -158,6 +159,6 @@ class ServerConnection(h11.Connection):
 
     def _clean_up_response_headers_for_sending(self, response: h11.Response) -> h11.Response:
         if self.is_last_request or not self.is_request_whole:
-            # What is still to come will not be parsed, so it cannot be told from a next request.
+            # Parley does not parse the rest of this request, so it could not tell the rest from a next request.
             self._cstate.process_keep_alive_disabled()
         return super()._clean_up_response_headers_for_sending(response)

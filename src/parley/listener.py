@@ -1,4 +1,4 @@
-"""Owns the event loop of the server, and how it accepts clients' connections."""
+"""The server's event loop, and how it accepts client connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from parley.descriptors import REMEDY, open_files
 
 try:
     from uvloop import Loop as FastestLoop
-except ImportError:  # there is none for Windows and PyPy
+except ImportError:  # uvloop does not support Windows and PyPy
     from asyncio import SelectorEventLoop as FastestLoop  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Connections that may wait to be accepted, and those that are accepted before the loop serves others.
+# Maximum connections in the accept queue, and maximum accepted before the loop serves others.
 LISTEN_QUEUE: Final = 2048
 _ACCEPTS: Final = 16
 
 # Errors of `accept` that concern the process or the system, not one connection. After one, Parley tries again after
-# `_RETRY_S`; after `_CALM_S` without another, it says that it can accept again.
+# `_RETRY_S`; after `_CALM_S` without another, it logs that it can accept again.
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _RETRY_S: Final = 1.0
 _CALM_S: Final = 3.0
 
-# Seconds until Parley looks again for room, when every connection has a request, even the reserved ones.
+# Seconds until Parley checks again for room, if every connection has a request, even the reserved ones.
 _FULL_RETRY_S: Final = 0.01
 
 
 class Listener:
-    """Accepts clients' connections, a few at a time; those that it cannot accept yet wait in the queue.
+    """Accepts client connections, a few at a time; connections that it cannot accept yet wait in the queue.
 
-    The loops' own servers do worse without a file descriptor: asyncio's logs thousands of lines a second, and uvloop's
-    accepts the whole queue at once and closes the connections. It also stops listening at any other error.
+    The loops' own servers fail when file descriptors run out: asyncio's logs thousands of lines per second; uvloop's
+    accepts the whole queue at once and closes the connections. uvloop's also stops listening after any other error.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Listener:
         self._opening: set[asyncio.Task[Any]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._calm: asyncio.TimerHandle | None = None
-        listening.setblocking(False)  # noqa: FBT003  # its only parameter
+        listening.setblocking(False)  # noqa: FBT003  # its only parameter, which has no keyword
         self._listen()
 
     def _listen(self) -> None:
@@ -77,7 +77,7 @@ class Listener:
                 if error.errno in _EXHAUSTED:
                     self._wait(_RETRY_S)
                     self._tell()
-                if error.errno != errno.ECONNABORTED:  # all are accepted, or another worker has been faster
+                if error.errno != errno.ECONNABORTED:  # the queue is empty, or another worker was faster
                     return
             else:
                 opening = self._loop.create_task(self._open(connection))
@@ -112,11 +112,11 @@ class Listener:
         self._socket.close()
 
     async def wait_closed(self) -> None:
-        """Do nothing: uvicorn itself waits for the connections."""
+        """Do nothing: uvicorn waits for the connections itself."""
 
 
 class Loop(FastestLoop):
-    """The fastest event loop that there is for the platform, with Parley's way to accept connections."""
+    """The fastest event loop for the platform, which accepts connections with `Listener`."""
 
     def __init__(self, limit: ConnectionLimit) -> None:
         super().__init__()
@@ -125,5 +125,5 @@ class Loop(FastestLoop):
     async def create_server(  # type: ignore[override]  # as uvicorn calls it
         self, protocol_factory: Callable[[], asyncio.BaseProtocol], *, sock: socket.socket, **_: Any
     ) -> Listener:
-        """Listen; uvicorn asks for no TLS, and its number for the queue is not Parley's."""
+        """Listen on `sock`; ignore the other options: uvicorn requests no TLS, and its queue size is not Parley's."""
         return Listener(self, protocol_factory, sock, self._limit)

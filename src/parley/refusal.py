@@ -1,4 +1,4 @@
-"""Owns the errors that a connection answers by itself, in place of the app."""
+"""The error responses that a connection sends itself, in place of the app."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Refusal:
-    """The response, as any other error has it, and what the request's record says of it."""
+    """An error response in the same form as the app's, and its note in the request's record."""
 
     def __init__(self, error: ChatError, status: int | None, correlation_id: str, *, has_body: bool) -> None:
-        """Take the error; `status` replaces the usual one of its code. A response to HEAD has no body."""
+        """Prepare the response; `status` replaces the usual one of the error's code. A response to HEAD has no body."""
         self._error = error
         self._status = int(status or STATUS[error.code])
         problem = ErrorResponse.of(error, correlation_id)
@@ -42,7 +42,7 @@ class Refusal:
         self.events: tuple[h11.Event, ...] = (response, *data, h11.EndOfMessage())
 
     def note(self, record: Record) -> None:
-        """Note what the client got."""
+        """Note in the record what the client received."""
         record.fail(self._error)
         record.status = self._status
         record.bytes_out = self._bytes_out

@@ -1,4 +1,4 @@
-"""Owns the server: uvicorn, and how it is told to run the app."""
+"""The server: uvicorn's options, its workers, and the start of the app."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 _START_FAILED: Final = 3
-# Seconds in which a worker has to show that it lives; it takes some to start, and more where much else runs.
+# Seconds for a worker to answer a health check. A start takes several seconds, and longer on a busy machine.
 _WORKER_TIMEOUT_S: Final = 30
-# Seconds for answers to end in when they have been told to, before uvicorn cuts them.
+# At shutdown, Parley ends the open replies after `drain_timeout_s`; uvicorn cuts their connections this much later.
 _GRACE_S: Final = 5
 
 
 def serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
-    """Serve until a signal ends it; warn of the `unknown` variables, each with the setting that may be meant.
+    """Serve until a signal arrives; warn of `unknown` variables, each with the setting that was probably meant.
 
     Raises:
-        SystemExit: with code 3, where it cannot start; why is logged.
+        SystemExit: with code 3, if Parley cannot start; the reason is logged.
     """
     logs.configure(settings)
     descriptors.raise_limit(_upstream_connections(settings))
@@ -79,7 +79,7 @@ def options(settings: Settings) -> dict[str, Any]:
             Connection, read_timeout_s=settings.read_timeout_s, write_timeout_s=settings.write_timeout_s, limit=limit
         ),
         "log_config": None,
-        # Windows has processes, such as the embedded model's, in another kind of loop only.
+        # On Windows, only asyncio's default loop can start processes, such as the embedded model's.
         "loop": "asyncio" if sys.platform == "win32" else partial(Loop, limit),
         "forwarded_allow_ips": settings.trusted_proxies,
         "proxy_headers": settings.trusted_proxies is not None,
@@ -93,7 +93,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 
 def _upstream_connections(settings: Settings) -> int:
-    """Return how many there are at most; one that is idle stays open for a while."""
+    """Return the maximum number of upstream connections, including idle ones that stay open for a while."""
     streams = settings.max_streams or MAX_STREAMS
     return 2 * streams if settings.fallback_model else streams
 
@@ -106,22 +106,22 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listening(settings: Settings) -> socket.socket:
-    """Listen before anything that takes time, so that early callers wait; exit with code 3 if that is not possible."""
+    """Listen before the slow steps of the start, so that early clients wait; exit with code 3 if that fails."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=LISTEN_QUEUE)
-    except (OSError, TypeError, UnicodeError) as error:  # as names and addresses can be wrong in many ways
+    except (OSError, TypeError, UnicodeError) as error:  # a name or an address can be wrong in many ways
         why = str(getattr(error, "strerror", "it is no address")).partition(" (")[0]
         _log.critical("start_failed", reason=f"Parley cannot listen on {settings.host}, port {settings.port}: {why}.")
         raise SystemExit(_START_FAILED) from None
 
 
 def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
-    """Make the app, or exit with code 3 if the operator's agent cannot be run."""
+    """Return the app, or exit with code 3 if Parley cannot run the operator's agent."""
     with _or_exit():
         app = create_app(settings, embedded)
-    # The libraries make 400,000 objects that live as long as the process. Each look through them, in search of
-    # garbage, would hold up all streams for a tenth of a second.
+    # The libraries create 400,000 objects that live as long as the process. Each full garbage collection that scans
+    # them would block all streams for a tenth of a second.
     gc.collect()
     gc.freeze()
     return app
@@ -129,7 +129,7 @@ def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar
 
 @contextmanager
 def _or_exit() -> Iterator[None]:
-    """Load the operator's agent or the embedded model in the block; exit with code 3 if that fails, and log why."""
+    """If the agent or the embedded model fails to load in the block, log the reason and exit with code 3."""
     try:
         yield
     except (AgentError, EmbeddedModelError) as error:
@@ -138,7 +138,7 @@ def _or_exit() -> Iterator[None]:
 
 
 class _WorkerApp(msgspec.Struct):
-    """Makes the app in a worker, to which it is sent: all of them have the settings and keys of the start."""
+    """The app factory that is sent to each worker, so that all workers have the settings and keys of the start."""
 
     settings: Settings
     embedded: Address | None = None
@@ -150,14 +150,14 @@ class _WorkerApp(msgspec.Struct):
 
 
 class _Workers(Multiprocess):
-    """uvicorn's supervisor of workers, which alone hears of Ctrl-C and of a terminal that closes."""
+    """uvicorn's supervisor of workers. Only this process receives SIGINT and SIGHUP: the workers block them."""
 
     def init_processes(self) -> None:
         with _held({signal.SIGINT, signal.SIGHUP}):
             super().init_processes()
 
     def keep_subprocess_alive(self) -> None:
-        # With its end of their pipe open here, too, one that dies before it answers would be waited for.
+        # Close this process's copies of the workers' pipe ends. Otherwise it would wait for a worker that has died.
         for process in self.processes:
             process.child_conn.close()
         before = [*self.processes]
@@ -169,14 +169,14 @@ class _Workers(Multiprocess):
                 _log.error("worker_died", pid=process.pid, exit_code=process.exitcode)
 
     def terminate_all(self) -> None:
-        for listener in self.sockets:  # nobody else would refuse who calls now
+        for listener in self.sockets:  # refuse new connections; otherwise they would wait in the queue
             listener.close()
         super().terminate_all()
 
 
 @contextmanager
 def _held(signals: set[signal.Signals]) -> Iterator[None]:
-    """Hold back these signals; processes that are started meanwhile never get them."""
+    """Block these signals; processes that are started in the block never receive them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -186,14 +186,14 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
     if settings.agent is not None:
-        with _or_exit():  # once, before each worker would fail for the same reason, or a model is loaded in vain
+        with _or_exit():  # once, so that not every worker fails for the same reason, and no model is loaded in vain
             load(settings.agent)
     app = _WorkerApp(settings)
-    ensure_running()  # else the first worker would start it, which lets go of a SIGINT that is held
+    ensure_running()  # otherwise the first worker's start would do this, which unblocks SIGINT
     on_hangup = signal.getsignal(signal.SIGHUP)
-    # From here on signals are kept, until it looks.
+    # From here on, the supervisor queues signals until it runs.
     workers = _Workers(uvicorn.Config(app, factory=True, **options(settings)), [listener])
-    signal.signal(signal.SIGHUP, on_hangup)  # new workers would have the same settings, so there is no use in them
+    signal.signal(signal.SIGHUP, on_hangup)  # uvicorn would restart the workers, but with the same settings
     with _model_of_all(settings) as app.embedded:
         workers.run()
     if any(process.exitcode == _START_FAILED for process in workers.processes):
@@ -202,7 +202,7 @@ def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
 
 @contextmanager
 def _model_of_all(settings: Settings) -> Iterator[Address | None]:
-    """Run the embedded model, if it is what answers, in this process, which outlives its workers, or exit."""
+    """If the settings select the embedded model, run it from this process for all workers, or exit with code 3."""
     if not settings.embedded:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Owns the settings: what an operator may set, and what values are allowed."""
+"""The settings: what the operator can set, and which values are allowed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-# No server's ceiling can be higher.
+# The highest ceilings that an operator can set.
 LONGEST_S: Final = 3600
 MOST_OUTPUT_TOKENS: Final = 1_000_000
 
 _Seconds = Annotated[float, Meta(gt=0, le=LONGEST_S)]
 _Name = Annotated[str, Meta(pattern=r"^\S{1,200}\Z", extra={"allowed": "1 to 200 characters without blanks"})]
 _PORT = r"([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-# As a browser writes it: in small letters, in ASCII, and without the port that goes without saying.
+# As browsers write it: in lower case, in ASCII, and without the scheme's default port.
 _HOST = r"([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])"
 _ORIGIN = rf"(http://{_HOST}(:(?!80\b|0){_PORT})?|https://{_HOST}(:(?!443\b|0){_PORT})?)"
 _Origins = Annotated[
@@ -39,7 +39,7 @@ _Headers = dict[
 
 
 class Secret:
-    """A string that shows only as asterisks; `reveal()` gives it to the code that has to send it."""
+    """A string whose `repr` is asterisks; code that has to send it calls `reveal()`."""
 
     __slots__ = ("_value",)
 
@@ -55,13 +55,13 @@ class Secret:
 
 
 class SecretText(Secret):
-    """A secret that can hold blanks."""
+    """A secret that can contain spaces."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set, one field per variable: `port` is PARLEY_PORT.
 
-    `openai_*` and `otel_*` keep their usual names. Seconds are of wall-clock time, tokens are the model's own.
+    `openai_*` and `otel_*` keep their usual names. Seconds are wall-clock time. Tokens are the model's own.
     """
 
     openai_api_key: Annotated[
@@ -209,41 +209,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def embedded(self) -> bool:
-        """Whether the embedded model serves; a key alone, which many shells have, chooses no upstream."""
+        """Whether the embedded model answers; a key without a model, as in many shells, does not select an upstream."""
         return self.openai_base_url is None and (self.openai_api_key is None or self.model is None)
 
     @property
     def url(self) -> str:
-        """Where Parley listens."""
+        """The URL at which Parley listens."""
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     @property
     def traces_url(self) -> str | None:
-        """Where traces go, if anywhere."""
+        """The URL to which traces are sent, or `None` if they are off."""
         if self.otel_exporter_otlp_endpoint is None:
             return self.otel_exporter_otlp_traces_endpoint
         return self.otel_exporter_otlp_traces_endpoint or f"{self.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
 
     def added_fields(self) -> dict[str, Any]:
-        """Return the fields that each request to the upstream gets.
+        """Return the extra fields for each request to the upstream.
 
         Raises:
-            msgspec.DecodeError: if they are no JSON object.
+            msgspec.DecodeError: if `extra_body` is not a JSON object.
         """
         return msgspec.json.decode(self.extra_body, type=dict[str, Any]) if self.extra_body else {}
 
     def added_headers(self) -> dict[str, str]:
-        """Return the headers that each request to the upstream gets.
+        """Return the extra headers for each request to the upstream.
 
         Raises:
-            msgspec.DecodeError: if they are no JSON object of strings.
+            msgspec.DecodeError: if `extra_headers` is not a JSON object of header names and values.
         """
         return msgspec.json.decode(self.extra_headers.reveal(), type=_Headers) if self.extra_headers else {}
 
     def keys(self) -> list[str]:
-        """Return the keys that callers may send; where there are none, nobody needs one."""
+        """Return the API keys that callers may use; if there are none, no key is required."""
         return [key for key in (self.api_keys.reveal() if self.api_keys else "").split(",") if key]
 
     def metrics_keys(self) -> list[str]:
-        """Return the keys to the metrics; where there are none, nobody needs one."""
+        """Return the API keys for the metrics; if there are none, no key is required."""
         return self.keys() if self.metrics_key is None else [self.metrics_key.reveal()]

@@ -1,4 +1,4 @@
-"""Owns what a signal to stop means for replies: no new ones, time for those under way, then the truth."""
+"""What a signal to stop does: refuse new replies, give open ones time to finish, then end them with an error."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
     from parley.chat.service import ChatService
 
-# For replies to end in, with the truth, when the operator does not want to wait; then the server cancels them.
+# After a second Ctrl-C, the time for open replies to end with an error, before the server cancels them.
 _LAST_WORDS_S: Final = 1.0
 
 
 @contextmanager
 def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
-    """Drain the service at SIGTERM or SIGINT, beside what the server does then; after `timeout_s`, stop its replies.
+    """Drain the service at SIGTERM or SIGINT; after `timeout_s` seconds, stop its replies.
 
-    A SIGINT after that, a second Ctrl-C, stops them at once.
-    It hooks on to the server's own handlers, as uvicorn tells the app nothing before all its connections are closed.
-    To a worker, its parent's death is a SIGTERM: nobody else would stop it.
+    A SIGINT after the first signal, such as a second Ctrl-C, stops the replies immediately. The handlers wrap the
+    server's own, because uvicorn notifies the app only after all its connections are closed. A worker treats its
+    parent's death as a SIGTERM, because otherwise nothing would stop it.
     """
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGTERM, signal.SIGINT] if threading.current_thread() is threading.main_thread() else []
@@ -39,7 +39,7 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
         signals.append(number)
         service.drain()
         tell_server = partial(servers[signal.Signals(number)], number, frame)
-        if is_hurry:  # the next is the server's alone
+        if is_hurry:  # a further SIGINT goes to the server at once
             loop.call_soon_threadsafe(service.stop)
             loop.call_soon_threadsafe(loop.call_later, _LAST_WORDS_S, tell_server)
         else:

@@ -1,4 +1,4 @@
-"""Owns `parley chat`: the terminal client, and the reference for who consumes the stream."""
+"""`parley chat`: the terminal client, and a reference for clients that read the stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from parley.web.schema import (
     TextChunk,
 )
 
-# A little more than the server's own ceiling between two chunks: the server is the one that keeps time.
+# Longer than any silence of a Parley with default settings: Parley enforces the time limits, not this client.
 _TIMEOUT: Final = httpx.Timeout(60, connect=5)
 
 _decode_chunk: Final = msgspec.json.Decoder(StreamChunk).decode
@@ -34,7 +34,7 @@ _decode_error: Final = msgspec.json.Decoder(ErrorResponse).decode
 
 
 class ChatFailedError(Exception):
-    """The server could not be reached, or its answer failed; the message is for a person."""
+    """The server could not be reached, or its answer failed; the message is meant for the user."""
 
     def __init__(self, message: str, code: ErrorCode | None = None) -> None:
         super().__init__(message)
@@ -42,12 +42,12 @@ class ChatFailedError(Exception):
 
 
 def chat(url: str, key: str | None, message: str) -> int:
-    """Ask one message (given, or piped in), or converse until the input ends; return the exit code."""
+    """Send one message (the argument, or piped in), or converse until the input ends; return the exit code."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what is not UTF-8 here, or cannot be shown here, is no failure
+            stream.reconfigure(errors="replace")  # replace characters that the terminal cannot read or show
     message = os.fsencode(message).decode(errors="replace")
-    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
+    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # use no proxy for this machine
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT, mounts=mounts) as client:
         if message or not sys.stdin.isatty():
@@ -63,15 +63,15 @@ def _once(client: httpx.Client, message: str) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads the answer has had enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail anew as it exits
+    except BrokenPipeError:  # the reader of the pipe has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python would fail again at exit
         return 141
     return 0
 
 
 def _converse(client: httpx.Client) -> int:
     with suppress(ImportError):
-        import readline  # noqa: F401, PLC0415  # gives input() its editing keys; Windows has none
+        import readline  # noqa: F401, PLC0415  # adds line editing to input(); not available on Windows
     _note("Ctrl-C stops an answer, Ctrl-D ends.")
     history: list[HistoryTurn] = []
     while True:
@@ -97,10 +97,10 @@ def _converse(client: httpx.Client) -> int:
 
 
 def ask(client: httpx.Client, message: str, history: list[HistoryTurn]) -> Iterator[StartChunk | TextChunk | DoneChunk]:
-    """Yield the chunks of an answer up to its `done`; leaving the iterator closes the connection and stops the model.
+    """Yield the chunks of an answer up to its `done`; closing the iterator closes the connection and stops the model.
 
     Raises:
-        ChatFailedError: where the answer fails, before or after its start.
+        ChatFailedError: if the answer fails, before or after its start.
     """
     body = msgspec.json.encode(ChatRequest(message=message, history=history))
     headers = {"Content-Type": "application/json"}
@@ -124,7 +124,7 @@ def ask(client: httpx.Client, message: str, history: list[HistoryTurn]) -> Itera
 
 
 def _show(chunks: Iterator[StartChunk | TextChunk | DoneChunk]) -> str:
-    """Print an answer as it comes, and what it took; return its text."""
+    """Print an answer as it arrives, then its tokens and time; return its text."""
     texts: list[str] = []
     for chunk in chunks:
         match chunk:
@@ -145,5 +145,5 @@ def _explain(error: ErrorResponse) -> str:
 
 
 def _note(text: str) -> None:
-    """Print what is not the answer, where it does not get into a pipe."""
+    """Print a text that is not part of the answer to standard error, so that it does not get into a pipe."""
     print(text, file=sys.stderr)  # noqa: T201

@@ -1,8 +1,8 @@
-"""Owns what a consumer's tests need: factories for the shapes on the wire, and fixtures.
+"""Factories and pytest fixtures for the tests of clients.
 
-Load it as a pytest plugin with `pytest_plugins = ["parley.testing"]`; it wants the extra `parley[testing]`. Each
-factory has a fixture of its own name, such as `chat_request_factory`; `fake_parley` is a `parley.fake.FakeParley`.
-`ChatRequestFactory.seed_random(1)` makes what a factory builds the same in each run.
+Load it as a pytest plugin with `pytest_plugins = ["parley.testing"]`; it needs the extra `parley[testing]`. Each
+factory has a fixture with its name in snake case, such as `chat_request_factory`. The fixture `fake_parley` is a
+`parley.fake.FakeParley`. `ChatRequestFactory.seed_random(1)` makes a factory build the same values in each run.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from parley.web.schema import (
     TextChunk,
 )
 
-# What can still go wrong once an answer has begun.
+# Errors that can end an answer after it has begun.
 _BREAKS = [
     ErrorCode.UPSTREAM_TRUNCATED,
     ErrorCode.UPSTREAM_ERROR,
@@ -45,71 +45,71 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class _Factory(MsgspecFactory[T]):
-    """What the fields hold that several shapes have in common."""
+    """Values for fields that several types share."""
 
     __is_base_factory__ = True
 
     @classmethod
     def text(cls) -> str:
-        """Say something."""
+        """Return a sentence."""
         return cls.__faker__.sentence()
 
     @classmethod
     def correlation_id(cls) -> str:
-        """Look like Parley's own."""
+        """Return an id in the form that Parley generates."""
         return f"{cls.__random__.getrandbits(128):032x}"
 
     @classmethod
     def usage(cls) -> Usage:
-        """Count what adds up."""
+        """Return counts that add up."""
         read, written = cls.__random__.randint(1, 4000), cls.__random__.randint(1, 2000)
         return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written, source=UsageSource.UPSTREAM)
 
     @classmethod
     def timing(cls) -> Timing:
-        """Take longer to the end than to the beginning."""
+        """Return a total time that is not shorter than the time to the first token."""
         first_token_ms = cls.__random__.randint(50, 2000)
         return Timing(first_token_ms=first_token_ms, total_ms=first_token_ms + cls.__random__.randint(0, 20_000))
 
 
 @register_fixture
 class HistoryTurnFactory(_Factory[HistoryTurn]):
-    """Earlier turns."""
+    """Builds earlier turns of a conversation."""
 
     @classmethod
     def content(cls) -> str:
-        """Say something."""
+        """Return a sentence."""
         return cls.text()
 
 
 @register_fixture
 class ChatRequestFactory(_Factory[ChatRequest]):
-    """Requests that a Parley with default settings accepts."""
+    """Builds requests that Parley accepts with default settings."""
 
     @classmethod
     def message(cls) -> str:
-        """Ask something."""
+        """Return a sentence."""
         return cls.text()
 
     @classmethod
     def history(cls) -> list[HistoryTurn]:
-        """Begin with one exchange."""
+        """Return one turn of the user and one of the assistant."""
         return [HistoryTurn("user", cls.text()), HistoryTurn("assistant", cls.text())]
 
     @classmethod
     def max_output_tokens(cls) -> int:
-        """Stay below the ceiling."""
+        """Return a value up to the default ceiling."""
         return cls.__random__.randint(1, 2000)
 
     @classmethod
     def timeout_s(cls) -> float:
-        """Stay below the ceiling."""
+        """Return a value up to the default ceiling."""
         return cls.__random__.uniform(1, 30)
 
 
 @register_fixture
 class ChatResponseFactory(_Factory[ChatResponse]):
-    """Whole answers."""
+    """Builds complete answers."""
 
 
 def _explained(name: str, values: dict[str, ErrorCode]) -> object:
@@ -118,7 +118,7 @@ def _explained(name: str, values: dict[str, ErrorCode]) -> object:
 
 @register_fixture
 class ErrorResponseFactory(_Factory[ErrorResponse]):
-    """Failures; what they say is what Parley says for their code."""
+    """Builds errors with the texts that Parley sends for their code."""
 
     error = PostGenerated(_explained)
     detail = PostGenerated(_explained)
@@ -129,40 +129,40 @@ class ErrorResponseFactory(_Factory[ErrorResponse]):
 
 @register_fixture
 class StartChunkFactory(_Factory[StartChunk]):
-    """The chunk that begins a stream."""
+    """Builds the first chunk of a stream."""
 
     seq = 0
 
 
 @register_fixture
 class ReasoningChunkFactory(_Factory[ReasoningChunk]):
-    """Pieces of what a model thinks."""
+    """Builds chunks of a model's reasoning."""
 
 
 @register_fixture
 class TextChunkFactory(_Factory[TextChunk]):
-    """Pieces of an answer."""
+    """Builds chunks of an answer's text."""
 
 
 @register_fixture
 class DoneChunkFactory(_Factory[DoneChunk]):
-    """The chunk that ends an answer."""
+    """Builds the last chunk of a complete answer."""
 
 
 @register_fixture
 class ErrorChunkFactory(_Factory[ErrorChunk]):
-    """The chunk that ends a broken answer."""
+    """Builds the last chunk of an answer that failed."""
 
     @classmethod
     def error(cls) -> ErrorResponse:
-        """Break as an answer can that has begun."""
+        """Return an error that can occur after an answer has begun."""
         return ErrorResponse.of(ChatError(cls.__random__.choice(_BREAKS)), cls.correlation_id())
 
 
 def stream_of(
     *texts: str, reasoning: Sequence[str] = (), ended_by: DoneChunk | ErrorChunk | None = None
 ) -> list[StreamChunk]:
-    """Return the chunks of a whole stream, numbered as Parley numbers them; the thoughts come before the texts."""
+    """Return the chunks of a whole stream, numbered as Parley numbers them; the reasoning precedes the texts."""
     last = ended_by or DoneChunkFactory.build(finish_reason=FinishReason.STOP)
     chunks: list[StreamChunk] = [StartChunkFactory.build()]
     chunks += [ReasoningChunkFactory.build(text=text) for text in reasoning]
@@ -172,5 +172,5 @@ def stream_of(
 
 @pytest.fixture
 def fake_parley() -> FakeParley:
-    """Stand in for Parley: `httpx.Client(transport=fake_parley, base_url="http://parley")`."""
+    """Return a fake Parley, for `httpx.Client(transport=fake_parley, base_url="http://parley")`."""
     return FakeParley()

@@ -1,4 +1,4 @@
-"""Owns a client's transport: its buffers, what uvicorn sees of it, and an end that costs no client its response."""
+"""A client's transport: its buffers, uvicorn's view of it, and a close that does not lose the response."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# What may be on its way to a client that does not read: a stream's text is small, and memory is for those who do.
+# The socket's send buffer. It is small, so that a client that does not read uses little memory.
 _SEND_BUFFER_BYTES: Final = 65_536
 
-# What is parsed before the loop serves others; 256 KB can hold 40,000 chunks.
+# Maximum bytes that are parsed before the loop serves others; the loops' own 256 KB can hold 40,000 chunks.
 _READ_BYTES: Final = 16_384
 
-# For how long, and how much, a client that was refused may go on sending.
+# How long, and how much, a client may go on sending after it was refused.
 _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
 _LINGER_BYTES_PER_READ: Final = 4_096
 
-# Where the bytes of each read go; the connections share it, as each copies its bytes before the next read.
+# The buffer for every read. All connections share it, because each copies its bytes before the next read.
 _READ_BUFFER: Final = memoryview(bytearray(_READ_BYTES))
 
 
 def prepare(transport: asyncio.Transport) -> None:
-    """Set what a client's connection needs."""
-    transport.set_write_buffer_limits(0)  # so that the write deadline runs for whatever is not taken
+    """Set the buffers and socket options of a client's connection."""
+    transport.set_write_buffer_limits(0)  # so that the write deadline runs for any byte that is not sent
     connection: socket.socket = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     # asyncio sets this only if it created the listening socket. Without it, a chunk can wait up to 40 ms for the
@@ -48,7 +48,10 @@ def prepare(transport: asyncio.Transport) -> None:
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
-    """Return the bytes that the client has not taken, as far as the system tells: it buffers many itself."""
+    """Return the number of bytes that the client has not received yet.
+
+    On Linux this includes the kernel's send buffer; elsewhere only the transport's own buffer is known.
+    """
     unread = transport.get_write_buffer_size()
     if sys.platform == "linux":
         with suppress(OSError):  # the connection is lost
@@ -66,9 +69,9 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 class Lingering:
-    """The end of a connection whose client may still be sending: what comes is thrown away until the client closes.
+    """The end of a connection whose client may still be sending: its bytes are discarded until the client closes.
 
-    A connection that is closed with bytes unread is reset, and the client may lose its response (RFC 9112, 9.6).
+    If a connection is closed with unread bytes, it is reset, and the client may lose its response (RFC 9112, 9.6).
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,27 +83,27 @@ class Lingering:
         self._timer = loop.call_later(_LINGER_S, self._close)
 
     def discard(self, data: bytes) -> None:
-        """Throw away what the client sends, but not without end."""
+        """Discard bytes from the client; close the connection if there are too many."""
         self._discarded.spend(len(data))
         if self._discarded.is_spent:
             self._transport.close()
 
     def stop(self) -> None:
-        """Forget the time."""
+        """Cancel the timer."""
         self._timer.cancel()
 
     def _close(self) -> None:
-        if self._transport.get_write_buffer_size():  # the client is still reading, within the deadline for that
+        if self._transport.get_write_buffer_size():  # the client is still reading; the write deadline limits that
             self._timer = self._loop.call_later(_LINGER_S, self._close)
         else:
             self._transport.close()
 
 
 class Reader(asyncio.BufferedProtocol):
-    """Reads what a client sends, a little before the loop serves others; everything else is the connection's.
+    """Reads from a client in small pieces, between which the loop serves others; passes all else to the connection.
 
-    The loops' own buffers hold 256 KB. uvloop fills one up to 32 times in a row, so reading is paused after a read that
-    fills this one.
+    The loops' own buffers hold 256 KB. uvloop fills a buffer up to 32 times in a row, so `Reader` pauses reading after
+    a read that fills the buffer.
     """
 
     def __init__(self, connection: H11Protocol, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -108,12 +111,12 @@ class Reader(asyncio.BufferedProtocol):
         self._transport = transport
         self._loop = loop
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's wish
-        """Return where the next read goes."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the loop's suggestion
+        """Return the buffer for the next read."""
         return _READ_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Give what was read to the connection."""
+        """Pass the bytes that were read to the connection."""
         if nbytes == _READ_BYTES:
             self._transport.pause_reading()
             self._loop.call_soon(self._go_on)
@@ -124,24 +127,24 @@ class Reader(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def eof_received(self) -> None:
-        """Tell the connection."""
+        """Notify the connection."""
         self._connection.eof_received()
 
     def pause_writing(self) -> None:
-        """Tell the connection."""
+        """Notify the connection."""
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """Tell the connection."""
+        """Notify the connection."""
         self._connection.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the connection."""
+        """Notify the connection."""
         self._connection.connection_lost(exc)
 
 
 class ClientTransport:
-    """A transport whose end is the connection's decision; writing takes no detour."""
+    """uvicorn's view of a transport: the connection decides how to close it; other calls go straight through."""
 
     def __init__(self, transport: asyncio.Transport, is_closing: Callable[[], bool], close: Callable[[], None]) -> None:
         self.get_extra_info = transport.get_extra_info
@@ -153,13 +156,13 @@ class ClientTransport:
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control, which also tells when the app wants more of the body."""
+    """uvicorn's flow control, which also calls `on_resume` when the app wants more of the body."""
 
     def __init__(self, transport: asyncio.Transport, on_resume: Callable[[], None]) -> None:
         super().__init__(transport)
         self._on_resume = on_resume
 
     def resume_reading(self) -> None:
-        """Go on reading."""
+        """Continue reading."""
         super().resume_reading()
         self._on_resume()

@@ -1,4 +1,4 @@
-"""Owns the conversion between openai-agents' types and the chat completions API."""
+"""The conversion between openai-agents' types and the chat completions API."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
     from parley.providers.tool_calls import ToolCall
 
-# Settings that the API has under the same name.
+# Settings that have the same name in the chat completions API.
 _SAME: Final = ("top_p", "frequency_penalty", "presence_penalty", "verbosity", "prompt_cache_retention", "metadata")
 _PLAIN_ROLES: Final = ("user", "assistant")
 _INCOMPLETE: Final = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
 
 PLAIN: Final = ModelSettings()
-"""The settings of a model that is asked for nothing but text."""
+"""The settings of a request for text only."""
 
 
-def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
+def to_request(  # noqa: PLR0913, PLR0917  # openai-agents passes all of these to a model
     instructions: str | None,
     items: str | list[TResponseInputItem],
     settings: ModelSettings,
@@ -57,7 +57,7 @@ def to_request(  # noqa: PLR0913, PLR0917  # what openai-agents gives a model
     is_reply: bool,
     include_reasoning: bool,
 ) -> CompletionRequest:
-    """Return the request that asks a model for its next turn."""
+    """Return the request for a model's next turn."""
     return CompletionRequest(
         messages=_messages(items),
         instructions=instructions,
@@ -91,7 +91,7 @@ def _options(
     if settings.reasoning is not None:
         options["reasoning_effort"] = settings.reasoning.effort
     if model is None:
-        # openai-agents has filled in what OpenAI's newest model likes; ours may be another one.
+        # openai-agents fills in the defaults for OpenAI's newest model; the upstream's model may be another one.
         implied = get_default_model_settings()
         if settings.reasoning == implied.reasoning and settings.verbosity == implied.verbosity:
             options["reasoning_effort"] = options["verbosity"] = None
@@ -108,7 +108,7 @@ def _options(
     }
 
 
-# Returns the event of a piece of text, which is its `delta`.
+# Make the event for a piece of text, given as `delta`.
 text_delta: Final = partial(
     ResponseTextDeltaEvent,
     content_index=0,
@@ -119,7 +119,7 @@ text_delta: Final = partial(
 )
 
 
-# Likewise, of what the model thinks.
+# Make the event for a piece of the model's reasoning, given as `delta`.
 reasoning_delta: Final = partial(
     ResponseReasoningTextDeltaEvent,
     content_index=0,
@@ -129,14 +129,14 @@ reasoning_delta: Final = partial(
 )
 
 
-# What the pieces of a reply are to openai-agents, and to the domain.
+# The pieces of a reply: openai-agents' event types, and the domain's.
 PIECES: Final[dict[type, type[ReplyText | ReplyReasoning]]] = {
     ResponseTextDeltaEvent: ReplyText,
     ResponseReasoningTextDeltaEvent: ReplyReasoning,
 }
 
 
-def completed(  # noqa: PLR0913, PLR0917  # what there is to say
+def completed(  # noqa: PLR0913, PLR0917  # all parts of the event
     text: str,
     calls: Sequence[ToolCall],
     model: str,
@@ -144,7 +144,7 @@ def completed(  # noqa: PLR0913, PLR0917  # what there is to say
     usage: Usage | None,
     number: int,
 ) -> ResponseCompletedEvent:
-    """Return the event of an answer's end: all of the answer, whether it is complete, and what it cost."""
+    """Return the event for the end of an answer: the whole answer, whether it is complete, and its token usage."""
     reason = _INCOMPLETE.get(finish_reason) if finish_reason else None
     response = Response(
         id=FAKE_RESPONSES_ID,
@@ -163,7 +163,7 @@ def completed(  # noqa: PLR0913, PLR0917  # what there is to say
 
 
 def _output(text: str, calls: Sequence[ToolCall]) -> list[ResponseOutputItem]:
-    """Return what an answer consists of: if it is empty, of an empty text, or openai-agents would ask again."""
+    """Return the items of an answer; an empty answer gets an empty text, or openai-agents would ask again."""
     items: list[ResponseOutputItem] = []
     if text or not calls:
         content = ResponseOutputText(annotations=[], text=text, type="output_text", logprobs=[])
@@ -182,7 +182,7 @@ def _output(text: str, calls: Sequence[ToolCall]) -> list[ResponseOutputItem]:
 
 
 def _usage(usage: Usage) -> ResponseUsage:
-    """Return counts as openai-agents has them, to which what is unknown is 0."""
+    """Return token counts in openai-agents' type, in which an unknown count is 0."""
     read, written = usage.input_tokens or 0, usage.output_tokens or 0
     return ResponseUsage(
         input_tokens=read,
@@ -194,6 +194,6 @@ def _usage(usage: Usage) -> ResponseUsage:
 
 
 def warm_up() -> None:
-    """Make one event of each kind: the first ones take 60 ms, which no request should wait for."""
+    """Make one text event and one completed event: the first ones take 60 ms, which no request should wait for."""
     text_delta(delta="", sequence_number=0)
     completed("text", (), "model", None, None, 0)

@@ -1,4 +1,4 @@
-"""Owns the operator's own agent, with its tools, guardrails and handoffs, which openai-agents' `Runner` drives."""
+"""The operator's own agent, with tools, guardrails and handoffs, run by openai-agents' `Runner`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from parley.providers.calls import Upstreams
     from parley.settings import Settings
 
-# For what is to end, before it is left alone: tools and guardrails can hold on.
+# Seconds for a run to end after its deadline before Parley abandons it: tools and guardrails may not stop.
 _LAST_WORDS_S: Final = 1.0
 
 _TRIPWIRES: Final = (
@@ -49,7 +49,7 @@ _TRIPWIRES: Final = (
 
 
 class CustomAgent:
-    """Answers as the operator's agent does; all its model calls go to Parley's upstreams."""
+    """Answers with the operator's agent; all its model calls go to Parley's upstreams."""
 
     def __init__(self, path: str, upstreams: Upstreams, settings: Settings) -> None:
         """Load the agent, or raise `AgentError` if Parley cannot run it."""
@@ -64,10 +64,10 @@ class CustomAgent:
         warm_up()
 
     async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
-        """Yield what all model calls say as it comes; a tool whose result ends the run has the last word.
+        """Yield the text of all model calls as it arrives; if a tool's result ends the run, yield that result last.
 
         Raises:
-            ChatError: if a model call fails, a guardrail trips, or the agent does not come to an end.
+            ChatError: if a model call fails, a guardrail trips, or the agent does not finish.
         """
         backpressure = Backpressure()
         models = UpstreamModels(self._upstreams, self._settings, run=run, backpressure=backpressure)
@@ -90,7 +90,7 @@ class CustomAgent:
                 if (kind := PIECES.get(type(data))) is not None:
                     yield kind(data.delta)
             if end.error is not None:
-                raise end.error  # noqa: TRY301  # it has not come to its end by itself
+                raise end.error  # noqa: TRY301  # the run was ended early
             if result.new_items and result.new_items[-1].type == "tool_call_output_item":
                 yield ReplyText(str(result.final_output))
         except Exception as error:
@@ -108,29 +108,29 @@ class CustomAgent:
 
 
 class _End:
-    """Ends a run at the request's deadline, also if nobody reads, and if it does not let itself be ended.
+    """Ends a run at the request's deadline, even if the client does not read, or the run resists cancellation.
 
-    A model call ends itself, and after all of its text.
+    A model call that is being streamed ends itself, after all of its text; then the run is not cancelled here.
     """
 
     def __init__(self, run: Run, result: RunResultStreaming, backpressure: Backpressure) -> None:
         self.error: ChatError | None = None
-        """Why the run was ended."""
+        """The reason why the run was ended, or `None`."""
         self._run = run
         self._result = result
         self._backpressure = backpressure
         self._loop = asyncio.get_running_loop()
         self._wait: asyncio.Timeout | None = None
         self._deadlines = Deadlines(run)
-        self._deadlines.is_waiting = False  # only the models wait for the upstream
+        self._deadlines.is_waiting = False  # each model call has its own deadlines for the upstream
         self._deadlines.start(self._interrupt)
 
     @asynccontextmanager
     async def limit(self) -> AsyncIterator[None]:
-        """Wait, in the block, for the run; after the deadline, for its last words only.
+        """Wait for the run in the block; after the deadline, for at most `_LAST_WORDS_S`.
 
         Raises:
-            ChatError: if they do not come.
+            ChatError: if the run does not end in that time.
         """
         expired = self._deadlines.expired
         try:
@@ -142,9 +142,9 @@ class _End:
             raise self._deadlines.expired from None
 
     async def stop(self, events: AsyncGenerator[Any, None]) -> None:
-        """Stop the run, if it has not ended, and wait until its model has closed the connection."""
+        """Stop the run if it has not ended, and wait up to `_LAST_WORDS_S` for its model to close the connection."""
         self._deadlines.stop()
-        self._run.stop(ChatError(ErrorCode.INTERNAL))  # a tool may have left something behind that asks a model
+        self._run.stop(ChatError(ErrorCode.INTERNAL))  # a task that a tool has left behind may still call a model
         self._result.cancel()
         with anyio.move_on_after(_LAST_WORDS_S, shield=True):
             if self._result.run_loop_task is not None:
@@ -155,7 +155,7 @@ class _End:
         if self._result.run_loop_task is None or self._result.run_loop_task.done():
             return
         if self._wait is not None:
-            with suppress(RuntimeError):  # nobody waits just now
+            with suppress(RuntimeError):  # no wait is active now
                 self._wait.reschedule(self._loop.time() + _LAST_WORDS_S)
         if not self._backpressure.streams:
             self.error = error
@@ -163,12 +163,12 @@ class _End:
 
 
 def _named(error: Exception) -> ChatError | None:
-    """Return what an error of the run is to the client; `None` if nobody expects it."""
+    """Return the client's error for an exception of the run; `None` if the exception is unexpected."""
     if isinstance(error, _TRIPWIRES):
         return ChatError(ErrorCode.GUARDRAIL_TRIPPED)
     if isinstance(error, MaxTurnsExceeded):
         return ChatError(ErrorCode.TOO_MANY_TURNS)
-    if isinstance(error, ModelBehaviorError | ModelRefusalError | RecursionError):  # arguments can be nested too deeply
+    if isinstance(error, ModelBehaviorError | ModelRefusalError | RecursionError):  # arguments may be nested too deeply
         detail = "The model's answer is not what the agent needs, such as a valid tool call."
         return ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
     cause: BaseException | None = error

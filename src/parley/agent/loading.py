@@ -1,4 +1,4 @@
-"""Owns the loading of an operator's own agent, and what Parley can run of it."""
+"""Load the operator's own agent, and check that Parley can run it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _INSTALLED: Final = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
 
 
 class AgentError(Exception):
-    """The operator's agent cannot be run; the message says why, and what to do."""
+    """Parley cannot run the operator's agent; the message says why, and what to do."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"PARLEY_AGENT: {reason}.")
 
 
 def load(path: str) -> Agent[Any]:
-    """Return the agent that `package.module:name` names, or that the callable of this name makes.
+    """Return the agent that `package.module:name` names, or that a callable of this name returns.
 
     Raises:
-        AgentError: if there is none, or Parley cannot run it.
+        AgentError: if there is no such agent, or Parley cannot run it.
     """
     module_name, _, name = path.partition(":")
     if module_name.startswith("."):
@@ -52,7 +52,7 @@ def load(path: str) -> Agent[Any]:
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if isinstance(error, SystemExit) and frames[-1].filename.startswith(_PARLEY):
-            raise  # a signal to stop came meanwhile
+            raise  # a signal to stop arrived during the import
         raise AgentError(_reason(path, error, frames)) from error
     if inspect.iscoroutine(found):
         found.close()
@@ -66,7 +66,7 @@ def load(path: str) -> Agent[Any]:
 
 
 def _reason(path: str, error: BaseException, frames: list[FrameSummary]) -> str:
-    """Tell what went wrong, and where, without the exception's text, which may hold a secret."""
+    """Return what went wrong, and in which line; the exception's text is left out, as it may hold a secret."""
     module_name, _, name = path.partition(":")
     if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
         return f"there is no module {module_name}, neither in {Path.cwd()} nor on PYTHONPATH"
@@ -81,14 +81,14 @@ def _reason(path: str, error: BaseException, frames: list[FrameSummary]) -> str:
         what = f"{path} cannot be loaded: there is no module {error.name}, which is imported"
     if isinstance(error, SyntaxError) and error.filename:
         return f"{what} in {error.filename}, line {error.lineno}"
-    # Of what went through a library, the operator knows the line that called the library.
+    # If the error was raised in a library, name the line of the operator's code that called it.
     own = [frame for frame in theirs if not frame.filename.startswith(_INSTALLED)]
     place = own[-1] if own else next(iter(theirs), None)
     return f"{what} in {place.filename}, line {place.lineno}" if place else what
 
 
 def _agents(agent: Agent[Any], seen: set[int]) -> Iterator[Agent[Any]]:
-    """Yield an agent, and all others that can take over from it or be called by it."""
+    """Yield an agent, and each agent that it can hand off to or call as a tool, directly or indirectly."""
     if id(agent) in seen:
         return
     seen.add(id(agent))
@@ -100,12 +100,12 @@ def _agents(agent: Agent[Any], seen: set[int]) -> Iterator[Agent[Any]]:
 
 
 def _receiver(handoff: Any) -> Any:
-    """Return the agent that a handoff leads to, as far as it says so."""
+    """Return the agent that a handoff leads to; if it does not name one, the handoff itself."""
     return handoff._agent_ref() if isinstance(handoff, Handoff) and handoff._agent_ref else handoff  # noqa: SLF001
 
 
 def _check(agent: Agent[Any]) -> None:
-    """Refuse what would go past Parley, or fail at each request."""
+    """Raise `AgentError` if an agent would bypass Parley, or fail at each request."""
     has = f"the agent {agent.name!r} has"
     if not (agent.model is None or isinstance(agent.model, str)):
         raise AgentError(
@@ -145,5 +145,5 @@ def _check_tool(tool: Any, has: str) -> None:
 
 
 def _name(thing: Any) -> str:
-    """Return the name of what should be a tool or a guardrail."""
+    """Return the quoted name of an object that should be a tool or a guardrail."""
     return repr(getattr(thing, "name", None) or getattr(thing, "__name__", "?"))

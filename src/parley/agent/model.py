@@ -1,4 +1,4 @@
-"""Owns the model: the upstreams as openai-agents sees them, with the truth about how an answer ended."""
+"""The upstreams as models for openai-agents, which report how each answer really ended."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Backpressure:
-    """Holds a model back while the text before is on its way to the client.
+    """Holds a model back while earlier text is on its way to the client.
 
-    The queue of openai-agents between the two has no bound, and an error that is raised early would overtake the text
-    in it. It is empty whenever its reader waits for the next event.
+    The queue of openai-agents between the model and its reader is unbounded, and an error that is raised too early
+    would overtake the text in it. The queue is empty when its reader waits for the next event.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Backpressure:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Wait, in the block, for the next event."""
+        """Mark the reader as waiting for the next event during the block."""
         self._reader_waits.set()
         try:
             yield
@@ -46,27 +46,27 @@ class Backpressure:
 
     async def wait(self) -> None:
         """Wait until all events have been read."""
-        await asyncio.sleep(0)  # the reader, if it waits, has its turn first
+        await asyncio.sleep(0)  # let a reader that waits run first
         await self._reader_waits.wait()
 
 
 class UpstreamModel(Model):
-    """A model of the upstreams', with their retries and their fallback.
+    """A model of the upstreams, with retries and fallback.
 
-    It raises `ChatError` if an answer fails, and says `incomplete` of one that was cut short.
+    It raises `ChatError` if an answer fails, and reports an answer that was cut short as `incomplete`.
     """
 
     def __init__(self, models: UpstreamModels, name: str | None, *, is_reply: bool) -> None:
-        """Take what it has in common with other models; `name` is another model of the first upstream's."""
+        """Share the run of `models`; `name` selects another model of the first upstream, `None` the default."""
         self._models = models
         self._name = name
         self._is_reply = is_reply
 
     async def get_response(self, *args: Any, **options: Any) -> ModelResponse:
-        """Return the whole answer, which is no part of the run's reply.
+        """Return the whole answer, which is not part of the run's reply.
 
         Raises:
-            ChatError: if it fails.
+            ChatError: if the answer fails.
         """
         model = UpstreamModel(self._models, self._name, is_reply=False)
         events: Any = model.stream_response(*args, **options)
@@ -98,10 +98,10 @@ class UpstreamModel(Model):
         *_: Any,
         **__: Any,
     ) -> AsyncIterator[TResponseStreamEvent]:
-        """Yield a text event for what each read of the upstream brought, then one completed event.
+        """Yield reasoning and text events, at most one of each per read of the upstream, then one completed event.
 
         Raises:
-            ChatError: if the answer fails; all text that had come by then has been yielded.
+            ChatError: if the answer fails, after all text that had arrived has been yielded.
         """
         run, backpressure = self._models.run or self._new_run(model_settings), self._models.backpressure
         request = to_request(
@@ -156,7 +156,7 @@ class UpstreamModel(Model):
 
 
 class UpstreamModels(ModelProvider):
-    """Gives openai-agents' `Runner` the upstreams' models, by name."""
+    """Provides the upstreams' models to openai-agents' `Runner`, by name."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class UpstreamModels(ModelProvider):
         backpressure: Backpressure | None = None,
         is_reply: bool = True,
     ) -> None:
-        """Take what the models have in common; without a run, each of their calls is its own."""
+        """Take what all the models share; without `run`, each model call gets a run of its own."""
         self.upstreams = upstreams
         self.settings = settings
         self.run = run
@@ -175,5 +175,5 @@ class UpstreamModels(ModelProvider):
         self._is_reply = is_reply
 
     def get_model(self, model_name: str | None) -> UpstreamModel:
-        """Return a model; without a name, the one of the settings."""
+        """Return a model; without a name, the one from the settings."""
         return UpstreamModel(self, model_name, is_reply=self._is_reply)

@@ -1,4 +1,4 @@
-"""Owns the runs that a tool or a guardrail starts by itself: their models are Parley's, too."""
+"""Runs that a tool or a guardrail starts itself: they, too, use only Parley's models."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ if TYPE_CHECKING:
     from agents import RunResult, RunResultStreaming
 
 models_of_run: Final[ContextVar[tuple[ModelProvider, asyncio.AbstractEventLoop]]] = ContextVar("models_of_run")
-"""The models that a run asks, and the loop in which they can be asked."""
+"""The models for nested runs, and the event loop in which to call them."""
 
 
 def confine() -> None:
-    """Let openai-agents ask only the models of the run, and send its traces nowhere.
+    """Make openai-agents call only the models of the current run, and send no traces.
 
-    By itself it would ask OpenAI with the key in OPENAI_API_KEY, past all limits, and send it what was asked.
+    By default, it would call OpenAI with the key in OPENAI_API_KEY, bypass all limits, and send the prompts to OpenAI
+    as traces.
     """
     set_default_agent_runner(_Runner())
     set_tracing_disabled(disabled=True)
 
 
 class _Runner(AgentRunner):
-    async def run(self, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002  # its name
+    async def run(self, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002  # the SDK's name
         return await super().run(starting_agent, input, **_confined(options))
 
     def run_sync(self, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002
         try:
             asyncio.get_running_loop()
-        except RuntimeError:  # as in the thread of a tool
+        except RuntimeError:  # there is no loop in the thread of a tool
             _, loop = models_of_run.get()
             return asyncio.run_coroutine_threadsafe(self.run(starting_agent, input, **options), loop).result()
-        return super().run_sync(starting_agent, input, **options)  # which refuses to block the loop
+        return super().run_sync(starting_agent, input, **options)  # raises an error, as it would block the loop
 
     def run_streamed(self, starting_agent: Any, input: Any, **options: Any) -> RunResultStreaming:  # noqa: A002
         return super().run_streamed(starting_agent, input, **_confined(options))

@@ -1,4 +1,4 @@
-"""Owns the plain agent, which is a model with a system prompt; no loop of tool calls is needed to run it."""
+"""The plain agent: a model with a system prompt, without tools, so that `Runner` is not needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PlainAgent:
-    """Answers with the model's own words."""
+    """Answers with the model's own text."""
 
     def __init__(self, upstreams: Upstreams, settings: Settings) -> None:
         self._upstreams = upstreams
@@ -32,7 +32,7 @@ class PlainAgent:
         warm_up()
 
     async def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
-        """Yield what the model says as it comes; raise `ChatError` if the answer fails."""
+        """Yield the model's text as it arrives; raise `ChatError` if the answer fails."""
         model = UpstreamModels(self._upstreams, self._settings, run=run).get_model(None)
         turns: list[Any] = [{"role": message.role, "content": message.content} for message in prompt.messages]
         events: Any = model.stream_response(None, turns, PLAIN, [], None, [], ModelTracing.DISABLED)

@@ -1,4 +1,4 @@
-"""Owns the threads of tools that are not async."""
+"""The threads for tools that are not async."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """Runs calls in daemon threads: asyncio's own would hold up the exit until each tool that hangs has ended."""
+    """Runs calls in daemon threads; the threads of asyncio's own executor would delay the exit if a tool hangs."""
 
-    # asyncio takes only an executor of this class; its threads are not used.
+    # It is a `ThreadPoolExecutor` because asyncio accepts no other class; the base class's threads are not used.
     def __init__(self, most: int) -> None:
         """Use up to `most` threads; further calls wait."""
         super().__init__(most)
@@ -27,15 +27,15 @@ class DaemonThreads(ThreadPoolExecutor):
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> Future[T]:
-        """Call a function soon."""
+        """Run a function in a thread as soon as one is free; return the future of its result."""
         future: Future[T] = Future()
         self._calls.put((future, partial(function, *args, **options)))
         if not self._idle.acquire(blocking=False) and self._left.acquire(blocking=False):
             Thread(target=self._work, daemon=True, name="tool").start()
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # as it is called
-        """Wait for nothing: the threads end with the process."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # inherited
+        """Do nothing: the threads end with the process."""
 
     def _work(self) -> None:
         while True:
@@ -47,6 +47,6 @@ class DaemonThreads(ThreadPoolExecutor):
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
-                except BaseException as error:  # noqa: BLE001  # it is the caller's
+                except BaseException as error:  # noqa: BLE001  # the caller handles it
                     future.set_exception(error)
-            del future, call  # nothing is kept of a request
+            del future, call  # keep no reference to a request

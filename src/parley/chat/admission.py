@@ -1,4 +1,4 @@
-"""Owns admission: how many replies are made at once, how many may wait for their turn, and for how long."""
+"""Admission: how many replies run at once, how many requests may wait in the queue, and for how long."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _WEIGHT_OF_THE_LATEST: Final = 0.2
 
 
 class Admission:
-    """A number of places, and a queue before them, first come first served."""
+    """A fixed number of places for replies, and a first-come, first-served queue for them."""
 
     def __init__(self, *, places: int, queue: int, timeout_s: float, watch: Watch) -> None:
-        """Take the number of places, of those who may wait for one, the longest wait, and who is told of both."""
+        """Take the number of places, the size of the queue, the longest wait, and the watch to report to."""
         self._places = places
         self._queue = queue
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(places)
         self._waiting = 0
         self.usual_stay_s = 1.0
-        """The seconds that replies have taken of late."""
+        """A moving average of the seconds that replies take."""
         self._watch = watch
 
     @asynccontextmanager
     async def place(self, end: float, waited: Callable[[], None]) -> AsyncIterator[None]:
-        """Hold a place, waited for until the loop's time `end` at most; when the wait is over, `waited` is called.
+        """Hold a place in the block, after a wait until the loop's time `end` at most; then `waited` is called.
 
         Raises:
-            ChatError: where none is free, and there is no room in the queue or the wait was in vain.
+            ChatError: if no place is free and the queue is full (`waited` is not called), or the wait times out.
         """
         if self._free.locked() and self._waiting >= self._queue:
             raise self._overloaded("queue_full")
@@ -75,6 +75,6 @@ class Admission:
         self._watch.waiting(change)
 
     def _overloaded(self, reason: str) -> ChatError:
-        """Name the time in which, as replies go, all who wait now will have had their turn."""
+        """Return the error, with an estimate of the time until all requests in the queue have got a place."""
         wait_s = math.ceil((self._waiting + 1) * self.usual_stay_s / self._places)
         return ChatError(ErrorCode.OVERLOADED, reason=reason, retry_after_s=max(1, min(wait_s, _LONGEST_RETRY_AFTER_S)))

@@ -1,4 +1,4 @@
-"""Owns the errors by name: the closed list of codes and, for each, what happened, why, and what to do."""
+"""The closed list of error codes and, for each code, what happened, why, and what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_TRUNCATED = "upstream_truncated"
-    UPSTREAM_FIRST_TOKEN_TIMEOUT = "upstream_first_token_timeout"  # noqa: S105  # no password
+    UPSTREAM_FIRST_TOKEN_TIMEOUT = "upstream_first_token_timeout"  # noqa: S105  # not a password
     UPSTREAM_IDLE_TIMEOUT = "upstream_idle_timeout"
     REQUEST_TIMEOUT = "request_timeout"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
@@ -46,11 +46,11 @@ class Explanation(NamedTuple):
 class ChatError(Exception):
     """A named failure of a request.
 
-    `detail` and `retryable` stand in for the code's usual ones where the raiser knows better; a detail must be our own
-    words, never text of the upstream, of an exception or of a message. `reason` tells apart, in one word, what the code
-    does not; `upstream_status` is the HTTP status that the upstream answered with. Both are logged, not published.
-    `was_sent` is false if the request certainly did not reach the upstream. `is_transient` says that the upstream's
-    failure may pass within a second or two.
+    `detail` and `retryable` replace the code's defaults if the raiser knows better. A `detail` must be Parley's own
+    text, never the text of the upstream, an exception or a message. `reason` is one word that distinguishes causes with
+    the same code; `upstream_status` is the HTTP status of the upstream's response. Both are logged, but not sent to the
+    client. `was_sent` is false if the request certainly did not reach the upstream. `is_transient` means that the
+    upstream's failure may pass within a second or two.
     """
 
     def __init__(  # noqa: PLR0913  # all are keywords

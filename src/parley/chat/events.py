@@ -1,4 +1,4 @@
-"""Owns the events of a reply: started, text, then exactly one of finished or failed."""
+"""The events of a reply: admitted, started, reasoning and text; the last is either finished or failed."""
 
 from __future__ import annotations
 
@@ -47,12 +47,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def estimate(cls, output_tokens: int) -> Self:
-        """Count an answer's tokens where the upstream did not."""
+        """Return an estimate, for an answer whose tokens the upstream did not count."""
         return cls(input_tokens=None, output_tokens=output_tokens, total_tokens=None, source=UsageSource.ESTIMATE)
 
     @classmethod
     def sum(cls, usages: Sequence[Usage]) -> Usage:
-        """Add the usages of several model calls; what is unknown of one call is unknown of all."""
+        """Add the usages of several model calls.
+
+        If a count is unknown for one call, it is unknown in the sum, except `output_tokens`, which adds the known ones.
+        """
         if len(usages) == 1:
             return usages[0]
         sources = {usage.source for usage in usages}
@@ -83,29 +86,29 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyAdmitted(msgspec.Struct, frozen=True):
-    """There is a place for the reply; the model is being asked."""
+    """The reply has got a place, and Parley sends the request to the model."""
 
 
 class ReplyStarted(msgspec.Struct, frozen=True):
-    """The model has begun to answer; comes right before the first text."""
+    """The model has begun to answer; precedes the first piece, or the end if the answer is empty."""
 
     model: str
 
 
 class ReplyReasoning(msgspec.Struct, frozen=True):
-    """A piece of what the model thinks before it answers."""
+    """A piece of the model's reasoning."""
 
     text: str
 
 
 class ReplyText(msgspec.Struct, frozen=True):
-    """A piece of the answer, as the model sent it."""
+    """A piece of the answer's text, as the model sent it."""
 
     text: str
 
 
 class ReplyFinished(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer is whole, or the model said why it is not."""
+    """The answer is complete, or the model reported why it is not."""
 
     finish_reason: FinishReason
     usage: Usage
@@ -113,7 +116,7 @@ class ReplyFinished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyFailed(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer could not be given, or not to its end."""
+    """The answer failed, before or after its start."""
 
     error: ChatError
     usage: Usage

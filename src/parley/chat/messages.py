@@ -1,4 +1,4 @@
-"""Owns the conversation as the domain sees it: messages, and the prompt that asks for a reply."""
+"""The messages of a conversation, and the prompt that requests a reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reply is asked for: the turns, oldest first, what the reply may cost, and who asks."""
+    """A request for a reply: the turns, oldest first, the limits on tokens and seconds, and the caller."""
 
     messages: list[Message]
     max_output_tokens: int

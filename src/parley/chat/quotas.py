@@ -1,4 +1,4 @@
-"""Owns quotas: how much each caller may ask for, and all of them may spend, and when there will be more."""
+"""Quotas: requests and open replies per caller, tokens for all callers together, and when to retry."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 _MINUTE_S: Final = 60.0
 _BYTES_PER_TOKEN: Final = 4
-# Minutes of the budget that a reply may cost at most, beyond what was held for it: an upstream's absurd count must not
-# close Parley for good.
+# The maximum that one reply can take from the token quota beyond its reservation, in minutes of the quota. An absurd
+# token count from an upstream must not block Parley forever.
 _MOST_MINUTES: Final = 60
-# When so many callers are remembered, those are forgotten who may take all again.
+# When this many callers are stored, evict those whose whole allowance is available again.
 _MANY: Final = 10_000
 _ALL: Final = ""
 
 
 class Allowance:
-    """So much a minute for each caller, which comes back steadily; what is taken beyond it is a debt to wait for."""
+    """A per-minute allowance for each caller, refilled continuously; any excess is deducted from the refill."""
 
     def __init__(self, per_minute: int, now: Callable[[], float]) -> None:
         self.per_minute = per_minute
@@ -37,14 +37,14 @@ class Allowance:
         self._many = _MANY
 
     def wait_s(self, caller: str, amount: float = 1) -> float:
-        """Return the seconds until so much may be taken; where it is more than ever, until all may be."""
+        """Return the seconds until `amount`, or the whole allowance if that is less, is available."""
         return max(0.0, (min(amount, self.per_minute) - self._left_to(caller)) * _MINUTE_S / self.per_minute)
 
     def take(self, caller: str, amount: float = 1) -> None:
-        """Take so much; where it is negative, give it back."""
+        """Deduct `amount`; a negative amount is given back."""
         if len(self._left) >= self._many:
             self._left = {name: left for name, left in self._left.items() if self._left_to(name) < self.per_minute}
-            self._many = max(_MANY, 2 * len(self._left))  # or each of many callers would have all looked through
+            self._many = max(_MANY, 2 * len(self._left))  # avoids an O(n) sweep on every call
         self._left[caller] = self._left_to(caller) - amount, self._now()
 
     def _left_to(self, caller: str) -> float:
@@ -53,12 +53,12 @@ class Allowance:
 
 
 class Quotas:
-    """One process's limits: a caller's requests a minute and replies at once, and everybody's tokens a minute."""
+    """One process's limits: requests per minute and open replies per caller, and tokens per minute in all."""
 
     def __init__(
         self, settings: Settings, usual_stay_s: Callable[[], float], now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Take the limits; `usual_stay_s` tells how long a reply takes, as things are."""
+        """Take the limits; `usual_stay_s` returns the seconds that a reply currently takes on average."""
         self._requests = Allowance(settings.requests_per_minute, now) if settings.requests_per_minute else None
         self._tokens = Allowance(settings.tokens_per_minute, now) if settings.tokens_per_minute else None
         self._most_at_once = settings.max_streams_per_caller
@@ -67,13 +67,14 @@ class Quotas:
 
     @asynccontextmanager
     async def held(self, prompt: Prompt, costs: Callable[[], Sequence[Usage] | None]) -> AsyncIterator[None]:
-        """Hold what a reply may take; `costs` tells at its end what each model has cost that began to answer.
+        """Reserve what a reply may use; after the block, deduct what it did use.
 
-        `None` says that no request reached an upstream. Otherwise it counts, also if the caller left before the answer
-        began: the upstream had the work.
+        `costs` is called after the block, and returns the usage of each attempt that was answered. `None` means that
+        no request reached an upstream; only then is the request given back to the caller. It counts even if the caller
+        left before the answer began, because the upstream had the work.
 
         Raises:
-            ChatError: where there is not enough left.
+            ChatError: if not enough is left of a quota.
         """
         caller, estimate = prompt.caller, _estimate(prompt)
         held = estimate + prompt.max_output_tokens
@@ -122,7 +123,7 @@ _DETAILS: Final = {
 
 
 def _estimate(prompt: Prompt) -> int:
-    """Guess the tokens of a prompt, before anybody has counted them."""
+    """Estimate the tokens of a prompt, which no upstream has counted yet."""
     return math.ceil(sum(len(message.content.encode()) for message in prompt.messages) / _BYTES_PER_TOKEN)
 
 

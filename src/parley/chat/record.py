@@ -1,4 +1,4 @@
-"""Owns the record of a request: each layer fills in what it knows, and log line, metrics and span are made from it."""
+"""The record of a request: each layer fills in what it knows; the log line, metrics and span are made from it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _Outcome = Literal["completed", "failed", "client_disconnected", "cancelled"]
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """One request. What did not happen is `None`: a model that was not asked, a text that did not come.
+    """What is known about one request. A field is `None` if its step did not happen, such as the first token.
 
-    Only the correlation id can be the caller's text, if it is harmless.
+    Only the correlation id can contain text from the caller, and only if it is valid.
     """
 
     correlation_id: Annotated[str, Meta(description="The client's own, if it sent a valid one.")]
     outcome: Annotated[
         _Outcome,
         Meta(description="`completed`, `failed`, `client_disconnected`, or `cancelled` when Parley stopped."),
-    ] = "cancelled"  # until a layer knows better, as a request can be cancelled at any time
+    ] = "cancelled"  # until a layer sets another outcome, because a request can be cancelled at any time
     bytes_in: Annotated[_Count, Meta(description="Bytes of the request's body, as far as Parley read it.")] = 0
     bytes_out: Annotated[_Count, Meta(description="Bytes of the response's body.")] = 0
     total_ms: Annotated[
@@ -81,18 +81,18 @@ class Record(msgspec.Struct, kw_only=True):
     ] = None
 
     def fail(self, error: ChatError) -> None:
-        """Note that the request failed, and by what."""
+        """Note that the request failed with this error."""
         self.outcome = "failed"
         self.error_code = error.code
         self.reason = error.reason
         self.upstream_status = error.upstream_status
 
     def end(self, outcome: _Outcome) -> None:
-        """Note how the request ended, if no layer knows better."""
+        """Note how the request ended, unless a layer has already set another outcome."""
         if self.outcome == "cancelled":
             self.outcome = outcome
 
     @property
     def is_failure(self) -> bool:
-        """Whether it failed by no fault of the caller's."""
+        """Whether the request failed, and not because of the caller."""
         return self.outcome in {"failed", "cancelled"} and self.status not in _CLIENT_ERRORS

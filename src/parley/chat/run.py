@@ -1,4 +1,4 @@
-"""Owns the run of a reply: the attempts that were made for it, its deadlines, and a way to stop it."""
+"""The run of a reply: its attempts, its deadlines, and a way to stop it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Attempt(msgspec.Struct, kw_only=True):
-    """One request to one upstream: who is asked for what, and what came of it, as far as the response has been read."""
+    """One request to one upstream: its parameters, and its result as far as the response has been read."""
 
     model: str
     host: str
@@ -27,29 +27,29 @@ class Attempt(msgspec.Struct, kw_only=True):
     temperature: float | None
     is_fallback: bool
     call: int
-    """The number of the model call that it belongs to; an agent makes several calls, each with retries."""
+    """The number of the model call that the attempt belongs to; an agent can make several calls, each with retries."""
     is_reply: bool
-    """Whether its answer is part of the reply; what a tool or a guardrail asks is not."""
+    """Whether its answer is part of the reply; false for requests from a tool or a guardrail."""
 
     status: int | None = None
-    """The HTTP status of the upstream's response, once there is one."""
+    """The HTTP status of the upstream's response; `None` before the response."""
     was_sent: bool = True
     """False if the request certainly did not reach the upstream."""
     is_answered: bool = False
     """Whether the upstream has begun a response that is not an error."""
     deltas: int = 0
-    """Pieces of the answer so far, each about a token."""
+    """The number of pieces of the answer so far; each is about one token."""
     thoughts: int = 0
-    """Pieces of what the model thought, each about a token."""
+    """The number of pieces of reasoning so far; each is about one token."""
     first_text_s: float | None = None
-    """From the start of the attempt to its first piece."""
+    """Seconds from the start of the attempt to the first piece of the answer."""
     finish_reason: FinishReason | None = None
     is_final: bool = False
-    """Whether the finish reason stands even if silence or a lost connection follows."""
+    """Whether the finish reason stays valid even if the upstream then falls silent or the connection is lost."""
     usage: Usage | None = None
 
     def best_usage(self) -> Usage:
-        """Return the upstream's usage; failing that, the deltas as an estimate; failing that, nothing known."""
+        """Return the upstream's usage; without one, an estimate from the pieces; without any pieces, unknown usage."""
         if self.usage is not None:
             return self.usage
         pieces = self.deltas + self.thoughts
@@ -57,12 +57,12 @@ class Attempt(msgspec.Struct, kw_only=True):
 
 
 class Run:
-    """What all model calls for one reply share."""
+    """The state that all model calls for one reply share."""
 
     def __init__(
         self, settings: Settings, end: float, max_output_tokens: int, *, include_reasoning: bool = False
     ) -> None:
-        """Begin; `end` is the loop's time by which the whole reply must be over."""
+        """Begin a run; `end` is the loop's time at which the whole reply must have ended."""
         self.include_reasoning = include_reasoning
         self.settings = settings
         self.end = end
@@ -70,10 +70,10 @@ class Run:
         self._max_output_tokens = max_output_tokens
         self.stopped: ChatError | None = None
         self.waits: set[Deadlines] = set()
-        """Who must be told when the run is stopped."""
+        """The deadlines to check when the run is stopped."""
 
     def stop(self, error: ChatError) -> None:
-        """End the run with this error; text that has come already still goes out."""
+        """End the run with this error; text that has already arrived is still sent."""
         self.stopped = error
         for wait in tuple(self.waits):
             wait.look()
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def last(self) -> Attempt | None:
-        """The attempt that the reply ended with, so far."""
+        """The latest attempt that is part of the reply, or `None`."""
         return next((attempt for attempt in reversed(self.attempts) if attempt.is_reply), None)
 
     def usage(self) -> Usage:
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def output_tokens_left(self) -> int:
-        """The number of tokens that the next model call may answer with."""
+        """The number of output tokens that the next model call may use; at least 1."""
         spent = sum(attempt.best_usage().output_tokens or 0 for attempt in self.calls())
         return max(1, self._max_output_tokens - spent)
 
@@ -107,7 +107,8 @@ class Run:
 class Deadlines:
     """The deadlines of one model call: the request's, the first token's, then each next token's.
 
-    They interrupt whoever waits for the upstream. The timer looks late, because one that each token moves costs more.
+    They interrupt the task that waits for the upstream. Tokens do not reset the timer, which would cost more: when it
+    fires, it checks whether a deadline has passed.
     """
 
     def __init__(self, run: Run) -> None:
@@ -119,19 +120,19 @@ class Deadlines:
         self._interrupt: Callable[[ChatError], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.is_waiting = True
-        """Whether the upstream is awaited; it is not while the client takes its time to read."""
+        """Whether Parley waits for the upstream; false while it waits for a slow client to read."""
         self.expired: ChatError | None = None
-        """What the wait was interrupted with."""
+        """The error that interrupted the wait, or `None`."""
 
     @asynccontextmanager
     async def limit(self) -> AsyncIterator[None]:
-        """Keep the deadlines in the block; raise `ChatError` if one has passed, or the run is stopped."""
+        """Enforce the deadlines in the block; raise `ChatError` if one passes, or the run is stopped."""
         self.is_waiting = True
         try:
             async with asyncio.timeout(None) as timeout:
 
                 def interrupt(_: ChatError) -> None:
-                    with suppress(RuntimeError):  # it is timing out already
+                    with suppress(RuntimeError):  # the timeout has already expired
                         timeout.reschedule(self._loop.time())
 
                 self.start(interrupt)
@@ -147,37 +148,37 @@ class Deadlines:
         """Call `interrupt` once when a deadline passes, or the run is stopped."""
         self._interrupt = interrupt
         self._run.waits.add(self)
-        if self.expired is not None:  # in the same turn of the loop in which the wait before this one ended
+        if self.expired is not None:  # a deadline passed in the same loop iteration in which the previous wait ended
             interrupt(self.expired)
         else:
             self.look()
 
     def stop(self) -> None:
-        """Interrupt nobody any more."""
+        """Stop the timer; do not call `interrupt` any more."""
         self._interrupt = None
         self._run.waits.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 
     def has_time(self, wait_s: float) -> bool:
-        """Return whether a token can still come in time after such a wait."""
+        """Return whether a token can still arrive in time after a wait of this many seconds."""
         return self._run.stopped is None and self._loop.time() + wait_s < min(self._run.end, self._next)
 
     def renew(self, *, has_text: bool = True) -> None:
-        """Wait from now on for the next token; for the first one, if there is no text yet, but the model thinks."""
+        """Restart the wait for the next token; without `has_text`, for the first one, as the model still thinks."""
         settings = self._run.settings
         self._next = self._loop.time() + (settings.idle_timeout_s if has_text else settings.first_token_timeout_s)
-        if has_text and not self._has_begun:  # the first token may have been given far more time
+        if has_text and not self._has_begun:  # the timer may still be set for the later deadline of the first token
             self._has_begun = True
             self.look()
 
     def shorten(self, timeout_s: float) -> None:
-        """Wait no longer than this from now on."""
+        """Set the deadline of the wait to this many seconds from now."""
         self._next = self._loop.time() + timeout_s
         self.look()
 
     def look(self) -> None:
-        """Interrupt the wait if its time is over; if not, look again when it may be."""
+        """Interrupt the wait if a deadline has passed or the run is stopped; if not, set the timer to check again."""
         if self._timer is not None:
             self._timer.cancel()
         if self._interrupt is None or self.expired is not None:
@@ -187,7 +188,7 @@ class Deadlines:
         if self.expired is not None:
             self._interrupt(self.expired)
             return
-        # If the client is slow to read, the wait begins later, and has the whole time then.
+        # If the client is slow to read, the next wait begins later, and then gets its full time.
         following = self._next if self._next > now else now + self._run.settings.idle_timeout_s
         self._timer = self._loop.call_at(min(self._run.end, following), self.look)
 

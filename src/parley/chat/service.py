@@ -1,4 +1,4 @@
-"""Owns the service: admits prompts, has the agent answer them, and tells what happened as events."""
+"""The chat service: admits prompts, passes them to the agent, and yields the events of each reply."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ class Agent(Protocol):
 
     @property
     def model_names(self) -> list[str]:
-        """The names of the models that it asks: the first, then the fallback."""
+        """The names of the models that the agent calls: the first, then the fallback."""
 
     @property
     def max_streams(self) -> int:
-        """The number of replies that it can write at once, unless the settings say otherwise."""
+        """The number of replies that the agent can write at once, unless the settings override it."""
 
     def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
-        """Yield the reply as it comes, and note in the run what each request to a model came to.
+        """Yield the reply as it arrives, and note the result of each attempt in the run.
 
         Closing the generator stops the model.
 
         Raises:
-            ChatError: if the reply fails; all text that had come by then has been yielded.
+            ChatError: if the reply fails, after all text that had arrived has been yielded.
         """
 
     async def check(self) -> ErrorCode | None:
-        """Return `None` if a model can be reached, or the error that a request would meet."""
+        """Return `None` if a model can be reached, or the code of the error that a request would get."""
 
 
 class ChatService:
-    """Answers prompts; keeps nothing of a conversation."""
+    """Answers prompts; stores nothing of a conversation."""
 
     def __init__(self, settings: Settings, agent: Agent, watch: Watch) -> None:
         """Take the agent that writes the replies."""
@@ -77,25 +77,25 @@ class ChatService:
         self._watch = watch
 
     def drain(self) -> None:
-        """Refuse new prompts from now on; replies under way go on."""
+        """Refuse new prompts from now on; open replies continue."""
         self._is_draining = True
 
     def stop(self) -> None:
-        """End the replies under way, each with what has come of it and an error."""
+        """End the open replies, each with an error after the text that has arrived."""
         for run in self._runs:
             run.stop(ChatError(ErrorCode.SHUTTING_DOWN, reason="drain_timeout"))
 
     async def check(self) -> ErrorCode | None:
-        """Tell whether a prompt would be answered now; if not, the error that it would meet."""
+        """Return `None` if a prompt would be answered now, or the code of the error that it would get."""
         if self._is_draining:
             return ErrorCode.SHUTTING_DOWN
         return await self._agent.check()
 
     async def stream(self, prompt: Prompt, record: Record) -> AsyncGenerator[Event, None]:
-        """Yield the events of one reply; the last is `ReplyFinished` or `ReplyFailed`, and nothing is raised.
+        """Yield the events of one reply, the last of which is `ReplyFinished` or `ReplyFailed`; raise no errors.
 
         Closing the generator, or cancelling the task that waits on it, stops the model and closes its connection.
-        What the reply cost is noted on the request's record, however it ended.
+        The usage of the reply is noted in the request's record, whether or not it succeeded.
         """
         stopwatch = Stopwatch()
         run = Run(
@@ -119,7 +119,7 @@ class ChatService:
                         yield piece
             except ChatError as error:
                 failure = error
-            except Exception:  # noqa: BLE001  # whatever it was, the client must learn that the reply has ended
+            except Exception:  # noqa: BLE001  # after any error, the client must learn that the reply has ended
                 _log.exception("unexpected_error")
                 failure = ChatError(ErrorCode.INTERNAL)
             timing = stopwatch.timing()
@@ -146,10 +146,10 @@ class ChatService:
     async def _answering(
         self, prompt: Prompt, run: Run, stopwatch: Stopwatch
     ) -> AsyncIterator[AsyncIterator[ReplyText | ReplyReasoning]]:
-        """Have the agent answer, as soon as there is a place and if the quotas allow it; yield the pieces.
+        """Wait for a place, if the quotas allow the request; then yield the pieces of the agent's answer.
 
         Raises:
-            ChatError: if there is no place or not enough left of a quota, or Parley is shutting down.
+            ChatError: if no place becomes free, not enough is left of a quota, or Parley is shutting down.
         """
         self._refuse_while_draining()
         async with self._quotas.held(prompt, run.costs), self._admission.place(run.end, stopwatch.turn):
@@ -163,22 +163,22 @@ class ChatService:
 
 
 class Stopwatch:
-    """The timing of one reply, by the loop's clock: its turn, its first text, the gaps between texts, its end."""
+    """Times one reply by the loop's clock: its wait in the queue, its first text, the gaps between texts, its end."""
 
     def __init__(self) -> None:
         self._now = asyncio.get_running_loop().time
         self.started = self._now()
         self.queue_ms: int | None = None
-        """The wait for a turn, once it is over."""
+        """Milliseconds in the queue; `None` until the wait is over."""
         self.first_token: float | None = None
         self._last_text = 0.0
 
     def turn(self) -> None:
-        """Note that the wait for a turn is over: it has come, or will not."""
+        """Note that the wait for a place is over, with or without success."""
         self.queue_ms = self._since_start_ms(self._now())
 
     def text(self) -> float | None:
-        """Note that a text has come; return the seconds since the one before, if there was any."""
+        """Note that a text has arrived; return the seconds since the previous text, or `None` for the first."""
         now = self._now()
         gap_s = None if self.first_token is None else now - self._last_text
         if self.first_token is None:
@@ -187,7 +187,7 @@ class Stopwatch:
         return gap_s
 
     def timing(self) -> Timing:
-        """Return the milliseconds so far."""
+        """Return the milliseconds to the first text, if there was one, and until now."""
         first_token_ms = None if self.first_token is None else self._since_start_ms(self.first_token)
         return Timing(first_token_ms=first_token_ms, total_ms=self._since_start_ms(self._now()))
 
@@ -196,7 +196,7 @@ class Stopwatch:
 
 
 def _note(record: Record, run: Run) -> None:
-    """Note who replied, and what it cost."""
+    """Note in the record which model replied, and the usage."""
     record.attempts = len(run.attempts)
     if run.attempts:
         last = run.last or run.attempts[-1]

@@ -1,4 +1,4 @@
-"""Owns what the domain and its providers tell those who measure them, beside what each request's log line says."""
+"""The interfaces through which the domain and the providers report to metrics and traces."""
 
 from __future__ import annotations
 
@@ -12,66 +12,66 @@ if TYPE_CHECKING:
 
 
 class Watch(Protocol):
-    """Whoever measures; none of it may fail, or take long."""
+    """Receives measurements, such as metrics; no method may raise an error or block."""
 
     def replying(self, change: int, /) -> None:
-        """So many more replies are being made; fewer, where it is negative."""
+        """Add `change`, which can be negative, to the number of open replies."""
 
     def waiting(self, change: int, /) -> None:
-        """So many more prompts wait for their turn."""
+        """Add `change`, which can be negative, to the number of prompts in the queue."""
 
     def gap(self, seconds: float, /) -> None:
-        """This long after the text before it, another text came."""
+        """Note the seconds between two successive texts of a reply."""
 
     def upstream_answered(self, model: str, status: int | None) -> None:
-        """An upstream answered for this model, with this HTTP status; `None` says that it could not be reached."""
+        """Note the HTTP status of an upstream's response for a model; `None` means that it could not be reached."""
 
     def retrying(self, model: str) -> None:
-        """The same model is about to be asked again."""
+        """Note that Parley is about to retry the same model."""
 
     def embedded_model_restarts(self) -> None:
-        """The embedded model is about to be started again."""
+        """Note that Parley is about to restart the embedded model."""
 
 
 class AttemptSpan(Protocol):
-    """One attempt, as whoever follows requests sees it."""
+    """The span of one attempt in a trace."""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers by which the upstream can take up the trace."""
+        """The headers that let the upstream continue the trace."""
 
     def end(self, error: BaseException | None) -> None:
-        """Note what came of the attempt; `error` is what ended it, if anything did."""
+        """Note the result of the attempt; `error` is the exception that ended it, or `None`."""
 
 
 class CallSpan(Protocol):
-    """A call of one model, with its retries."""
+    """The span of one model call in a trace, including its retries."""
 
     def attempt(self, attempt: Attempt) -> AttemptSpan:
-        """Follow the next attempt."""
+        """Begin the span of the next attempt."""
 
     def end(self, error: BaseException | None) -> None:
-        """Note what came of the call, which is what came of its last attempt."""
+        """Note the last attempt's result as the call's; `error` is the exception that ended it, or `None`."""
 
 
 class Tracer(Protocol):
-    """Whoever follows a request on its way to the model; none of it may fail, or take long."""
+    """Traces a request on its way to the model; no method may raise an error or block."""
 
     def begin(self, attempt: Attempt) -> CallSpan:
-        """Follow a call of a model, whose first attempt this is."""
+        """Begin the span of a model call; `attempt` is its first attempt."""
 
 
 class Untraced:
-    """Follows nothing."""
+    """A tracer that records nothing."""
 
     headers: Final[Mapping[str, str]] = MappingProxyType({})
 
     def begin(self, _: Attempt, /) -> CallSpan:
-        """Do nothing."""
+        """Return this tracer, which is its own span."""
         return self
 
     def attempt(self, _: Attempt, /) -> AttemptSpan:
-        """Do nothing."""
+        """Return this tracer, which is its own span."""
         return self
 
     def end(self, *_: object) -> None:
