@@ -89,7 +89,7 @@ def test_once_a_line_is_dropped_none_is_taken_before_half_of_the_queue_is_free(p
 
 
 def test_what_a_reader_that_is_gone_does_not_get_is_counted(pipe: Pipe) -> None:
-    """Lost lines are not retried; a new reader is told how many there were."""
+    """Lost lines are not retried; a new reader is told how many were lost."""
     os.close(pipe.reader)
     for _ in range(3):
         pipe.queue.write("lost\n")

@@ -63,7 +63,7 @@ async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clo
     clock.seconds += 29
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 1)
     clock.seconds += 1
-    async with quotas.held(prompt("a"), lambda: None):  # no upstream was reached: does not count
+    async with quotas.held(prompt("a"), lambda: None):  # reached no upstream, so it does not count
         pass
     async with quotas.held(prompt("a"), lambda: [ANSWERED]):
         pass

@@ -116,7 +116,7 @@ def counted(read: int, written: int) -> Usage:
     ],
 )
 async def test_the_usage_of_a_reply_is_that_of_all_its_model_calls(usages: list[Usage], total: Usage) -> None:
-    """A count that one call lacks is unknown for the reply; earlier attempts of a call are left out."""
+    """If a call lacks counts, the sum estimates the output only; just the last attempt of each call counts."""
     run = new_run(0)
     for number, usage in enumerate(usages):
         failed, last = new_attempt(number), new_attempt(number)
