@@ -23,7 +23,7 @@ pytest_plugins = ["parley.testing", "pytester", "tests.support.order", "tests.su
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail the test that printed what a message or a key held, also where it looked at no log."""
+    """Fail a test that printed the canary of a message or a key, even if the test checked no log."""
     report = yield
     printed = "".join(text for name, text in report.sections if name.startswith("Captured std"))
     if report.passed and any(canary in printed for canary in CANARIES):
@@ -34,13 +34,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Run on asyncio, as openai-agents knows no other, with a clock that jumps instead of waiting."""
+    """Run on asyncio, the only loop that openai-agents supports, with a clock that jumps instead of waiting."""
     return "asyncio", {"loop_factory": JumpingLoop}
 
 
 @pytest.fixture
 def logs() -> Iterator[Logs]:
-    """Give what is logged; nothing that a message or a key held may be part of it, whatever the test does."""
+    """Provide the log output; fail the test if it contains any canary from a message or a key."""
     logs = Logs()
     yield logs
     assert not any(canary in logs.getvalue() for canary in CANARIES)
@@ -48,14 +48,14 @@ def logs() -> Iterator[Logs]:
 
 @pytest.fixture
 def agent(request: pytest.FixtureRequest) -> str | None:
-    """Return the operator's agent that answers; tests with the mark `BOTH` run without any, then with one."""
+    """Return the operator's agent that answers; tests marked `BOTH` run once without an agent and once with one."""
     path: str | None = getattr(request, "param", None)
     return path
 
 
 @pytest.fixture
 async def upstream(agent: str | None) -> AsyncIterator[ScriptedUpstream]:
-    """Run the scripted upstream; an agent's first model call calls its tool, and the script is for the second."""
+    """Run the scripted upstream; an agent's first model call calls its tool, and the script answers the second."""
     async with ScriptedUpstream() as upstream:
         if agent is not None:
             upstream.tool_script = call_weather
@@ -64,7 +64,7 @@ async def upstream(agent: str | None) -> AsyncIterator[ScriptedUpstream]:
 
 @pytest.fixture
 def make_settings(upstream: ScriptedUpstream, agent: str | None) -> Callable[..., Settings]:
-    """Make settings that lead to the scripted upstream; everything is logged."""
+    """Return a function that makes settings for the scripted upstream, with log level debug."""
 
     def make(**changes: Any) -> Settings:
         defaults: dict[str, Any] = {
@@ -83,6 +83,6 @@ def make_settings(upstream: ScriptedUpstream, agent: str | None) -> Callable[...
 
 @pytest.fixture
 async def client(make_settings: Callable[..., Settings], logs: Logs) -> AsyncIterator[httpx.AsyncClient]:
-    """Run Parley on the scripted upstream."""
+    """Run Parley against the scripted upstream."""
     async with running(make_settings(), logs) as client:
         yield client

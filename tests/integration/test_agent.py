@@ -1,4 +1,4 @@
-"""An operator's own agent: its tools, guardrails and handoffs, with the promises of every stream."""
+"""An operator's own agent: its tools, guardrails and handoffs, with the guarantees of every stream."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def agent(name: str) -> str:
 
 
 def ending(chunks: list[StreamChunk]) -> tuple[str, StreamChunk]:
-    """Return the text of a stream, and its last chunk."""
+    """Return the text of a stream and its last chunk."""
     assert isinstance(chunks[0], StartChunk)
     assert all(isinstance(chunk, TextChunk) for chunk in chunks[1:-1])
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk)), chunks[-1]
@@ -38,7 +38,7 @@ def ending(chunks: list[StreamChunk]) -> tuple[str, StreamChunk]:
 async def test_an_agent_answers_with_the_result_of_its_tool(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """The text before the call, and after it, is one answer; the usage is that of both model calls."""
+    """Text before and after the tool call forms one answer; the usage is the sum of both model calls."""
     upstream.script = in_turn(call("weather", '{"ci', 'ty": "Paris"}', text="Let me see. "), answer("It ", "rains."))
     async with running(make_settings(agent=agent("tooled")), logs) as client:
         text, done = ending(await stream(client, REQUEST))
@@ -61,7 +61,7 @@ async def test_an_agent_answers_with_the_result_of_its_tool(
 async def test_an_agent_hands_over_to_another_which_names_its_own_model(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """The upstream is asked for that model, with the other agent's instructions."""
+    """Parley asks the upstream for that model, with the other agent's instructions."""
     upstream.script = in_turn(call("transfer_to_helper"), answer("At your service."))
     async with running(make_settings(agent=agent("tooled"))) as client:
         chunks = await stream(client, REQUEST)
@@ -99,7 +99,7 @@ async def test_an_agent_that_fails_says_by_what(
     code: ErrorCode,
     calls: int,
 ) -> None:
-    """None of the words of its guardrails, tools or exceptions get out."""
+    """No text of the guardrails, tools or exceptions gets out."""
     upstream.script = script
     async with running(make_settings(agent=agent(name)), logs) as client:
         error = problem(await client.post("/chat/complete", json={"message": message}))
@@ -110,7 +110,7 @@ async def test_an_agent_that_fails_says_by_what(
 async def test_the_answer_that_a_guardrail_does_not_allow_ends_with_an_error(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """It has been read by then; the error says that it is not to be used."""
+    """The client has read the answer by then; the error tells it not to use the answer."""
     upstream.script = answer("All too long ", "an answer, this one")
     async with running(make_settings(agent=agent("tooled"))) as client:
         _, error = ending(await stream(client, REQUEST))
@@ -121,7 +121,7 @@ async def test_the_answer_that_a_guardrail_does_not_allow_ends_with_an_error(
 async def test_a_failure_after_text_does_not_overtake_the_text(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """Neither does it lose any."""
+    """No text is lost, either."""
     words = [f"{number} " for number in range(500)]
 
     async def script(exchange: Exchange) -> None:
@@ -142,7 +142,7 @@ async def test_a_failure_after_text_does_not_overtake_the_text(
 async def test_a_tool_can_have_the_last_word(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """Where the agent ends with its result."""
+    """This agent stops at its tool's result."""
     upstream.script = call("weather", '{"city": "Paris"}')
     async with running(make_settings(agent=agent("last_word"))) as client:
         text, done = ending(await stream(client, REQUEST))
@@ -153,7 +153,7 @@ async def test_a_tool_can_have_the_last_word(
 async def test_what_a_tool_asks_a_model_is_no_part_of_the_answer(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """But of its usage."""
+    """The tool's model call still counts towards the usage."""
     upstream.script = in_turn(call("ask_helper", '{"input": "Well?"}'), answer("secret"), answer("Done."))
     async with running(make_settings(agent=agent("tooled"))) as client:
         text, done = ending(await stream(client, REQUEST))

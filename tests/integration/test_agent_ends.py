@@ -1,4 +1,4 @@
-"""How an agent's run ends, whatever its tools, its guardrails and the upstream do: once, in time, and completely."""
+"""The end of an agent's run: once, in time and complete, whatever its tools, its guardrails and the upstream do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NOTICED_S = 1.0
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left(upstream: ScriptedUpstream) -> AsyncIterator[None]:
-    """Fail if a task is left over, or asyncio has something to complain of."""
+    """Fail the test if a task or a connection is left open, or asyncio reports an error."""
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: complaints.append(context))
@@ -57,7 +57,7 @@ async def nothing_is_left(upstream: ScriptedUpstream) -> AsyncIterator[None]:
 
 
 def agent(name: str) -> str | None:
-    """Return the path of one of the tests' agents, or of none."""
+    """Return the path of one of the tests' agents; `none` stands for no agent."""
     return None if name == "none" else f"tests.support.agents:{name}"
 
 
@@ -66,7 +66,7 @@ def agent(name: str) -> str | None:
 async def test_text_that_comes_just_when_parley_is_stopped_is_not_lost(
     make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, turns: int
 ) -> None:
-    """It goes out, or was never seen."""
+    """The text is either sent and counted, or neither."""
     upstream.script = after(("a",), hang)
     async with serving(make_settings(agent=agent(name))) as service:
         reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT, Record(correlation_id="mine"))))
@@ -85,7 +85,7 @@ async def test_text_that_comes_just_when_parley_is_stopped_is_not_lost(
 
 
 async def dying_in_arguments(exchange: Exchange) -> None:
-    """Break off in the middle of a call."""
+    """Break off in the middle of a tool call."""
     piece = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": BAD}}
     await exchange.events(tool_calls(piece))
     exchange.abort()
@@ -96,7 +96,7 @@ LONG = "x" * 500_000
 QUESTION = '{"input": "Well?", "question": "Well?"}'
 STUBBORN = call("stubborn_tool", text="a")
 
-# What a run can wait for: the agent, and what the upstream does, one after the other.
+# Everything that a run can wait for: the agent, and the upstream's responses in order.
 WAITS: dict[str, tuple[str, list[Script]]] = {
     "a tool": ("attacked", [call("hanging_tool")]),
     "a nested run": ("attacked", [call("ask_helper", QUESTION), after(("a",), hang)]),
@@ -120,7 +120,7 @@ ALL_WAITS = {**WAITS, **WAITS_AFTER_TEXT}
 
 
 def each_of(waits: dict[str, tuple[str, list[Script]]]) -> pytest.MarkDecorator:
-    """Run a test with each of these."""
+    """Parametrize a test with each of these waits."""
     return pytest.mark.parametrize(("name", "scripts"), waits.values(), ids=waits.keys())
 
 
@@ -128,7 +128,7 @@ def each_of(waits: dict[str, tuple[str, list[Script]]]) -> pytest.MarkDecorator:
 async def test_a_client_that_leaves_ends_the_run(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, name: str, scripts: list[Script]
 ) -> None:
-    """Whatever it is doing."""
+    """The run ends whatever it is waiting for."""
     upstream.script = in_turn(*scripts)
     settings = make_settings(agent=agent(name), retries=2, hold_headers_s=0.01)
     async with running(settings, logs) as client:
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_ends_the_run(
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[ChatService]:
-    """Open the service itself, for what no request can do."""
+    """Run the service without a server, for what no HTTP request can do."""
     app = create_app(settings)
     provide: Any = app.dependencies["service"]
     async with app.lifespan():
@@ -159,7 +159,7 @@ async def serving(settings: Settings) -> AsyncIterator[ChatService]:
 async def test_a_run_ends_at_its_deadline(
     make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, scripts: list[Script]
 ) -> None:
-    """Whatever it is doing; the client learns it at most a second later."""
+    """The client learns of it at most 1.5 s later, or 2.5 s if a tool cannot be cancelled."""
     upstream.script = in_turn(*scripts)
     loop = asyncio.get_running_loop()
     settings = make_settings(agent=agent(name), request_timeout_s=3)
@@ -172,7 +172,7 @@ async def test_a_run_ends_at_its_deadline(
 
 
 async def until(kind: type, events: AsyncIterator[Event]) -> list[Event]:
-    """Read events until one of this kind; the client does not read on by itself."""
+    """Read events up to the first of this kind; the client reads nothing after it."""
     read: list[Event] = []
     async for event in events:
         read.append(event)
@@ -182,7 +182,7 @@ async def until(kind: type, events: AsyncIterator[Event]) -> list[Event]:
 
 
 async def asked(upstream: ScriptedUpstream, calls: int) -> None:
-    """Wait until the upstream has been asked so often, and what it says has been seen."""
+    """Wait until the upstream has received this number of requests and Parley has processed its responses."""
     while len(upstream.exchanges) < calls:
         await upstream.next_exchange()
     for _ in range(100):
@@ -193,7 +193,7 @@ async def asked(upstream: ScriptedUpstream, calls: int) -> None:
 async def test_a_run_ends_when_parley_is_stopped(
     make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, scripts: list[Script]
 ) -> None:
-    """Whatever it is doing."""
+    """The run ends whatever it is waiting for."""
     upstream.script = in_turn(*scripts)
     loop = asyncio.get_running_loop()
     async with serving(make_settings(agent=agent(name))) as service:
@@ -212,7 +212,7 @@ async def test_a_run_ends_when_parley_is_stopped(
 async def test_a_run_ends_while_nobody_reads(
     make_settings: MakeSettings, upstream: ScriptedUpstream, name: str, scripts: list[Script], code: ErrorCode
 ) -> None:
-    """At its deadline, or when Parley is stopped: the upstream is not held until the client reads again."""
+    """The upstream connection is released without waiting until the client reads again."""
     upstream.script = in_turn(*scripts)
     async with serving(make_settings(agent=agent(name))) as service:
         events = service.stream(PROMPT, Record(correlation_id="mine"))
@@ -255,7 +255,7 @@ async def test_a_run_that_fails_says_by_what(
     code: ErrorCode,
     path: str,
 ) -> None:
-    """Once, and with no word of a tool or of an exception."""
+    """The error is reported once, and no text of a tool or an exception gets out."""
     upstream.script = in_turn(*scripts)
     async with running(make_settings(agent=agent(name)), logs) as client:
         assert problem(await client.post(path, json=REQUEST)).code is code
@@ -266,7 +266,7 @@ async def test_a_run_that_fails_says_by_what(
 async def test_arguments_that_a_tool_cannot_take_are_the_models_to_mend(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, arguments: str
 ) -> None:
-    """It is told, in openai-agents' words, and asked again."""
+    """The model gets openai-agents' error message and is asked again."""
     upstream.script = in_turn(call("weather", arguments), answer("Sorry."))
     async with running(make_settings(agent=agent("attacked")), logs) as client:
         *_, text, done = await stream(client, REQUEST)
@@ -280,7 +280,7 @@ async def test_arguments_that_a_tool_cannot_take_are_the_models_to_mend(
 async def test_an_upstream_that_gives_all_calls_the_same_id_can_be_used(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """Each call is run, and told apart when its result is sent back."""
+    """Each call is run, and each result is sent back with its own ID."""
     upstream.script = in_turn(
         call("weather", '{"city": "Paris"}'), call("weather", '{"city": "Rome"}'), answer("Rain.")
     )
@@ -298,7 +298,7 @@ async def test_an_upstream_that_gives_all_calls_the_same_id_can_be_used(
 async def test_what_a_tool_leaves_behind_asks_no_model_after_the_end(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """Nobody would count it, or stop it."""
+    """Nothing would count or stop such a model call."""
 
     async def script(exchange: Exchange) -> None:
         await (answer("Done.") if exchange.follows_a_tool else hang if exchange.message == "Well?" else begin)(exchange)
@@ -319,7 +319,7 @@ async def test_what_a_tool_leaves_behind_asks_no_model_after_the_end(
 async def test_a_run_within_a_tool_asks_parleys_models(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, tool: str
 ) -> None:
-    """However it is started; its text is no part of the answer, but its usage is of the answer's."""
+    """The nested run's text is not part of the answer, but its usage is part of the answer's usage."""
     upstream.script = in_turn(call(tool, QUESTION), answer("secret"), answer("Done."))
     async with running(make_settings(agent=agent("attacked")), logs) as client:
         start, text, done = await stream(client, REQUEST)

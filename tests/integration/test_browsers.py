@@ -1,4 +1,4 @@
-"""What a browser asks before it lets a page call Parley, and the page that Parley shows itself."""
+"""The preflight requests of browsers, and the contract's web page."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-He
 
 
 async def preflight(client: httpx.AsyncClient, origin: str) -> httpx.Response:
-    """Ask as a browser does before it posts JSON from another origin."""
+    """Send the preflight request that a browser sends before it posts JSON from another origin."""
     return await client.options("/chat", headers={"Origin": origin, **PREFLIGHT})
 
 
 async def test_no_other_origin_may_call_by_default(client: httpx.AsyncClient) -> None:
-    """Neither in advance nor in the response."""
+    """Neither the preflight response nor the actual response has CORS headers."""
     answered = await client.post("/chat", json={"message": "hi"}, headers={"Origin": HERE})
     for response in (await preflight(client, HERE), answered):
         assert not [name for name in response.headers if name.startswith("access-control-")]
@@ -40,7 +40,7 @@ async def test_no_other_origin_may_call_by_default(client: httpx.AsyncClient) ->
 async def test_a_given_origin_may_call_and_read_the_headers_it_needs(
     make_settings: Callable[..., Settings], logs: Logs, origins: str
 ) -> None:
-    """In a stream as in an error, whoever answers it."""
+    """Streams and errors have the headers, whichever part of Parley answers."""
     async with running(make_settings(cors_origins=origins), logs) as client:
         asked = await preflight(client, HERE)
         assert asked.status_code == 204
@@ -60,7 +60,7 @@ async def test_a_given_origin_may_call_and_read_the_headers_it_needs(
 
 
 async def test_an_origin_that_is_not_given_may_not_call(make_settings: Callable[..., Settings], logs: Logs) -> None:
-    """Also where it begins or ends like one that is."""
+    """Origins that begin or end like an allowed one are refused, too."""
     async with running(make_settings(cors_origins=HERE), logs) as client:
         for origin in (ELSEWHERE, f"{HERE}.evil.example", "https://evil.example/?https://app.example", "null"):
             refused = await preflight(client, origin)
@@ -70,7 +70,7 @@ async def test_an_origin_that_is_not_given_may_not_call(make_settings: Callable[
 
 
 async def test_the_contracts_page_takes_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
-    """All that it loads is of Parley, and there."""
+    """Parley itself serves every file that the page loads."""
     page = (await client.get("/schema")).raise_for_status().text
     loaded = re.findall(r'<(?:script|link)[^>]* (?:src|href)="([^"]*)"', page)
     assert len(loaded) == 4
@@ -81,7 +81,7 @@ async def test_the_contracts_page_takes_nothing_from_elsewhere(client: httpx.Asy
 
 
 async def test_the_document_is_rendered_once(client: httpx.AsyncClient) -> None:
-    """Nobody needs a key for it, and as YAML it takes 60 ms."""
+    """The document needs no key, and rendering it as YAML takes 60 ms."""
     spent_s = []
     for _ in range(5):
         begun = time.process_time()
@@ -93,15 +93,15 @@ async def test_the_document_is_rendered_once(client: httpx.AsyncClient) -> None:
 async def test_without_the_pages_files_the_document_is_shown(
     make_settings: Callable[..., Settings], logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a plain wheel is installed, without the dependency group `docs`."""
-    monkeypatch.setitem(sys.modules, "flask_openapi3_swagger", None)  # it cannot be found, to Python
+    """A plain wheel without the dependency group `docs` lacks these files."""
+    monkeypatch.setitem(sys.modules, "flask_openapi3_swagger", None)  # makes Python raise ImportError
     async with running(make_settings(), logs) as client:
         assert (await client.get("/schema")).json() == contract.read()
         problem(await client.get("/schema/swagger-ui/js/swagger-ui-bundle.js"))
 
 
 async def test_the_document_is_served_as_it_is_committed(client: httpx.AsyncClient) -> None:
-    """As JSON, and as YAML line by line."""
+    """The JSON is equal, and the YAML is the same line by line."""
     assert (await client.get("/schema/openapi.json")).json() == contract.read()
     _, _, text = (contract.FOLDER / "chat-api.yaml").read_text().partition("\n")
     assert (await client.get("/schema/openapi.yaml")).text == text

@@ -1,4 +1,4 @@
-"""Who may call, and how often."""
+"""Callers: API keys, quotas, and how Parley tells callers apart."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ async def broken(exchange: Exchange) -> None:
 
 
 def bearer(key: str) -> dict[str, str]:
-    """Return the header that brings a key."""
+    """Return the header that carries a key."""
     return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.fixture
 async def guarded(make_settings: MakeSettings, logs: Logs) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a Parley that wants a key, of which it knows two."""
+    """Run a Parley that requires a key and accepts two."""
     async with running(make_settings(api_keys=Secret(f"{CANARY_KEY},{OTHER_KEY}")), logs) as client:
         yield client
 
 
 @pytest.mark.parametrize("key", [CANARY_KEY, OTHER_KEY])
 async def test_each_of_the_keys_opens(guarded: httpx.AsyncClient, logs: Logs, key: str) -> None:
-    """So that one can replace the other; the log says which it was, by its hash."""
+    """With two keys, one can replace the other; the log identifies the key by its hash."""
     *_, done = await stream(guarded, REQUEST, headers=bearer(key))
     assert done.__struct_config__.tag == "done"
     assert (await logs.line())["caller"] == hashlib.sha256(key.encode()).hexdigest()[:8]
@@ -78,7 +78,7 @@ async def test_without_one_of_the_keys_nobody_passes(
     headers: dict[str, str],
     reason: str,
 ) -> None:
-    """Before the body is looked at; the log says why."""
+    """The request is refused before its body is read; the log gives the reason."""
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     method = "GET" if path == "/metrics" else "POST"
     response = await guarded.request(method, path, content=b"{", headers=encoded)
@@ -91,7 +91,7 @@ async def test_without_one_of_the_keys_nobody_passes(
 
 
 async def test_the_metrics_may_have_a_key_of_their_own(make_settings: MakeSettings, logs: Logs) -> None:
-    """Who watches need not be who may spend, nor the other way round; who guesses it is seen."""
+    """Each key opens only its own part; failed attempts to read the metrics are logged."""
     keys = {"metrics_key": Secret(OTHER_KEY)}
     async with running(make_settings(api_keys=Secret(CANARY_KEY), **keys)) as client:
         assert (await client.get("/metrics", headers=bearer(OTHER_KEY))).status_code == 200
@@ -104,7 +104,7 @@ async def test_the_metrics_may_have_a_key_of_their_own(make_settings: MakeSettin
 
 
 async def test_probes_and_the_contract_need_no_key(guarded: httpx.AsyncClient) -> None:
-    """Orchestrators have none, and the contract is no secret."""
+    """Orchestrators have no key, and the contract is not secret."""
     for path in ("/health/live", "/health/ready", "/schema", "/schema/openapi.json"):
         assert (await guarded.get(path)).status_code == 200
 
@@ -112,7 +112,7 @@ async def test_probes_and_the_contract_need_no_key(guarded: httpx.AsyncClient) -
 async def test_a_caller_over_its_quota_is_told_when_to_come_again(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Another caller is not concerned."""
+    """Other callers are not affected."""
     keys = Secret(f"{CANARY_KEY},{OTHER_KEY}")
     async with running(make_settings(api_keys=keys, requests_per_minute=1), logs) as client:
         await stream(client, REQUEST, headers=bearer(CANARY_KEY))
@@ -127,7 +127,7 @@ async def test_a_caller_over_its_quota_is_told_when_to_come_again(
 
 
 async def test_without_keys_an_address_is_a_caller(make_settings: MakeSettings, logs: Logs) -> None:
-    """Also one that a trusted proxy tells; from anyone else that would be a way around it."""
+    """A trusted proxy may forward the address; from anyone else, the header would bypass the quota."""
     elsewhere = {"X-Forwarded-For": "192.0.2.1"}
     async with running(make_settings(requests_per_minute=1), logs) as client:
         await stream(client, REQUEST)
@@ -152,7 +152,7 @@ async def test_without_keys_an_address_is_a_caller(make_settings: MakeSettings, 
 async def test_a_caller_of_ipv6_is_a_network_of_64_bits(
     make_settings: MakeSettings, first: str, second: str, *, is_another: bool
 ) -> None:
-    """It can choose among the addresses of that; an IPv4 address that is written as IPv6 stays what it is."""
+    """A caller can choose any address in such a network; an IPv4-mapped address counts as IPv4."""
     async with running(make_settings(requests_per_minute=1, trusted_proxies="127.0.0.1"), None) as client:
         statuses = [
             (await client.post("/chat", json=REQUEST, headers={"X-Forwarded-For": address})).status_code
@@ -164,7 +164,7 @@ async def test_a_caller_of_ipv6_is_a_network_of_64_bits(
 async def test_a_caller_with_enough_answers_at_once_is_refused_another(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Until one of them has ended."""
+    """The caller can ask again as soon as one of them has ended."""
     gated = upstream.script = Gated()
     async with running(make_settings(max_streams_per_caller=1), logs) as client:
         async with client.stream("POST", "/chat", json=REQUEST) as first:
@@ -176,7 +176,7 @@ async def test_a_caller_with_enough_answers_at_once_is_refused_another(
 
 
 async def test_what_every_attempt_has_cost_is_spent(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
-    """Also one that was counted and then broke, before its first text, and was asked again."""
+    """An attempt that reported usage and failed before the first text counts, too."""
 
     async def broken(exchange: Exchange) -> None:
         await exchange.head()
@@ -187,11 +187,11 @@ async def test_what_every_attempt_has_cost_is_spent(make_settings: MakeSettings,
     async with running(make_settings(tokens_per_minute=10, retries=1)) as client:
         assert (await stream(client, REQUEST))[-1].__struct_config__.tag == "done"
         refused = problem(await client.post("/chat", json=REQUEST))
-    assert refused.retry_after_s == 120  # 20 are spent, of 10 a minute, and all 10 are wanted
+    assert refused.retry_after_s == 120  # 20 tokens are spent at 10 per minute, and the next request needs all 10
 
 
 async def test_a_budget_that_is_spent_is_told(make_settings: MakeSettings, logs: Logs) -> None:
-    """The scripted answer takes 10 tokens, as its upstream counts them."""
+    """The scripted answer costs 10 tokens by the upstream's count."""
     async with running(make_settings(tokens_per_minute=10), logs) as client:
         await stream(client, REQUEST)
         assert problem(await client.post("/chat", json=REQUEST)).code == "rate_limited"
@@ -201,7 +201,7 @@ async def test_a_budget_that_is_spent_is_told(make_settings: MakeSettings, logs:
 async def test_a_caller_that_leaves_before_the_answer_begins_has_used_its_request(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Otherwise the upstream would get any number of requests from a caller that never waits."""
+    """Otherwise a caller that never waits could send the upstream any number of requests."""
     upstream.script = hang
     async with running(make_settings(requests_per_minute=3), logs) as client:
         for number in range(1, 4):
@@ -219,7 +219,7 @@ async def test_a_caller_that_leaves_before_the_answer_begins_has_used_its_reques
 async def test_a_request_that_an_upstream_fails_counts_once_however_often_it_is_tried(
     make_settings: MakeSettings, upstream: ScriptedUpstream, script: Script
 ) -> None:
-    """It reached the upstream, or may have."""
+    """The request reached the upstream, or may have."""
     upstream.script = script
     async with running(make_settings(requests_per_minute=2, retries=2)) as client:
         codes = [problem(await client.post("/chat", json=REQUEST)).code for _ in range(3)]
@@ -230,7 +230,7 @@ async def test_a_request_that_an_upstream_fails_counts_once_however_often_it_is_
 async def test_a_request_that_reaches_no_upstream_does_not_count(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """A refused connection, however often it is tried; but the fallback that is reached after it counts."""
+    """A refused connection does not count, even after retries; a fallback that is reached does."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = "http://{}:{}/v1".format(*listener.getsockname())
     settings = make_settings(requests_per_minute=1, retries=1, openai_base_url=nobody)
@@ -246,7 +246,7 @@ async def test_a_request_that_reaches_no_upstream_does_not_count(
 async def test_a_request_that_gets_no_turn_does_not_count(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """It was never sent."""
+    """Parley never sent the request to the upstream."""
     gated = upstream.script = Gated()
     settings = make_settings(requests_per_minute=2, max_streams=1, max_queue=0)
     async with running(settings) as client:
@@ -260,7 +260,7 @@ async def test_a_request_that_gets_no_turn_does_not_count(
 
 
 async def test_a_callers_quota_is_of_both_operations_together(make_settings: MakeSettings) -> None:
-    """And no other's."""
+    """Another caller has its own quota."""
     settings = make_settings(api_keys=Secret(f"{CANARY_KEY},{OTHER_KEY}"), requests_per_minute=2)
     async with running(settings) as client:
         statuses = [

@@ -1,4 +1,4 @@
-"""What a token costs, counted in calls of Parley's own functions, which no machine makes faster or slower."""
+"""The cost of a token, counted in calls of Parley's own functions, so that it is the same on every machine."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
     import httpx
 
-# What libraries do is theirs to change; `just bench` measures the whole.
+# Calls within libraries are not counted: their number may change. `just bench` measures the total.
 OURS = str(Path(parley.__file__).parent)
 
 
 class Calls:
-    """Counts calls, which a coroutine that goes on is too, while it is open."""
+    """A counter of calls while it is open; each resumption of a coroutine counts as a call."""
 
     def __init__(self) -> None:
         self.number = 0
 
     def __enter__(self) -> Self:
-        """Count."""
+        """Start counting."""
         sys.setprofile(self._see)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Count no more."""
+        """Stop counting."""
         sys.setprofile(None)
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
@@ -44,7 +44,7 @@ class Calls:
 
 
 async def read(client: httpx.AsyncClient, seen: asyncio.Event) -> int:
-    """Read a stream, saying when a text has come; return the calls that it took."""
+    """Read a stream and set `seen` at each text; return the number of calls that it took."""
     with Calls() as calls:
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "Hi"}) as source:
             async for event in source.aiter_sse():
@@ -56,7 +56,7 @@ async def read(client: httpx.AsyncClient, seen: asyncio.Event) -> int:
 
 
 def paced(tokens: int, seen: asyncio.Event) -> Any:
-    """Send each token when the client has seen the one before."""
+    """Send each token once the client has seen the previous one."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -85,10 +85,10 @@ def burst(tokens: int, _: asyncio.Event) -> Any:
 async def test_a_token_costs_no_more_than_it_did(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, script: Any, few: int, many: int, allowed: float
 ) -> None:
-    """One that comes alone, and one that comes with many; the cost of the request itself cancels out."""
+    """Tokens arrive one by one, or many at once; the request's own cost cancels out."""
     seen = asyncio.Event()
     calls = []
-    for tokens in (few, few, many):  # the first is to warm up
+    for tokens in (few, few, many):  # the first one is a warm-up
         upstream.script = script(tokens, seen)
         calls.append(await read(client, seen))
     cost = (calls[2] - calls[1]) / (many - few)

@@ -1,4 +1,4 @@
-"""The evaluation against a Parley on the scripted upstream: our contract suite, and the three kinds of failure."""
+"""The evaluation of a Parley on the scripted upstream: our contract suite, and the three kinds of failure."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ async def evaluate(client: httpx.AsyncClient, suite: Suite, *, repeat: int = 1, 
 
 
 def one(expect: Expect) -> Suite:
-    """Return a suite of one case."""
+    """Return a suite with a single case."""
     return Suite(name="one", cases=[Case(id="only", message="Hi", expect=expect)])
 
 
 async def contract_verdict(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs, **changes: Any
 ) -> tuple[int, set[str]]:
-    """Run the contract suite on a Parley with such settings; return the exit code and the cases that do not pass."""
+    """Run the contract suite on a Parley with these settings; return the exit code and the failed cases."""
     upstream.script = echo_or_fault
     async with running(make_settings(**{**SETTINGS, **changes}), logs) as client:
         report = await evaluate(client, load(CONTRACT))
@@ -52,7 +52,7 @@ async def contract_verdict(
 async def test_each_case_of_the_contract_suite_passes(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Whatever the model."""
+    """The contract suite does not depend on the model."""
     assert await contract_verdict(make_settings, upstream, logs) == (0, set())
 
 
@@ -68,14 +68,14 @@ async def test_a_wrong_setting_turns_the_contract_suite_red(
     changes: dict[str, Any],
     failed: set[str],
 ) -> None:
-    """With the case that is about it, and no other."""
+    """Only the case that covers the setting fails."""
     assert await contract_verdict(make_settings, upstream, logs, **changes) == (1, failed)
 
 
 async def test_what_the_model_said_how_long_it_took_and_what_broke_are_counted_apart(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """An answer that is right, a wrong one, and an upstream that fails: two answers to judge the model by."""
+    """Of a right answer, a wrong answer and an upstream failure, only the two answers are judged."""
     upstream.script = in_turn(answer("Paris"), answer("Rome"), respond(500, {}))
     report = await evaluate(client, one(Expect(contains="paris", first_token_ms=60_000)), repeat=3, jobs=1)
     (result,) = report.results
@@ -91,7 +91,7 @@ async def test_what_the_model_said_how_long_it_took_and_what_broke_are_counted_a
 
 
 async def test_a_late_answer_is_not_a_wrong_one(client: httpx.AsyncClient) -> None:
-    """No answer takes no time."""
+    """Every answer takes more than 0 ms."""
     report = await evaluate(client, one(Expect(contains="hello", total_ms=0, first_token_ms=0)))
     (result,) = report.results
     assert (result.right, result.in_time, result.broken) == (1, 0, 0)
@@ -111,7 +111,7 @@ async def test_a_late_answer_is_not_a_wrong_one(client: httpx.AsyncClient) -> No
 async def test_what_the_model_did_not_do_is_not_held_against_it(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, script: Script, expect: Expect, detail: str
 ) -> None:
-    """It could not be judged, which has an exit code of its own."""
+    """Such an answer cannot be judged, which has its own exit code."""
     upstream.script = script
     report = await evaluate(client, one(expect))
     (result,) = report.results
@@ -123,7 +123,7 @@ async def test_what_the_model_did_not_do_is_not_held_against_it(
 async def test_each_answer_has_the_correlation_id_that_the_log_has(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """A failed one, too."""
+    """Failed answers have it, too."""
     upstream.script = in_turn(answer("Hi"), respond(500, {}))
     report = await evaluate(client, one(Expect(contains="hi")), repeat=2, jobs=1)
     ids = [attempt.answer.correlation_id for attempt in report.results[0].attempts]
@@ -134,7 +134,7 @@ async def test_each_answer_has_the_correlation_id_that_the_log_has(
 async def test_no_more_questions_are_asked_at_once_than_allowed(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """And as many as that."""
+    """Fewer are not asked, either."""
     three = asyncio.Barrier(3)
     at_once: list[int] = []
     asked = 0
@@ -143,7 +143,7 @@ async def test_no_more_questions_are_asked_at_once_than_allowed(
         nonlocal asked
         asked += 1
         at_once.append(asked)
-        await three.wait()  # which fewer would do in vain
+        await three.wait()  # fewer would wait forever
         await answer("Hi")(exchange)
         asked -= 1
 

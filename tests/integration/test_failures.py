@@ -1,4 +1,4 @@
-"""What can go wrong with the upstream, and what the caller and the operator learn of it."""
+"""Upstream failures, and what the caller and the operator learn of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PATHS = ["/chat", "/chat/complete"]
 async def test_a_sane_retry_after_is_passed_on(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, given: str, passed_on: int | None
 ) -> None:
-    """In the header and in the body; one that no client should keep is left out."""
+    """The value is in the header and in the body; a value that no client should follow is left out."""
     upstream.script = respond(429, ECHO, retry_after=given)
     response = await client.post("/chat", json=REQUEST)
     assert problem(response).retry_after_s == passed_on
@@ -61,7 +61,7 @@ async def test_a_sane_retry_after_is_passed_on(
 async def test_an_upstream_that_is_not_there_is_unreachable(
     make_settings: Callable[..., Settings], logs: Logs, path: str
 ) -> None:
-    """Nothing listens on the port."""
+    """No server listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     async with running(make_settings(openai_base_url=f"http://127.0.0.1:{port}/v1"), logs) as client:
@@ -72,12 +72,12 @@ async def test_an_upstream_that_is_not_there_is_unreachable(
 
 
 async def test_the_connection_has_a_deadline(make_settings: Callable[..., Settings], logs: Logs) -> None:
-    """Something listens, but its queue is full, so that Linux leaves the handshake unanswered."""
+    """A server listens, but its queue is full, so that Linux leaves the handshake unanswered."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
         address = listener.getsockname()
         for _ in range(3):
             waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)  # noqa: FBT003  # it has no name
+            waiting.setblocking(False)  # noqa: FBT003  # the parameter is positional-only
             waiting.connect_ex(address)
         settings = make_settings(openai_base_url=f"http://127.0.0.1:{address[1]}/v1", connect_timeout_s=0.3)
         async with running(settings, logs) as client:
@@ -106,14 +106,14 @@ async def test_the_first_text_has_a_deadline(
     changes: dict[str, Any],
     code: ErrorCode,
 ) -> None:
-    """Bytes that are no text do not move it, and the upstream's connection is closed."""
+    """Bytes without text do not extend the deadline, and Parley closes the upstream's connection."""
     upstream.script = script
     async with running(make_settings(**changes), logs) as client:
         with anyio.fail_after(10):
             response = await client.post(path, json=REQUEST)
             assert response.status_code == 504
             assert problem(response).code is code
-            for exchange in upstream.exchanges:  # none, where the machine is so slow that it had not begun
+            for exchange in upstream.exchanges:  # none, if a slow machine had not sent the request yet
                 await exchange.gone.wait()
 
 
@@ -133,7 +133,7 @@ async def test_the_next_text_has_a_deadline(
     request_changes: dict[str, Any],
     code: ErrorCode,
 ) -> None:
-    """The stream ends with the error, and the upstream's connection is closed."""
+    """The stream ends with the error, and Parley closes the upstream's connection."""
     upstream.script = after(("a",), hang)
     async with running(make_settings(**changes), logs) as client:
         with anyio.fail_after(10):
@@ -150,7 +150,7 @@ async def test_the_next_text_has_a_deadline(
 async def test_a_client_that_leaves_a_stream_stops_the_model(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """The upstream's connection is closed within a second, and the log says why, and what it cost."""
+    """The upstream's connection is closed within a second; the log gives the outcome and the usage."""
     upstream.script = after(("a",), hang)
     async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
         async for event in source.aiter_sse():
@@ -169,7 +169,7 @@ async def test_a_client_that_leaves_a_stream_stops_the_model(
 async def test_a_client_that_leaves_before_the_first_text_stops_the_model(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, path: str, script: Script
 ) -> None:
-    """Litestar alone would let it go on to its end."""
+    """Litestar alone would let the request run to its end."""
     upstream.script = script
     async with anyio.create_task_group() as group:
         group.start_soon(lambda: client.post(path, json=REQUEST))
@@ -185,7 +185,7 @@ async def test_a_client_that_leaves_before_the_first_text_stops_the_model(
 async def test_a_client_that_leaves_in_its_body_costs_nothing(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Less was sent than announced."""
+    """The client sends fewer bytes than its Content-Length says."""
     url = client.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
@@ -205,7 +205,7 @@ async def speaks_no_http(exchange: Exchange) -> None:
 async def test_what_an_upstream_does_wrong_is_told_in_words_of_its_own(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """All are `upstream_error`, but each has its own detail for the operator."""
+    """All of these are `upstream_error`, but each has its own detail for the operator."""
     usual = EXPLANATIONS[ErrorCode.UPSTREAM_ERROR].detail
     details = []
     for script in (
@@ -226,7 +226,7 @@ async def test_what_an_upstream_does_wrong_is_told_in_words_of_its_own(
 async def test_an_error_that_comes_in_pieces_is_read_whole(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Its code may be in the last piece. An invalid request ID is not logged."""
+    """The code may be in the last piece. An invalid request ID is not logged."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head(400, "application/json", x_request_id="no id")
@@ -240,7 +240,7 @@ async def test_an_error_that_comes_in_pieces_is_read_whole(
 
 
 async def test_fields_that_say_nothing_are_passed_over(client: httpx.AsyncClient, upstream: ScriptedUpstream) -> None:
-    """Some servers send them with every event."""
+    """Some servers send null fields with every event."""
     nothing = {"error": None, "usage": None}
     upstream.script = say(
         sse(
@@ -262,7 +262,7 @@ async def test_fields_that_say_nothing_are_passed_over(client: httpx.AsyncClient
 async def test_an_answer_that_has_an_end_does_not_wait_for_the_end_of_its_connection(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """After `[DONE]`, nothing more is to come."""
+    """Nothing follows `[DONE]`."""
     upstream.script = after((), lambda exchange: exchange.events(delta("a", finish_reason="stop"), "[DONE]"))
     loop = asyncio.get_running_loop()
     before = loop.time()

@@ -1,4 +1,4 @@
-"""The fake Parley answers as the real one does."""
+"""The fake Parley, compared with the real one."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SAME: dict[str, tuple[Script, Told]] = {
 
 
 def broken(code: ErrorCode) -> ErrorResponse:
-    """Return an error as a chunk has it."""
+    """Return the error for an `error` chunk."""
     return ErrorResponse.of(ChatError(code), "any")
 
 
 def told(response: httpx.Response) -> tuple[object, ...]:
-    """Return all that a client can tell of a response, but for times and tokens; the correlation id fits everywhere."""
+    """Check the correlation ID; return status, headers and body without values that may differ, such as times."""
     correlation_id = response.headers["x-correlation-id"]
     if response.headers["content-type"].startswith("text/event-stream"):
         chunks = [(kind(chunk), chunk.seq) for chunk in read_chunks(response.content)]
@@ -65,7 +65,7 @@ def told(response: httpx.Response) -> tuple[object, ...]:
 async def test_the_fake_answers_as_parley_does(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, script: Script, tell: Told
 ) -> None:
-    """Status, headers, chunks, bodies."""
+    """Status, headers, kinds of chunks and JSON bodies are the same."""
     upstream.script, fake = script, FakeParley()
     tell(fake)
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
@@ -78,7 +78,7 @@ async def test_the_fake_answers_as_parley_does(
 async def test_the_fake_thinks_as_parley_does_for_those_who_ask(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, request_body: dict[str, object]
 ) -> None:
-    """Others get no thoughts, and their chunks are numbered without them."""
+    """Other clients get no reasoning chunks, and their sequence numbers have no gaps."""
     upstream.script, fake = thinks, FakeParley()
     fake.answer(*stream_of("Hello", reasoning=["They greet.", " So do I."]))
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
@@ -86,7 +86,7 @@ async def test_the_fake_thinks_as_parley_does_for_those_who_ask(
 
 
 async def thinks(exchange: Exchange) -> None:
-    """Think twice, then answer."""
+    """Send two pieces of reasoning, then the answer."""
     await exchange.head()
     for thought in ("They greet.", " So do I."):
         await exchange.events({"choices": [{"index": 0, "delta": {"reasoning_content": thought}}]})
@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[str, str, bytes, str]] = {
 async def test_the_fake_refuses_what_parley_refuses(
     client: httpx.AsyncClient, method: str, path: str, content: bytes, content_type: str
 ) -> None:
-    """In the same words; it takes no answer."""
+    """The error text is the same, and no request is recorded."""
     fake = FakeParley()
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
         headers = {"Content-Type": content_type, "X-Correlation-ID": "mine"}
@@ -132,7 +132,7 @@ async def test_the_fake_refuses_what_parley_refuses(
 async def test_the_fake_takes_what_parley_takes(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, content_type: str
 ) -> None:
-    """However the path ends and the Content-Type is written."""
+    """Trailing slashes and other spellings of the Content-Type are accepted."""
     upstream.script, fake = answer("Hello"), FakeParley()
     fake.answer(*stream_of("Hello"))
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
@@ -144,7 +144,7 @@ async def test_the_fake_takes_what_parley_takes(
 
 @pytest.mark.parametrize("code", ErrorCode)
 async def test_the_fake_can_fail_as_parley_does(code: ErrorCode) -> None:
-    """By every code, with the headers that go with it."""
+    """The fake can give every error code, with the headers that belong to it."""
     fake = FakeParley()
     fake.fail(code, retry_after_s=2)
     async with httpx.AsyncClient(transport=fake, base_url="http://parley") as faked:
@@ -156,14 +156,14 @@ async def test_the_fake_can_fail_as_parley_does(code: ErrorCode) -> None:
 
 @pytest.mark.parametrize("given", ["mine-1", "not mine", "m" * 129, ""])
 async def test_the_fake_keeps_the_correlation_ids_that_parley_keeps(client: httpx.AsyncClient, given: str) -> None:
-    """And replaces the others."""
+    """Both replace an invalid ID."""
     async with httpx.AsyncClient(transport=FakeParley(), base_url="http://parley") as faked:
         responses = [await one.get("/chat", headers={"X-Correlation-ID": given}) for one in (client, faked)]
     assert [response.headers["x-correlation-id"] == given for response in responses] == [given == "mine-1"] * 2
 
 
 def test_the_fakes_stream_comes_frame_by_frame_and_may_break() -> None:
-    """The reader has each chunk before the connection breaks."""
+    """The reader gets each chunk before the connection breaks."""
     fake = FakeParley()
     fake.answer(*stream_of("Hel", "lo")[:2])
     came: list[bytes] = []
@@ -177,7 +177,7 @@ def test_the_fakes_stream_comes_frame_by_frame_and_may_break() -> None:
 
 
 async def test_the_fakes_stream_comes_so_to_async_readers_too() -> None:
-    """Likewise."""
+    """An async reader, too, gets each chunk before the connection breaks."""
     fake = FakeParley()
     fake.answer(*stream_of("Hel", "lo")[:2])
     came: list[bytes] = []
@@ -188,7 +188,7 @@ async def test_the_fakes_stream_comes_so_to_async_readers_too() -> None:
             client.stream("POST", "/chat", json=HI) as response,
         ):
             async for frame in response.aiter_raw():
-                came.append(frame)  # noqa: PERF401  # what came before the break would be lost
+                came.append(frame)  # noqa: PERF401  # a list comprehension would lose the frames before the break
 
     with pytest.raises(httpx.RemoteProtocolError):
         await read()
@@ -196,7 +196,7 @@ async def test_the_fakes_stream_comes_so_to_async_readers_too() -> None:
 
 
 def test_the_fake_gives_its_answers_in_turn_and_the_last_again() -> None:
-    """As it was told."""
+    """The last answer is repeated for all further requests."""
     fake = FakeParley()
     fake.fail(ErrorCode.OVERLOADED)
     fake.answer(*stream_of("Hello"))
@@ -206,7 +206,7 @@ def test_the_fake_gives_its_answers_in_turn_and_the_last_again() -> None:
 
 
 def test_a_fake_that_was_told_nothing_says_so() -> None:
-    """A test that forgets it fails where it forgets."""
+    """A test that forgets to set an answer fails with a clear message."""
     with (
         httpx.Client(transport=FakeParley(), base_url="http://parley") as client,
         pytest.raises(AssertionError, match="not told"),

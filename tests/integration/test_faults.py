@@ -1,4 +1,4 @@
-"""The matrix: every fault of an upstream, over both operations, and what the caller and the operator learn of it."""
+"""The matrix of upstream faults: both operations, and what the caller and the operator learn of each fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def where(request: pytest.FixtureRequest) -> str:
-    """Return where the fault is."""
+    """Return the model call that has the fault."""
     return str(request.param)
 
 
@@ -51,21 +51,21 @@ async def faulty(where: str) -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest.fixture(scope="module")
-def all_logs(where: str) -> Logs:  # noqa: ARG001  # one for each
+def all_logs(where: str) -> Logs:  # noqa: ARG001  # the logs are per place
     """Hold the logs of all cases."""
     return Logs()
 
 
 @pytest.fixture(scope="module")
 async def parley(faulty: ScriptedUpstream, all_logs: Logs, where: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Run one Parley for all cases: none may leave anything behind for the next."""
+    """Run one Parley for all cases: no case may leave anything behind for the next."""
     settings = Settings(
         agent=None if where == PLAIN else FORECASTER,
         openai_base_url=faulty.url,
         openai_api_key=Secret(CANARY_KEY),
         model="scripted-1",
         retries=0,
-        hold_headers_s=60,  # so that what fails before the first text is an HTTP error, however late
+        hold_headers_s=60,  # a failure before the first text is an HTTP error, however late
         log_level="debug",
         log_format="json",
     )
@@ -78,11 +78,11 @@ async def parley(faulty: ScriptedUpstream, all_logs: Logs, where: str) -> AsyncI
 async def test_every_fault_is_told_as_what_it_is(
     parley: httpx.AsyncClient, faulty: ScriptedUpstream, all_logs: Logs, where: str, path: str, name: str
 ) -> None:
-    """Status or last chunk, text, usage, log line; and nothing goes on upstream."""
+    """Status or last chunk, text, usage and log line are as expected; no request goes on upstream."""
     fault = FAULTS[name]
-    if where != PLAIN and name == "tool_call":  # only an agent has tools; it does not have this one
+    if where != PLAIN and name == "tool_call":  # only an agent has tools, and this agent lacks the one that is called
         fault = replace(fault, retryable=True, source=UsageSource.ESTIMATE)
-    if where == SECOND and fault.source is UsageSource.NONE:  # the first call is known, and that not all is
+    if where == SECOND and fault.source is UsageSource.NONE:  # the first call's usage is known, the total is not
         fault = replace(fault, source=UsageSource.ESTIMATE)
     correlation_id = uuid.uuid4().hex
     before = len(faulty.exchanges)
@@ -114,7 +114,7 @@ async def test_every_fault_is_told_as_what_it_is(
 
 
 def check_stream(chunks: list[Any], fault: Fault) -> None:
-    """Check a whole stream."""
+    """Check that a whole stream is as the fault expects."""
     start, *texts, last = chunks
     assert isinstance(start, StartChunk)
     assert all(isinstance(text, TextChunk) for text in texts)
@@ -129,7 +129,7 @@ def check_stream(chunks: list[Any], fault: Fault) -> None:
 
 
 def check_response(response: httpx.Response, fault: Fault) -> None:
-    """Check an HTTP error, or a whole answer."""
+    """Check that an HTTP error or a whole answer is as the fault expects."""
     if fault.code is None:
         assert response.status_code == 200
         answer = msgspec.json.decode(response.content, type=ChatResponse)

@@ -1,4 +1,4 @@
-"""Where a request begins, what it is for, and where it ends, as RFC 9112 says it."""
+"""The framing of requests by RFC 9112: where a request begins, what it targets, and where it ends."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ CLOSE = b"\r\nconnection: close\r\n"
 
 
 async def read_to_the_end(reader: asyncio.StreamReader) -> bytes:
-    """Read until the connection is closed in good order."""
+    """Read until the connection is closed properly."""
     with anyio.fail_after(60):
         return await reader.read()
 
 
 async def read_response(reader: asyncio.StreamReader) -> bytes:
-    """Read one response, whose length is announced."""
+    """Read one response that has a Content-Length."""
     with anyio.fail_after(60):
         head = await reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
         return head + await reader.readexactly(int(length))
 
 
-# Where it ends
+# Where a request ends
 
 
 @pytest.mark.parametrize("first", [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n"])
@@ -56,7 +56,7 @@ async def read_response(reader: asyncio.StreamReader) -> bytes:
 async def test_after_a_request_of_two_lengths_nothing_is_a_request(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, first: bytes, after: bytes
 ) -> None:
-    """A proxy may have believed the other length: what follows could be another caller's, as it sees it."""
+    """A proxy may have used the other length and taken what follows for another caller's request."""
     upstream.script = answer("a")
     both = {b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n"}
     (second,) = both - {first}
@@ -80,7 +80,7 @@ REFUSED = {
 async def test_a_refusal_before_the_end_of_a_request_ends_the_connection(
     make_settings: MakeSettings, upstream: ScriptedUpstream, head: bytes, status: int, framing: bytes
 ) -> None:
-    """It says so, it gets there though the client goes on sending, and what is sent is not parsed."""
+    """The refusal arrives although the client goes on sending, and what the client sends is not parsed."""
     async with (
         running(make_settings(api_keys=Secret("k" * 16))) as client,
         sending(client, head + framing + b"\r\n\r\n") as (reader, transport),
@@ -99,7 +99,7 @@ async def test_a_refusal_before_the_end_of_a_request_ends_the_connection(
 async def test_a_head_request_that_stops_being_http_is_refused_without_a_body(
     make_settings: MakeSettings, logs: Logs
 ) -> None:
-    """A response to HEAD has none, whatever its length says."""
+    """A response to HEAD has no body, whatever its Content-Length says."""
     head = CHAT.replace(b"POST", b"HEAD") + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n"
     async with running(make_settings(), logs) as client, sending(client, head) as (reader, _):
         received = await read_to_the_end(reader)
@@ -110,7 +110,7 @@ async def test_a_head_request_that_stops_being_http_is_refused_without_a_body(
 
 
 async def test_a_client_that_asks_first_need_not_send_what_is_refused(make_settings: MakeSettings) -> None:
-    """Without a key it is not told to continue."""
+    """A client without a key is not told to continue."""
     async with running(make_settings(api_keys=Secret("k" * 16))) as client:
         expecting = CHAT + b"Expect: 100-continue\r\nContent-Length: 16\r\n\r\n"
         async with sending(client, expecting) as (reader, _):
@@ -123,7 +123,7 @@ async def test_a_client_that_asks_first_need_not_send_what_is_refused(make_setti
 
 
 async def test_a_few_thousand_small_chunks_are_served(client: httpx.AsyncClient) -> None:
-    """As clients send them that write JSON token by token; and a body of which each chunk is of a usual size."""
+    """Clients that write JSON token by token send such chunks; the other body has chunks of a usual size."""
     message = "x" * 1_900
     for size, text in ((1, message), (64, message * 16)):
         body = b'{"message":"%b"}' % text.encode()
@@ -137,7 +137,7 @@ async def test_a_few_thousand_small_chunks_are_served(client: httpx.AsyncClient)
         assert response.status_code == 200
 
 
-# What it is for
+# What a request targets
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ async def test_a_few_thousand_small_chunks_are_served(client: httpx.AsyncClient)
     ],
 )
 async def test_the_path_may_be_part_of_a_whole_address(client: httpx.AsyncClient, target: bytes, status: int) -> None:
-    """As clients write it that believe to talk to a proxy."""
+    """Clients that think that Parley is a proxy send absolute URLs."""
     async with sending(client, LIVE.replace(b"/health/live", target)) as (reader, _):
         assert (await read_response(reader)).startswith(b"HTTP/1.1 %d " % status)
 
@@ -162,7 +162,7 @@ async def test_the_path_may_be_part_of_a_whole_address(client: httpx.AsyncClient
     ("target", "path"), [(b"http://x", b"/"), (b"https://x?a=b", b"/?a=b"), (b"http://x/a?b", b"/a?b"), (b"/x", b"/x")]
 )
 def test_an_address_without_a_path_is_that_of_the_root(target: bytes, path: bytes) -> None:
-    """Its query stays."""
+    """The query is kept."""
     connection = ServerConnection()
     connection.receive_data(LIVE.replace(b"/health/live", target))
     assert connection.next_event().target == path
@@ -172,7 +172,7 @@ def test_an_address_without_a_path_is_that_of_the_root(target: bytes, path: byte
     "line", [b"PRI * HTTP/2.0", b"GET /health/live HTTP/2.0", b"GET / HTTP/3.0", b"GET / HTTP/0.9", b"GET / HTTP/9.9"]
 )
 async def test_another_version_of_http_is_not_spoken(client: httpx.AsyncClient, logs: Logs, line: bytes) -> None:
-    """The response says which is, and the log that it was asked for."""
+    """The response names the supported version, and the request is logged."""
     async with sending(client, line + b"\r\n\r\nSM\r\n\r\n") as (reader, _):
         head, _, body = (await read_to_the_end(reader)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 505 ")
@@ -184,12 +184,12 @@ async def test_another_version_of_http_is_not_spoken(client: httpx.AsyncClient, 
 
 
 async def test_the_first_version_of_http_is_answered(client: httpx.AsyncClient) -> None:
-    """With a response that ends with the connection."""
+    """The response ends when the connection is closed."""
     async with sending(client, b"GET /health/live HTTP/1.0\r\n\r\n") as (reader, _):
         assert (await read_to_the_end(reader)).startswith(b"HTTP/1.1 200 ")
 
 
-# Where it begins
+# Where a request begins
 
 
 @pytest.mark.parametrize("blank", [b"\r\n", b"\r\n" * 20, b"\n"])
@@ -197,18 +197,18 @@ async def test_the_first_version_of_http_is_answered(client: httpx.AsyncClient) 
 async def test_blank_lines_before_a_request_are_skipped(
     client: httpx.AsyncClient, blank: bytes, *, is_split: bool
 ) -> None:
-    """Also where they come one byte at a time, and between two requests."""
+    """Blank lines are also skipped if they arrive byte by byte, or between two requests."""
     async with sending(client, b"") as (reader, transport):
         for _ in range(2):
             for piece in [blank[at : at + 1] for at in range(len(blank))] if is_split else [blank]:
                 transport.write(piece)
-                await client.get("/health/live")  # it has been read by then
+                await client.get("/health/live")  # by then, Parley has read the piece
             transport.write(LIVE)
             assert (await read_response(reader)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_blank_lines_are_no_request(make_settings: MakeSettings, logs: Logs) -> None:
-    """The time in which one has to come runs from the first of them."""
+    """The read timeout runs from the first blank line."""
     async with running(make_settings(read_timeout_s=0.2), logs) as client:
         async with sending(client, b"\r\n") as (reader, transport):
             await client.get("/health/live")

@@ -1,4 +1,4 @@
-"""What stands between Parley and its client, or reads line by line, gets what it needs."""
+"""Proxies between Parley and its client, and clients that read line by line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def live(reader: asyncio.StreamReader, writer: asyncio.Transport) -> bool:
-    """Ask over a connection whether it lives."""
+    """Return whether Parley answers a health check over this connection."""
     writer.write(PROBE)
     head = await reader.readuntil(b"\r\n\r\n")
     await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
@@ -37,7 +37,7 @@ async def live(reader: asyncio.StreamReader, writer: asyncio.Transport) -> bool:
 
 
 async def silence_s(reader: asyncio.StreamReader, most_s: float) -> float:
-    """Return how long nothing comes, not even an end."""
+    """Return for how many seconds nothing arrives, not even the end of the connection; stop after `most_s`."""
     now = asyncio.get_running_loop().time
     begun = now()
     with anyio.move_on_after(most_s):
@@ -46,7 +46,7 @@ async def silence_s(reader: asyncio.StreamReader, most_s: float) -> float:
 
 
 async def test_what_is_not_a_stream_may_not_be_stored(make_settings: MakeSettings) -> None:
-    """Whoever answers it: the chats, health, the contract's pages, errors, CORS, the connection itself."""
+    """This holds for chats, health, metrics, the contract, errors, CORS and malformed requests."""
     key = {"Authorization": f"Bearer {CANARY_KEY}"}
     browser = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     async with running(make_settings(api_keys=Secret(CANARY_KEY), cors_origins="https://app.example")) as client:
@@ -71,7 +71,7 @@ async def test_what_is_not_a_stream_may_not_be_stored(make_settings: MakeSetting
 async def test_no_client_that_reads_lines_breaks_an_answer(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """In a stream, in one piece, and where an error quotes the caller."""
+    """This holds for a stream, a complete answer, and an error that quotes the caller."""
     upstream.script = answer(LINE_ENDS)
     async with client.stream("POST", "/chat", json={"message": "hi"}) as response:
         lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
@@ -87,7 +87,7 @@ async def test_no_client_that_reads_lines_breaks_an_answer(
 async def test_a_client_with_httpxs_own_timeout_survives_every_silence(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """It waits 5 seconds for the next byte, and so does many a proxy; before the first text, and between two."""
+    """By default, httpx waits 5 seconds for the next byte, and so do many proxies."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -107,7 +107,7 @@ async def test_a_client_with_httpxs_own_timeout_survives_every_silence(
 
 
 async def test_an_idle_connection_outlives_those_of_a_proxys_pool(client: httpx.AsyncClient) -> None:
-    """In nginx, that is 60 seconds: whoever may get the next request should not be the one that closes first."""
+    """A proxy such as nginx keeps idle connections for 60 seconds; Parley must not close them first."""
     async with sending(client, b"") as (reader, writer):
         assert await live(reader, writer)
         assert await silence_s(reader, 65) == pytest.approx(65, abs=0.5)
@@ -119,7 +119,7 @@ async def test_an_idle_connection_outlives_those_of_a_proxys_pool(client: httpx.
 async def test_idle_connections_are_kept_as_long_as_the_operator_says_but_hold_up_no_stop(
     make_settings: MakeSettings, keep_alive_s: float
 ) -> None:
-    """At a drain, they close at once."""
+    """When Parley drains, idle connections are closed at once."""
     async with running(make_settings(keep_alive_s=keep_alive_s)) as client, sending(client, b"") as (reader, writer):
         assert await live(reader, writer)
         assert await silence_s(reader, keep_alive_s + 5) == pytest.approx(keep_alive_s, abs=0.5)

@@ -1,4 +1,4 @@
-"""A kept connection on which the upstream speaks out of turn: no caller may get what was not said to them."""
+"""Kept connections on which the upstream speaks out of turn: no caller may get another request's answer."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
     from tests.support.upstream import Exchange, ScriptedUpstream
 
 SOME_WAYS = ["a chunked answer", "half a status line", "half a body, the rest later", "401", "garbage", "100", "FIN"]
-REST_S = 3.0  # Parley may let a connection rest before it is used again, to see whether it is quiet
+REST_S = 3.0  # Parley may wait before it reuses a connection, to see whether it stays quiet
 
 
 async def take(client: httpx.AsyncClient) -> None:
-    """Get the answer, or an error that names the upstream."""
+    """Get the answer, or an error whose code names the upstream."""
     response = await client.post("/chat/complete", json={"message": "first"})
     assert response.json().get("text") == "first" or response.json()["code"].startswith("upstream_"), response.text
 
 
 async def complete(client: httpx.AsyncClient) -> None:
-    """Get a whole answer."""
+    """Get the complete answer."""
     response = await client.post("/chat/complete", json={"message": "first"})
     assert (response.status_code, response.json()["text"]) == (200, "first")
 
@@ -63,13 +63,13 @@ async def leave(client: httpx.AsyncClient) -> None:
 
 
 async def run_out_of_time(client: httpx.AsyncClient) -> None:
-    """Let the deadline cut the answer."""
+    """Let the idle timeout cut the answer short."""
     response = await client.post("/chat/complete", json={"message": "first"})
     assert response.json()["code"] == "upstream_idle_timeout"
 
 
 async def be_ready(client: httpx.AsyncClient) -> None:
-    """Let Parley ask for the models."""
+    """Have Parley request the list of models."""
     assert (await client.get("/health/ready")).status_code == 200
 
 
@@ -91,7 +91,7 @@ FIRSTS = {
 
 
 async def ask(client: httpx.AsyncClient, path: str) -> None:
-    """Ask, and check that the answer is one's own."""
+    """Ask, and check that the answer belongs to this request."""
     word = uuid.uuid4().hex
     request = {"message": f"{CANARY} {word}"}
     if path == "/health/ready":
@@ -109,7 +109,7 @@ async def ask(client: httpx.AsyncClient, path: str) -> None:
 
 @contextmanager
 def noting(*case: object) -> Iterator[None]:
-    """Name the case, if it fails."""
+    """Add the case to the error, if one is raised."""
     try:
         yield
     except BaseException as error:
@@ -121,7 +121,7 @@ def noting(*case: object) -> Iterator[None]:
 async def test_a_connection_that_spoke_out_of_turn_is_not_used_again(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, way: str
 ) -> None:
-    """However long it is quiet after that."""
+    """The connection stays unused however long it is quiet afterwards."""
     others = [("1 s later", path) for path in ("/chat/complete", "/health/ready")]
     for when, path in [*((when, "/chat") for when in ("with its end", "right after", "20 ms later")), *others]:
         before = len(upstream.connections)
@@ -142,7 +142,7 @@ async def test_a_connection_that_spoke_out_of_turn_is_not_used_again(
 async def test_it_is_not_used_again_whatever_the_first_exchange_was(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, first: str
 ) -> None:
-    """An answer, an error, or one that was not read to its end; and the next caller may come at once."""
+    """The first exchange may be an answer, an error, or unfinished; the next request may follow at once."""
     for way, when, rest_s in product(SOME_WAYS[:2], WHENS, (0, REST_S)):
         script = OutOfTurn(upstream, FIRSTS[first], WAYS[way], WHENS[when])
         with anyio.fail_after(60), noting(way, when, rest_s):
@@ -153,7 +153,7 @@ async def test_it_is_not_used_again_whatever_the_first_exchange_was(
             await ask(client, "/chat")
             assert upstream.exchanges[-1].connection is not script.spoke[0].connection
         if first == "readiness":
-            await asyncio.sleep(6)  # it is asked for again only then
+            await asyncio.sleep(6)  # Parley keeps the result of the check until then
 
 
 @pytest.mark.parametrize("delay_s", [0.05, 0.2, 1])
@@ -161,7 +161,7 @@ async def test_it_is_not_used_again_whatever_the_first_exchange_was(
 async def test_an_end_that_comes_late_is_not_taken_for_the_next_answer(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, late: str, delay_s: float
 ) -> None:
-    """Whether the next caller comes before it or after it."""
+    """The next request may come before or after the late end."""
     says, end = LATE_ENDS[late]
     first: list[Exchange] = []
 
@@ -195,7 +195,7 @@ async def test_an_end_that_comes_late_is_not_taken_for_the_next_answer(
 async def test_many_connections_that_spoke_out_of_turn_are_not_used_again(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, way: str
 ) -> None:
-    """Also while new answers are under way."""
+    """New answers are in progress while the connections speak out of turn."""
     all_came = asyncio.Event()
 
     async def together(exchange: Exchange) -> None:
@@ -222,7 +222,7 @@ async def test_many_connections_that_spoke_out_of_turn_are_not_used_again(
 async def test_what_comes_just_before_the_next_request_is_not_its_answer(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, way: str
 ) -> None:
-    """However close before: in each turn of the loop up to the one that sends the request."""
+    """The bytes come in each turn of the event loop up to the one that sends the request."""
     for turns in range(200):
         script = OutOfTurn(upstream, DONE, Way(), 0)
         with anyio.fail_after(60), noting(turns):
@@ -238,7 +238,7 @@ async def test_what_comes_just_before_the_next_request_is_not_its_answer(
 async def test_a_quiet_connection_is_used_again(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str
 ) -> None:
-    """A connection for each request would cost more than the request."""
+    """A new connection for each request would cost more than the request."""
     for number in range(5):
         word = str(number)
         upstream.script = answer(word)

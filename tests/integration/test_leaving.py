@@ -1,4 +1,4 @@
-"""Clients that leave, whatever they have sent before: the model stops; and clients that are slow, and stay."""
+"""A client that leaves stops the model, whatever it has sent before; a slow client is served while it keeps reading."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTICED_S = 1.0
 
 
 def chat(path: str = "/chat", message: str = "Hi") -> bytes:
-    """Return a request."""
+    """Return the bytes of a request."""
     body = b'{"message":"%b"}' % message.encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
@@ -46,7 +46,7 @@ AHEAD = {
 
 
 def leave(transport: asyncio.Transport, *, is_reset: bool) -> None:
-    """Close the connection, with an RST or with a FIN."""
+    """Close the connection with an RST or a FIN."""
     if is_reset:
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -56,7 +56,7 @@ def leave(transport: asyncio.Transport, *, is_reset: bool) -> None:
 
 
 async def seconds_until(event: asyncio.Event) -> float:
-    """Wait, and return how long it took by the loop's clock, which jumps to the next timer where nothing happens."""
+    """Wait for the event and return the seconds by the loop's clock, which skips idle time."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
     await event.wait()
@@ -77,14 +77,14 @@ async def test_a_client_that_leaves_is_noticed_whatever_it_sent_before(
     *,
     is_reset: bool,
 ) -> None:
-    """Before the headers are out, in a silent stream, and while a whole answer is made."""
+    """The client leaves before the headers, in a silent stream, or while it waits for a complete answer."""
     upstream.script = after(texts, hang)
     async with sending(client, chat(path)) as (reader, transport):
         exchange = await upstream.next_exchange()
         if texts and path == "/chat":
             await reader.readuntil(b'"text":"a"')
         transport.write(ahead)
-        await client.get("/health/live")  # it has come by then
+        await client.get("/health/live")  # by then, Parley has received `ahead`
         leave(transport, is_reset=is_reset)
         assert await seconds_until(exchange.gone) < NOTICED_S
     assert (await logs.line())["outcome"] == "client_disconnected"
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_is_noticed_whatever_it_sent_before(
 async def test_a_client_that_leaves_what_it_does_not_read_is_noticed(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, ahead: bytes, *, is_reset: bool
 ) -> None:
-    """Also by a FIN, after which it could go on reading."""
+    """A FIN counts as leaving, although the client could go on reading after it."""
     is_blocked = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -123,9 +123,9 @@ async def test_a_client_that_leaves_what_it_does_not_read_is_noticed(
 async def test_a_client_that_leaves_in_its_request_is_noticed(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, missing: int, *, is_reset: bool
 ) -> None:
-    """What was to come of the body does not."""
+    """The rest of the body never arrives."""
     async with sending(client, chat()[:-missing]) as (_, transport):
-        await client.get("/health/live")  # it is being served by then
+        await client.get("/health/live")  # by then, Parley is serving the request
         leave(transport, is_reset=is_reset)
         line = await logs.line()
     assert (line["outcome"], line["status"]) == ("client_disconnected", 499)
@@ -138,7 +138,7 @@ async def test_a_client_that_leaves_in_its_request_is_noticed(
 async def test_requests_that_are_sent_ahead_are_served_in_their_order(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, between: bytes
 ) -> None:
-    """Each once the one before has its response."""
+    """Each request is served once the previous one has its response."""
 
     async def echo(exchange: Exchange) -> None:
         assert len(upstream.exchanges) == answered + 1
@@ -159,7 +159,7 @@ async def test_requests_that_are_sent_ahead_are_served_in_their_order(
 async def test_a_client_that_sends_too_much_ahead_is_cut_off(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """It would have to be held, or not read, and then nobody would notice that it leaves."""
+    """Parley would have to buffer the bytes, or stop reading and not notice that the client leaves."""
     upstream.script = after(("a",), hang)
     async with sending(client, chat()) as (reader, transport):
         exchange = await upstream.next_exchange()
@@ -179,7 +179,7 @@ async def test_a_client_that_sends_too_much_ahead_is_cut_off(
 async def test_a_client_that_reads_slowly_but_steadily_gets_all(
     make_settings: MakeSettings, upstream: ScriptedUpstream, path: str, bytes_per_s: int
 ) -> None:
-    """It takes something within each of its deadlines, though it never takes all that is there."""
+    """The client reads something within each write timeout, but never everything that is available."""
     text = "x" * 45 * bytes_per_s
     upstream.script = answer(text)
     async with running(make_settings(request_timeout_s=60)) as client, sending(client, chat(path)) as (reader, _):
@@ -188,7 +188,7 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_all(
         received = b""
         while received.count(b"x") < len(text):
             received += await reader.readexactly(bytes_per_s if len(text) - received.count(b"x") > bytes_per_s else 1)
-            await asyncio.sleep(1 if len(received) < len(text) else 0)  # it is slow
+            await asyncio.sleep(1 if len(received) < len(text) else 0)  # the client is slow
         assert loop.time() - begun > 40
 
 
@@ -196,7 +196,7 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_all(
 async def test_a_client_that_stops_reading_is_cut_off_after_the_time_since_it_took_something(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """However long it has been reading before."""
+    """How long the client was reading before makes no difference."""
     upstream.script = answer("x" * 900_000)
     async with (
         running(make_settings(request_timeout_s=60), logs) as client,
@@ -204,9 +204,9 @@ async def test_a_client_that_stops_reading_is_cut_off_after_the_time_since_it_to
     ):
         for _ in range(20):
             await reader.readexactly(20_000)
-            await asyncio.sleep(1)  # it is slow
+            await asyncio.sleep(1)  # the client is slow
         stopped = asyncio.get_running_loop().time()
         transport.pause_reading()
         assert (await logs.line("connection_timed_out"))["awaited"] == "client"
-        # Its system may still take something for a moment.
+        # The client's operating system may still accept bytes for a moment.
         assert 7 < asyncio.get_running_loop().time() - stopped < 20

@@ -1,4 +1,4 @@
-"""Parley's models in anybody's `Runner`: what comes of each is true."""
+"""Parley's models in any openai-agents `Runner`: they report text, usage and errors truthfully."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TERSE = Agent("Terse", instructions="You are terse.", model="m-2")
 
 @asynccontextmanager
 async def config(settings: Settings) -> AsyncIterator[RunConfig]:
-    """Have the runner use Parley's models."""
+    """Provide a run configuration with which a runner uses Parley's models."""
     upstream = Upstream(
         base_url=settings.openai_base_url or "",
         api_key=None,
@@ -46,7 +46,7 @@ async def config(settings: Settings) -> AsyncIterator[RunConfig]:
 async def test_a_runner_gets_the_answer_and_what_it_cost(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """From the model that its agent names."""
+    """The upstream is asked for the model that the agent names."""
     async with config(make_settings()) as run_config:
         result = await Runner.run(TERSE, "Hi", run_config=run_config)
     assert result.final_output == "Hello"
@@ -61,7 +61,7 @@ async def test_a_runner_gets_the_answer_and_what_it_cost(
 async def test_a_runner_that_streams_gets_the_text_and_the_truth_about_its_end(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, reason: str, status: str
 ) -> None:
-    """One event for each text, then one that says whether the answer is complete."""
+    """The last event says whether the answer is complete."""
     upstream.script = answer("Hel", "lo", finish_reason=reason)
     async with config(make_settings()) as run_config:
         result = Runner.run_streamed(TERSE, "Hi", run_config=run_config)
@@ -84,7 +84,7 @@ async def test_a_runner_that_streams_gets_the_text_and_the_truth_about_its_end(
 async def test_a_runner_gets_an_error_for_an_answer_that_is_not_whole(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, script: Script, code: ErrorCode
 ) -> None:
-    """However it asks."""
+    """A truncated answer and a refusal both raise `ChatError`."""
     upstream.script = script
     async with config(make_settings()) as run_config:
         with pytest.raises(ChatError) as caught:
@@ -95,7 +95,7 @@ async def test_a_runner_gets_an_error_for_an_answer_that_is_not_whole(
 async def test_a_runners_model_calls_are_retried(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """As those of Parley's own agent are."""
+    """The model calls of Parley's own agent are retried in the same way."""
     upstream.script = in_turn(respond(500, {}), answer("Hello"))
     async with config(make_settings(retries=1)) as run_config:
         assert (await Runner.run(TERSE, "Hi", run_config=run_config)).final_output == "Hello"
@@ -103,7 +103,7 @@ async def test_a_runners_model_calls_are_retried(
 
 
 async def test_unknown_usage_is_none(make_settings: Callable[..., Settings], upstream: ScriptedUpstream) -> None:
-    """It is not taken for 0."""
+    """Unknown usage is not reported as 0."""
     upstream.script = answer("Hello", usage=None)
     async with config(make_settings()) as run_config:
         result = Runner.run_streamed(TERSE, "Hi", run_config=run_config)

@@ -1,4 +1,4 @@
-"""What an operator sees: health, the unexpected, and logs that hold nothing of a request."""
+"""What an operator sees: health checks, unexpected errors, and logs that contain nothing of a request's text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ REQUEST = {"message": CANARY}
 async def test_a_parley_whose_upstream_answers_is_live_and_ready(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """The upstream is asked at most every few seconds, however often the probes come."""
+    """Parley asks the upstream at most every few seconds, however often probes arrive."""
     live = await client.get("/health/live")
     assert (live.status_code, live.json()) == (200, {"status": "live", "reason": None})
     for _ in range(3):
@@ -62,7 +62,7 @@ async def test_a_parley_whose_upstream_answers_is_live_and_ready(
 async def test_probes_that_come_while_the_upstream_is_asked_share_its_answer(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """However long it takes: an upstream that is slow to say that it is there is not asked the more for it."""
+    """An upstream that is slow to answer is not sent more requests for it."""
     all_came = anyio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -79,7 +79,7 @@ async def test_probes_that_come_while_the_upstream_is_asked_share_its_answer(
         for _ in range(3):
             group.start_soon(probe)
         for _ in range(3):
-            await client.get("/health/live")  # they have come in by then
+            await client.get("/health/live")  # by then, the probes have arrived
         all_came.set()
     assert (statuses, upstream.models_requests) == ([200] * 3, 1)
 
@@ -88,16 +88,16 @@ async def test_probes_that_come_while_the_upstream_is_asked_share_its_answer(
     ("script", "reason"),
     [
         (respond(401, {}), "upstream_auth"),
-        (respond(403, {}), None),  # nor to everybody
-        (respond(500, {}), None),  # and some fail at it
-        (respond(404, {}), None),  # not every server lists its models
-        (respond(301, {}, location="/v1/models"), None),  # it is an answer, and not followed
+        (respond(403, {}), None),  # some servers do not let everybody list the models
+        (respond(500, {}), None),  # some servers fail at this request
+        (respond(404, {}), None),  # some servers do not list their models
+        (respond(301, {}, location="/v1/models"), None),  # a redirect is an answer; Parley does not follow it
     ],
 )
 async def test_a_parley_whose_upstream_refuses_is_not_ready_and_says_why(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, script: Script, reason: str | None
 ) -> None:
-    """Live it is all the same: a restart would mend nothing."""
+    """Parley is still live: a restart would not fix the upstream."""
     upstream.models_script = script
     ready = await client.get("/health/ready")
     assert ready.status_code == (200 if reason is None else 503)
@@ -109,7 +109,7 @@ async def test_a_parley_whose_upstream_refuses_is_not_ready_and_says_why(
 async def test_a_parley_is_ready_if_its_first_model_or_its_second_answers(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """If both fail, the reason is the second's."""
+    """If both fail, the reason is that of the second model."""
     upstream.models_script = respond(401, {})
     async with ScriptedUpstream() as second:
         settings = make_settings(fallback_base_url=second.url, fallback_model="second-1")
@@ -124,7 +124,7 @@ async def test_a_parley_is_ready_if_its_first_model_or_its_second_answers(
 async def test_an_upstream_that_answers_without_end_is_not_waited_for(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """Each byte comes soon, the last one never."""
+    """Each byte arrives soon, but the last one never does."""
     upstream.models_script = after((), ping)
     with anyio.fail_after(10):
         ready = await client.get("/health/ready")
@@ -132,7 +132,7 @@ async def test_an_upstream_that_answers_without_end_is_not_waited_for(
 
 
 async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[..., Settings], logs: Logs) -> None:
-    """They would drown the rest."""
+    """Otherwise they would drown out the other lines."""
     async with running(make_settings(log_level="info"), logs) as client:
         await client.get("/health/ready")
         assert '"/health' not in logs.getvalue()
@@ -143,7 +143,7 @@ async def test_probes_are_logged_at_debug_level_only(make_settings: Callable[...
 async def test_what_an_upstream_says_is_logged_only_where_it_is_asked_for_and_never_the_key(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Upstreams quote keys, and not every key looks like one; nor is every text JSON, or UTF-8."""
+    """Upstreams quote keys, some keys look like plain words, and some error bodies are not JSON or not UTF-8."""
     key = "5f1a-plain-words-of-a-key"
     text = f"Incorrect key provided: {key}. " + "x" * 1900 + key
 
@@ -166,42 +166,42 @@ async def test_what_an_upstream_says_is_logged_only_where_it_is_asked_for_and_ne
 
 
 class BrokenAgent:
-    """An agent with an error in its own code."""
+    """An agent with a bug."""
 
     model_names: ClassVar = ["broken"]
     max_streams = 1
 
     async def answer(self, *_: object) -> AsyncGenerator[ReplyText, None]:
-        """Fail in a way that nobody thought of, with words that must stay inside."""
+        """Raise an unexpected error whose message must not get out."""
         for text in self.texts:
             yield ReplyText(text)
         raise RuntimeError(CANARY)
 
     async def check(self) -> None:
-        """Be ready."""
+        """Report that the agent is ready."""
 
     texts: tuple[str, ...] = ()
 
 
 class LateBrokenAgent(BrokenAgent):
-    """The same, but once it has given a text."""
+    """An agent with a bug that shows after its first text."""
 
     texts = ("Hello",)
 
 
 class BrokenTracer(Untraced):
-    """What fails between Parley and its upstream."""
+    """A tracer with a bug, which shows between Parley and its upstream."""
 
     asked = 0
 
     def begin(self, _: Attempt, /) -> CallSpan:
-        """Fail."""
+        """Raise an error."""
         self.asked += 1
         raise RuntimeError(CANARY)
 
 
 def broken(settings: Settings, agent: Agent, logs: Logs) -> Litestar:
-    """Make a Parley that has such an agent."""
+    """Return a Parley app that has this agent."""
     service = ChatService(settings, agent, metrics())
     with redirect_stdout(logs):
         return Litestar(
@@ -221,7 +221,7 @@ def broken(settings: Settings, agent: Agent, logs: Logs) -> Litestar:
 async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
     make_settings: Callable[..., Settings], logs: Logs, path: str
 ) -> None:
-    """The line has the correlation id, what it was and where, and none of its words."""
+    """The line has the correlation ID, the error's type and its location, but not its message."""
     async with AsyncTestClient(broken(make_settings(), BrokenAgent(), logs)) as client:
         response = await client.post(path, json=REQUEST)
     assert response.status_code == 500
@@ -236,7 +236,7 @@ async def test_an_unexpected_error_is_logged_once_and_answered_with_internal(
 async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_truth(
     make_settings: Callable[..., Settings], logs: Logs
 ) -> None:
-    """The text that had come is kept; the error is logged once."""
+    """The text that had arrived is kept; the error is logged once."""
     async with AsyncTestClient(broken(make_settings(), LateBrokenAgent(), logs)) as client:
         response = await client.post("/chat", json=REQUEST)
     _, text, error = read_chunks(response.content)
@@ -249,7 +249,7 @@ async def test_an_unexpected_error_in_the_middle_of_an_answer_ends_it_with_the_t
 
 
 async def test_an_unexpected_error_is_not_tried_again(make_settings: Callable[..., Settings], logs: Logs) -> None:
-    """A retry does not mend our own code."""
+    """A retry does not fix a bug of Parley's own."""
     settings, tracer = make_settings(retries=2), BrokenTracer()
     upstream = Upstream(
         base_url="http://127.0.0.1:9/v1",
@@ -272,7 +272,7 @@ TOLD = {"error": {"message": f"{CANARY}: no", "type": "insufficient_quota", "cod
 
 
 async def in_band(exchange: Exchange) -> None:
-    """Report a failure in the middle of an answer."""
+    """Report an error in the middle of an answer."""
     await exchange.head(x_request_id="req_1")
     await exchange.events(delta("Hello"), TOLD)
     await exchange.end()
@@ -282,7 +282,7 @@ async def in_band(exchange: Exchange) -> None:
 async def test_an_upstreams_error_is_logged_by_all_but_its_words(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, script: Script, status: int
 ) -> None:
-    """Its id of the request is what its operators want to hear; what it calls the error is no text."""
+    """The upstream's operators need its request ID; the error type comes from a fixed list, and is not free text."""
     upstream.script = script
     await client.post("/chat", json=REQUEST, headers={"X-Correlation-ID": "mine"})
     line = await logs.line("upstream_refused")
@@ -301,7 +301,7 @@ async def test_an_upstreams_error_is_logged_by_all_but_its_words(
 async def test_an_upstreams_words_are_logged_where_that_is_wanted(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """What looks like a secret in them is hidden even then."""
+    """Anything in the text that looks like a secret is still hidden."""
     upstream.script = respond(400, {"error": {"message": "Incorrect API key provided: sk-abc123def456. Bad luck."}})
     async with running(make_settings(log_upstream_text=True), logs) as client:
         await client.post("/chat", json=REQUEST)
@@ -322,7 +322,7 @@ async def test_an_upstreams_words_are_logged_where_that_is_wanted(
 async def test_no_key_is_in_an_upstreams_words_however_it_quotes_it(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs, quoted: str
 ) -> None:
-    """Escaped or cut, neither the key nor any six characters of it are logged."""
+    """The key is replaced even if the upstream escapes it or cuts it short."""
     upstream.script = respond(400, {"error": {"message": f"Wrong: {quoted}!", "code": "a_name_of_its_own"}})
     async with running(make_settings(log_upstream_text=True), logs) as client:
         await client.post("/chat", json=REQUEST)
@@ -332,6 +332,6 @@ async def test_no_key_is_in_an_upstreams_words_however_it_quotes_it(
 
 
 async def test_the_contract_is_served(client: httpx.AsyncClient) -> None:
-    """Where the errors say that it is."""
+    """The errors refer to this path."""
     response = await client.get("/schema/openapi.json")
     assert response.json()["paths"].keys() == {"/chat", "/chat/complete", "/health/live", "/health/ready"}

@@ -1,4 +1,4 @@
-"""What Parley refuses by itself: the three-part error, the correlation id, and no word to the upstream."""
+"""Requests that Parley itself refuses: error, correlation ID and log line, and no request to the upstream."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_wrong_body_is_an_invalid_request(
 async def test_another_media_type_is_unsupported(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, media_type: str
 ) -> None:
-    """The body would be valid JSON."""
+    """The body itself is valid JSON."""
     response = await client.post(path, content=_fields(), headers={"Content-Type": media_type})
     assert response.status_code == 415
     assert problem(response).code is ErrorCode.UNSUPPORTED_MEDIA_TYPE
@@ -118,7 +118,7 @@ async def test_another_media_type_is_unsupported(
 
 
 async def test_the_charset_may_be_named(client: httpx.AsyncClient) -> None:
-    """Many clients do."""
+    """Many clients name it."""
     response = await client.post("/chat", content=_fields(), headers={"Content-Type": "application/json;charset=UTF-8"})
     assert response.status_code == 200
 
@@ -128,7 +128,7 @@ async def test_the_charset_may_be_named(client: httpx.AsyncClient) -> None:
 async def test_a_body_of_40_mb_is_too_large(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, path: str, *, is_announced: bool
 ) -> None:
-    """With a Content-Length it is refused unread; in chunks, once it has passed the limit."""
+    """A body with a Content-Length is refused unread; a chunked body is refused once it passes the limit."""
     body = _fields(message=CANARY * 2_500_000)
     pieces = [body[start : start + 65_536] for start in range(0, len(body), 65_536)]
 
@@ -143,7 +143,7 @@ async def test_a_body_of_40_mb_is_too_large(
 
 
 async def test_a_body_of_just_the_limit_is_read(client: httpx.AsyncClient) -> None:
-    """It is the message that is too long then."""
+    """The message is too long, so that the status is 400 and not 413."""
     body = _fields(message="x" * (MAX_BODY_BYTES - len(_fields(message=""))))
     assert len(body) == MAX_BODY_BYTES
     response = await client.post("/chat", content=body, headers=JSON)
@@ -162,7 +162,7 @@ async def test_a_body_of_just_the_limit_is_read(client: httpx.AsyncClient) -> No
 async def test_another_method_is_not_allowed(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, method: str, path: str, allowed: set[str]
 ) -> None:
-    """The header says which are."""
+    """The `Allow` header lists the allowed methods."""
     response = await client.request(method, path)
     assert response.status_code == 405
     assert set(response.headers["allow"].split(", ")) == allowed
@@ -173,14 +173,14 @@ async def test_another_method_is_not_allowed(
 
 
 async def test_a_method_that_does_not_exist_is_not_logged(client: httpx.AsyncClient, logs: Logs) -> None:
-    """It is the caller's text."""
+    """The method is the caller's text."""
     response = await client.request(CANARY, "/chat")
     assert response.status_code == 405
     assert (await logs.line())["method"] == "other"
 
 
 async def test_an_unknown_path_beside_the_contract_is_not_found(client: httpx.AsyncClient) -> None:
-    """Where Litestar has a web page of its own."""
+    """Litestar would show its own web page there."""
     response = await client.get("/schema/nothing")
     assert response.status_code == 404
     assert problem(response).code is ErrorCode.NOT_FOUND
@@ -201,7 +201,7 @@ async def test_an_unknown_path_is_not_found(
 
 @pytest.mark.parametrize("given", ["a", "A-b_c.9", "x" * 128])
 async def test_a_callers_correlation_id_is_kept(client: httpx.AsyncClient, logs: Logs, given: str) -> None:
-    """In the response's header, in its body, in the log."""
+    """The ID is in the response's header, in its body and in the log."""
     response = await client.post("/chat", json={}, headers={"X-Correlation-ID": given})
     assert problem(response).correlation_id == given
     assert (await logs.line())["correlation_id"] == given
@@ -211,7 +211,7 @@ async def test_a_callers_correlation_id_is_kept(client: httpx.AsyncClient, logs:
 async def test_a_correlation_id_that_could_do_harm_is_replaced(
     client: httpx.AsyncClient, logs: Logs, given: str
 ) -> None:
-    """It would be printed wherever the id is."""
+    """Parley prints the ID in headers, bodies and log lines."""
     response = await client.post("/chat", json={}, headers=[(b"X-Correlation-ID", given.encode("latin-1"))])
     error = problem(response)
     assert error.correlation_id not in {given, ""}
@@ -220,7 +220,7 @@ async def test_a_correlation_id_that_could_do_harm_is_replaced(
 
 
 async def test_two_requests_get_two_correlation_ids(client: httpx.AsyncClient) -> None:
-    """Also over one connection."""
+    """The two requests may share a connection."""
     first, second = [problem(await client.post("/chat", json={})).correlation_id for _ in range(2)]
     assert first != second
 
@@ -235,7 +235,7 @@ async def test_all_that_is_allowed_may_be_asked_for(client: httpx.AsyncClient, p
 async def test_unfinished_requests_hold_little_memory_together(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """One that comes on top is refused as in any overload; when they have gone, all is as before."""
+    """Requests beyond the limit get the overload error; when the others have gone, Parley serves as before."""
     head = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
     async with running(make_settings(read_timeout_s=3600)) as client:
         async with AsyncExitStack() as stack:

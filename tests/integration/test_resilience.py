@@ -1,4 +1,4 @@
-"""What Parley does about trouble: it retries, falls back, keeps alive, admits, and cuts off who does not read."""
+"""Parley's handling of trouble: retries, fallback, heartbeats, admission, and clients that do not read."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ REQUEST = {"message": CANARY}
     [
         *(respond(status, {}) for status in (408, 409, 429, 500, 529)),
         reset,
-        say(sse({"choices": [{"delta": {"role": "assistant"}}]}, "[DONE]")),  # and no reason
+        say(sse({"choices": [{"delta": {"role": "assistant"}}]}, "[DONE]")),  # no text and no finish reason
     ],
 )
 async def test_trouble_that_passes_is_not_the_callers(
     make_settings: MakeSettings, agent: str | None, upstream: ScriptedUpstream, logs: Logs, path: str, trouble: Script
 ) -> None:
-    """The upstream is asked again, and the log says how often."""
+    """Parley asks the upstream again, and the log gives the number of attempts."""
     upstream.script = in_turn(trouble, answer("Hel", "lo"))
     async with running(make_settings(retries=1), logs) as client:
         response = await client.post(path, json=REQUEST)
@@ -63,7 +63,7 @@ async def test_trouble_that_passes_is_not_the_callers(
 async def test_the_upstream_is_asked_again_as_often_as_is_set(
     make_settings: MakeSettings, upstream: ScriptedUpstream, retries: int
 ) -> None:
-    """Then its error is the caller's."""
+    """After the last retry, the caller gets the upstream's error."""
     upstream.script = respond(503, {})
     async with running(make_settings(retries=retries)) as client:
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_ERROR
@@ -78,14 +78,14 @@ async def test_the_upstream_is_asked_again_as_often_as_is_set(
         respond(401, {}),
         respond(404, {}),
         respond(422, {}),
-        respond(429, {}, retry_after="6"),  # it would be longer than anybody waits
+        respond(429, {}, retry_after="6"),  # longer than Parley waits before a retry
         after(("a",), reset),
     ],
 )
 async def test_what_asking_again_does_not_mend_is_not_asked_again(
     make_settings: MakeSettings, upstream: ScriptedUpstream, script: Script
 ) -> None:
-    """And nothing is, once a text has gone out."""
+    """Once text has been sent, no request is retried."""
     upstream.script = script
     async with running(make_settings(retries=2)) as client:
         await client.post("/chat", json=REQUEST)
@@ -96,7 +96,7 @@ async def test_what_asking_again_does_not_mend_is_not_asked_again(
 async def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """The caller is told at once, and how long to wait."""
+    """The caller is told at once how long to wait."""
     upstream.script = respond(429, {}, retry_after="5")
     async with running(make_settings(retries=2, first_token_timeout_s=4)) as client:
         error = problem(await client.post("/chat", json=REQUEST))
@@ -113,7 +113,7 @@ async def test_the_upstream_is_asked_again_when_it_says(
     at_least_s: float,
     at_most_s: float,
 ) -> None:
-    """Or soon, if it does not say when."""
+    """Without a Retry-After, Parley asks again soon."""
     refuse = respond(503, {}, **({} if retry_after is None else {"retry_after": retry_after}))
     asked: list[float] = []
 
@@ -132,7 +132,7 @@ async def test_the_upstream_is_asked_again_when_it_says(
 async def test_a_connection_that_has_gone_stale_costs_nobody_an_answer(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """The upstream closes it just when it is used again."""
+    """The upstream closes the connection just when Parley uses it again."""
     upstream.script = in_turn(answer("a"), reset, answer("b"))
     async with running(make_settings(retries=1)) as client:
         for _ in range(2):
@@ -144,7 +144,7 @@ async def test_a_connection_that_has_gone_stale_costs_nobody_an_answer(
 
 @pytest.fixture
 async def second() -> AsyncIterator[ScriptedUpstream]:
-    """Run another upstream."""
+    """Run a second upstream."""
     async with ScriptedUpstream() as second:
         second.script = answer("from ", "the second")
         yield second
@@ -157,7 +157,7 @@ async def second() -> AsyncIterator[ScriptedUpstream]:
 async def test_where_the_first_model_fails_the_second_answers(
     make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream, logs: Logs, script: Script
 ) -> None:
-    """The start chunk and the log say which it was."""
+    """The start chunk and the log name the model that answered."""
     upstream.script = script
     settings = make_settings(
         first_token_timeout_s=1,
@@ -180,7 +180,7 @@ async def test_where_the_first_model_fails_the_second_answers(
 async def test_the_second_model_may_be_one_of_the_same_upstream(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """Address and key are the first's then."""
+    """The fallback then uses the first model's address and key."""
     upstream.script = in_turn(respond(404, {}), answer("a"))
     async with running(make_settings(fallback_model="second-1")) as client:
         await stream(client, REQUEST)
@@ -192,7 +192,7 @@ async def test_the_second_model_may_be_one_of_the_same_upstream(
 async def test_a_key_is_not_sent_to_another_upstream(
     make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream
 ) -> None:
-    """It is that one's secret; where there is no key, none is sent."""
+    """The key is the first upstream's secret; a fallback without a key gets no key."""
     upstream.script = respond(500, {})
     async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
         await stream(client, REQUEST)
@@ -211,7 +211,7 @@ async def test_a_key_is_not_sent_to_another_upstream(
 async def test_the_second_model_is_not_asked_for_what_it_could_not_mend(
     make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream, script: Script, last: Any
 ) -> None:
-    """A request that is too long, an answer that has begun."""
+    """A fallback cannot help if the request is too long, or the answer has begun."""
     upstream.script = script
     async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1")) as client:
         response = await client.post("/chat", json=REQUEST)
@@ -223,7 +223,7 @@ async def test_the_second_model_is_not_asked_for_what_it_could_not_mend(
 async def test_where_both_fail_the_second_error_is_told(
     make_settings: MakeSettings, upstream: ScriptedUpstream, second: ScriptedUpstream, logs: Logs
 ) -> None:
-    """It is the last that was tried; the first has a line of its own."""
+    """The second model was tried last; the first model's error has its own log line."""
     upstream.script = respond(500, {})
     second.script = respond(401, {})
     async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1"), logs) as client:
@@ -239,7 +239,7 @@ async def test_where_both_fail_the_second_error_is_told(
 async def test_a_slow_model_gets_its_headers_and_a_pulse(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """A comment and one line end, before the first text and between two; no parser makes an event of them."""
+    """A heartbeat before or between texts is a comment with a single line end, which no parser makes an event."""
     pings = [asyncio.Event(), asyncio.Event()]
 
     async def script(exchange: Exchange) -> None:
@@ -292,7 +292,7 @@ async def test_a_stream_that_is_not_silent_has_no_pulse(
 async def test_a_failure_after_the_headers_is_a_stream_of_one_error(
     make_settings: MakeSettings, agent: str | None, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Status and Retry-After can no longer say it."""
+    """The status and Retry-After can no longer report the failure."""
     upstream.script = hang
     async with running(make_settings(hold_headers_s=0.05, first_token_timeout_s=1), logs) as client:
         (error,) = await stream(client, REQUEST)
@@ -317,7 +317,7 @@ class Gate:
         self.arrived = asyncio.Event()
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Wait, then answer."""
+        """Wait until the gate is open or the connection is gone, then answer."""
         self.arrivals += 1
         self.arrived.set()
         await asyncio.wait(
@@ -330,7 +330,7 @@ class Gate:
 async def test_more_than_the_places_wait_and_more_than_the_queue_are_refused(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """The refusal comes at once, says when to come again, and costs no upstream call; health goes on."""
+    """The refusal is immediate, says when to retry, and sends no upstream request; health checks still work."""
     gate = upstream.script = Gate()
     statuses: list[int] = []
     async with running(make_settings(max_streams=2, max_queue=1, queue_timeout_s=20), logs) as client:
@@ -346,7 +346,7 @@ async def test_more_than_the_places_wait_and_more_than_the_queue_are_refused(
                     await gate.arrived.wait()
                     gate.arrived.clear()
                 while (response := await client.post("/chat", json={**REQUEST, "timeout_s": 1})).status_code == 504:
-                    pass  # the third had not come yet, and this one took its place in the queue
+                    pass  # the third request had not arrived yet, and this one took its place in the queue
                 assert response.status_code == 503
                 error = problem(response)
                 assert (error.code, error.retryable) == (ErrorCode.OVERLOADED, True)
@@ -361,7 +361,7 @@ async def test_more_than_the_places_wait_and_more_than_the_queue_are_refused(
 
 
 async def test_a_wait_in_vain_is_refused(make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs) -> None:
-    """By an HTTP error, as headers are not sent while a request waits; or when its own time is over. It is measured."""
+    """Headers are held while a request waits, so that both timeouts are HTTP errors; the wait is logged."""
     gate = upstream.script = Gate()
     settings = make_settings(max_streams=1, queue_timeout_s=0.2, hold_headers_s=0.01)
     async with running(settings, logs) as client, anyio.create_task_group() as group:
@@ -376,7 +376,7 @@ async def test_a_wait_in_vain_is_refused(make_settings: MakeSettings, upstream: 
 
 
 async def test_who_leaves_the_queue_leaves_no_gap(make_settings: MakeSettings, upstream: ScriptedUpstream) -> None:
-    """Neither there nor among the places."""
+    """A client that leaves frees its place in the queue, and the stream places stay free, too."""
     gate = upstream.script = Gate()
     async with running(make_settings(max_streams=1, max_queue=1, queue_timeout_s=20)) as client:
         async with anyio.create_task_group() as group:
@@ -390,13 +390,13 @@ async def test_who_leaves_the_queue_leaves_no_gap(make_settings: MakeSettings, u
 
 
 class Arrivals:
-    """A script that knows which requests have come; one in five it lets wait for the first text."""
+    """A script that records which requests have arrived; one request in five gets no text."""
 
     def __init__(self, number: int) -> None:
         self.seen = [asyncio.Event() for _ in range(number)]
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Note the request; never come to an end."""
+        """Record the request and never end the answer."""
         message = exchange.message
         if message.isdigit():
             self.seen[int(message)].set()
@@ -405,13 +405,13 @@ class Arrivals:
 
 
 async def leave(client: httpx.AsyncClient, arrivals: Arrivals, number: int) -> None:
-    """Ask, and go away at some point."""
+    """Send a request and leave at a point that depends on its number."""
     request = {"message": str(number)}
     match number % 5:
-        case 0:  # in the request
+        case 0:  # during the request
             async with sending(client, CHAT + b'{"mess'):
                 pass
-        case 1:  # right after it
+        case 1:  # right after the request
             async with sending(client, CHAT + b'{"message":"x"}'):
                 pass
         case 2:  # before the first text
@@ -433,7 +433,7 @@ async def leave(client: httpx.AsyncClient, arrivals: Arrivals, number: int) -> N
 async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
     make_settings: MakeSettings, upstream: ScriptedUpstream, requests: int
 ) -> None:
-    """Every exchange upstream is over, and all places are free: as many streams run at once as there are."""
+    """Every upstream exchange is over, and all places are free: that number of streams can run at once."""
     places = 20
     arrivals = upstream.script = Arrivals(requests)
 
@@ -451,7 +451,7 @@ async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
                     group.start_soon(leave_in_turn, number)
             for exchange in upstream.exchanges:
                 await exchange.gone.wait()
-        assert len(upstream.exchanges) >= requests * 3 // 5  # those reach the upstream for certain
+        assert len(upstream.exchanges) >= requests * 3 // 5  # these certainly reach the upstream
 
         gate = upstream.script = Gate()
         with anyio.fail_after(10):
@@ -464,7 +464,7 @@ async def test_a_thousand_streams_that_are_left_anywhere_leave_nothing(
                 gate.open.set()
 
 
-# Clients that do not do their part
+# Clients that misbehave
 
 
 CHAT = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
@@ -476,7 +476,7 @@ CHAT = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nCon
 async def test_a_request_that_does_not_come_is_given_up(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, sent: bytes
 ) -> None:
-    """Silence, half a header, half a body: the connection is closed."""
+    """The client sends nothing, part of a header or part of a body; Parley closes the connection."""
     async with running(make_settings(read_timeout_s=0.2), logs) as client:
         async with sending(client, sent) as (reader, _):
             with anyio.fail_after(10):
@@ -500,7 +500,7 @@ async def test_a_request_that_does_not_come_is_given_up(
 async def test_what_is_no_http_request_gets_the_error_that_all_get(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs, sent: bytes
 ) -> None:
-    """Three sentences, a correlation id, a line in the log; then the connection is closed."""
+    """The error has three sentences, a correlation ID and a log line; then the connection is closed."""
     async with running(make_settings(), logs) as client:
         async with sending(client, sent) as (reader, _):
             with anyio.fail_after(10):
@@ -517,7 +517,7 @@ async def test_what_is_no_http_request_gets_the_error_that_all_get(
 async def test_what_is_no_http_request_does_not_get_into_an_answer(
     make_settings: MakeSettings, upstream: ScriptedUpstream
 ) -> None:
-    """The answer goes on to its end, and the refusal follows it."""
+    """The answer continues to its end, and the refusal follows it."""
     gate = upstream.script = Gate()
     request = CHAT + b'{"message":"x"}'
     async with running(make_settings()) as client, sending(client, request + b"\x16\x03\x01 hello") as (reader, _):
@@ -542,12 +542,12 @@ async def test_what_is_no_http_request_does_not_get_into_an_answer(
 async def test_a_request_that_stops_being_http_is_refused_once(
     make_settings: MakeSettings, logs: Logs, keys: Secret | None, pieces: int, status: int, code: str
 ) -> None:
-    """Whoever was about to answer it finds nobody, and that is not unexpected; it leaves one line, like any other."""
+    """The handler that was about to answer causes no second response and no error; the request has one log line."""
     head, broken = CHAT.replace(b"Content-Length: 15", b"Transfer-Encoding: chunked"), b"no size\r\n"
     async with running(make_settings(api_keys=keys), logs) as client:
         async with sending(client, head + broken if pieces == 1 else head) as (reader, writer):
             if pieces == 2:
-                await client.get("/health/live")  # it is being served by then
+                await client.get("/health/live")  # by then, Parley is serving the request
                 writer.write(broken)
             with anyio.fail_after(10):
                 received = await reader.read()
@@ -561,7 +561,7 @@ async def test_a_request_that_stops_being_http_is_refused_once(
 
 
 async def test_another_protocol_is_not_spoken(make_settings: MakeSettings, logs: Logs) -> None:
-    """Who asks for one is answered as if they had not, and the log gives no advice."""
+    """Parley ignores the upgrade request, and the log gives no advice about WebSockets."""
     upgrade = CHAT.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: h2c\r\nHost")
     async with running(make_settings(), logs) as client, sending(client, upgrade + b'{"message":"x"}') as (reader, _):
         with anyio.fail_after(10):
@@ -574,7 +574,7 @@ async def test_another_protocol_is_not_spoken(make_settings: MakeSettings, logs:
 async def test_a_request_that_waits_behind_another_has_its_deadline_when_its_turn_comes(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Half a request, sent after a whole one, takes nothing from the answer to that, and then no more time."""
+    """Half a request behind a whole one does not disturb that answer; its read timeout starts afterwards."""
     gate = upstream.script = Gate()
     settings = make_settings(read_timeout_s=0.1, hold_headers_s=0.05, heartbeat_s=0.05)
     async with running(settings, logs) as client:
@@ -594,7 +594,7 @@ async def test_a_request_that_waits_behind_another_has_its_deadline_when_its_tur
 async def test_a_last_piece_that_is_not_read_holds_up_no_shutdown(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Of some of these answers, just a little does not fit into the machine's buffers."""
+    """For some of these sizes, only a little of the answer does not fit into the system's buffers."""
     sizes = range(40_000, 400_000, 20_000)
 
     async def script(exchange: Exchange) -> None:
@@ -608,11 +608,11 @@ async def test_a_last_piece_that_is_not_read_holds_up_no_shutdown(
                 _, transport = await stack.enter_async_context(sending(client, request))
                 transport.pause_reading()
             await logs.line(number=len(sizes))
-            stack.pop_all()  # and they stay, reading nothing
+            stack.pop_all()  # the clients stay connected and read nothing
 
 
 async def endless(exchange: Exchange) -> None:
-    """Send text for as long as Parley takes it."""
+    """Send text for as long as Parley reads it."""
     await exchange.head()
     while not exchange.gone.is_set():
         await exchange.events(*[delta("word ")] * 100)
@@ -622,7 +622,7 @@ async def endless(exchange: Exchange) -> None:
 async def test_a_client_that_does_not_read_stops_the_model_and_is_cut_off(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Its connection, and the upstream's."""
+    """Parley closes both the client's connection and the upstream's."""
     upstream.script = endless
     async with running(make_settings(write_timeout_s=0.5, log_level="info"), logs) as client:
         async with sending(client, CHAT + b'{"message":"x"}') as (_, transport):
@@ -638,7 +638,7 @@ async def test_a_client_that_does_not_read_stops_the_model_and_is_cut_off(
 async def test_the_deadline_holds_while_the_client_does_not_read(
     make_settings: MakeSettings, agent: str | None, upstream: ScriptedUpstream
 ) -> None:
-    """The upstream's connection is closed; the client that wakes up is told, after all the text that had come."""
+    """Parley closes the upstream's connection; a client that reads again gets all the text, then the error."""
     upstream.script = endless
     async with running(make_settings(request_timeout_s=2, write_timeout_s=60, log_level="info")) as client:
         closing = CHAT.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nConnection: close\r\n")
@@ -649,7 +649,7 @@ async def test_the_deadline_holds_while_the_client_does_not_read(
                 await exchange.gone.wait()
                 transport.resume_reading()
                 received = await reader.read()
-    body = b"".join(received.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2])  # the lines between are the pieces' sizes
+    body = b"".join(received.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2])  # the other lines are chunk sizes
     _, *texts, error = chunks = read_chunks(body)
     assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
     text = "".join(text.text for text in texts if isinstance(text, TextChunk))

@@ -1,4 +1,4 @@
-"""The main job over real sockets: a message in, chunks out, and what reaches the upstream."""
+"""The main job over real sockets: a message in, chunks out, and the request that reaches the upstream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COUNTED = Usage(input_tokens=7, output_tokens=3, total_tokens=10, source=UsageSo
 async def test_an_answer_streams_as_start_texts_and_done(
     client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """The whole stream, chunk for chunk, and the one line that is logged of it."""
+    """The test compares every chunk of the stream, and the request's log line."""
     upstream.script = answer("Hello")
     start, *texts, done = await stream(client, REQUEST, headers={"X-Correlation-ID": "my.id-1"})
 
@@ -82,7 +82,7 @@ async def test_an_answer_streams_as_start_texts_and_done(
 
 @BOTH
 async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, agent: str | None, logs: Logs) -> None:
-    """POST /chat/complete takes the same request."""
+    """`POST /chat/complete` takes the same request as `POST /chat`."""
     response = await client.post("/chat/complete", json=REQUEST)
 
     body = response.json()
@@ -100,7 +100,7 @@ async def test_the_whole_answer_comes_as_one_json(client: httpx.AsyncClient, age
 
 
 async def test_the_stream_has_the_headers_that_keep_proxies_from_holding_it(client: httpx.AsyncClient) -> None:
-    """A buffering proxy would turn the stream into one late answer."""
+    """A proxy that buffers would turn the stream into one late response."""
     response = await client.post("/chat", json=REQUEST)
 
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -112,7 +112,7 @@ async def test_the_stream_has_the_headers_that_keep_proxies_from_holding_it(clie
 async def test_the_upstream_gets_the_turns_in_order_and_the_limits(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """System prompt, history, message; model, temperature, ceiling on tokens; usage is asked for."""
+    """The request has system prompt, history, message, model, temperature and token limit, and asks for usage."""
     request: Any = {
         "message": "And of Spain?",
         "history": [
@@ -146,7 +146,7 @@ async def test_the_upstream_gets_the_turns_in_order_and_the_limits(
 async def test_any_request_that_the_factory_makes_is_answered(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, chat_request_factory: type[ChatRequestFactory]
 ) -> None:
-    """The published factories make valid requests, and all of them reaches the upstream."""
+    """The published factories make valid requests, and everything in them reaches the upstream."""
     for request in chat_request_factory.batch(5):
         response = await client.post(
             "/chat", content=msgspec.json.encode(request), headers={"Content-Type": "application/json"}
@@ -164,7 +164,7 @@ async def test_any_request_that_the_factory_makes_is_answered(
 async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """Streaming is streaming: the upstream waits for the client to have seen the first text."""
+    """The upstream sends its last text only after the client has seen the first."""
     gated = upstream.script = Gated()
     texts = []
     with anyio.fail_after(10):
@@ -180,7 +180,7 @@ async def test_a_text_arrives_before_the_upstream_has_sent_the_next(
 async def test_no_part_of_an_answer_waits_until_the_client_has_acknowledged_the_part_before(
     client: httpx.AsyncClient,
 ) -> None:
-    """A client's machine may take 40 ms for that; the clock here jumps far ahead whenever nothing else happens."""
+    """A delayed TCP acknowledgement takes up to 40 ms; the test's clock jumps ahead while nothing else happens."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, JumpingLoop)
     await client.get("/health/live")
@@ -194,7 +194,7 @@ async def test_no_part_of_an_answer_waits_until_the_client_has_acknowledged_the_
 async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(
     client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream
 ) -> None:
-    """Each delta counts as a token; nobody knows the input's."""
+    """Each delta counts as a token; the input tokens are unknown."""
     upstream.script = answer("a", "b", "c", usage=None)
     done = (await stream(client, REQUEST))[-1]
     assert isinstance(done, DoneChunk)
@@ -205,7 +205,7 @@ async def test_usage_that_the_upstream_does_not_give_is_an_estimate_never_zero(
 async def test_usage_that_the_upstream_gives_in_part_is_kept_as_it_is(
     client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream
 ) -> None:
-    """Nobody adds up what it has not."""
+    """Parley does not compute a total that the upstream did not report."""
     upstream.script = answer("a", usage={"prompt_tokens": 7, "completion_tokens": 0})
     usage = Usage(input_tokens=7, output_tokens=0, total_tokens=None, source=UsageSource.UPSTREAM)
     done = (await stream(client, REQUEST))[-1]
@@ -217,7 +217,7 @@ async def test_usage_that_the_upstream_gives_in_part_is_kept_as_it_is(
 async def test_an_empty_answer_is_an_answer(
     client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream
 ) -> None:
-    """The model may say nothing, and say why."""
+    """The model may give a finish reason without any text."""
     upstream.script = answer(finish_reason="content_filter", usage=None)
     start, done = await stream(client, REQUEST)
     assert isinstance(start, StartChunk)
@@ -230,7 +230,7 @@ async def test_an_empty_answer_is_an_answer(
 async def test_a_connection_serves_one_answer_after_the_other(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """An answer is read to its last byte, so its connection can be used again."""
+    """Parley reads an answer to its last byte, so that its connection can be used again."""
     for _ in range(3):
         await stream(client, REQUEST)
     assert len(upstream.exchanges) == 3
@@ -241,7 +241,7 @@ async def test_a_connection_serves_one_answer_after_the_other(
 async def test_a_stream_that_ends_without_a_reason_is_truncated(
     client: httpx.AsyncClient, agent: str | None, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """All that came is delivered, then the truth: the stock client would have called it done."""
+    """The client gets all text, then an error; openai-python would have reported the answer as done."""
     upstream.script = answer("Hello", finish_reason=None, usage=None)
     start, *texts, error = await stream(client, REQUEST)
 
@@ -261,7 +261,7 @@ async def test_a_stream_that_ends_without_a_reason_is_truncated(
 async def test_a_broken_connection_costs_no_text_that_had_come(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """The upstream resets the connection once Parley has passed on its text."""
+    """The upstream resets the connection once Parley has passed its text on."""
     seen = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -287,7 +287,7 @@ async def test_a_broken_connection_costs_no_text_that_had_come(
 async def test_what_fails_before_the_first_text_is_an_http_error(
     client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """The upstream's 200 and its first, empty chunk are no reason to promise anything."""
+    """The upstream's 200 and its empty first chunk do not yet commit Parley to a 200."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()

@@ -1,4 +1,4 @@
-"""What a collector of traces learns: who called whom, how it ended and how long it took, and nobody's text."""
+"""Traces: a collector learns who called whom, the outcome and the duration, but no text of callers or upstreams."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{CALLERS_SPAN_ID}-01"
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Keep the machine's clock: spans are sent by a thread, for which a jumping one would not wait."""
+    """Use the machine's clock: a thread sends the spans, and a jumping clock would not wait for it."""
     return "asyncio"
 
 
@@ -46,14 +46,14 @@ async def collector() -> AsyncIterator[Collector]:
 
 @pytest.fixture
 def traced(make_settings: MakeSettings, collector: Collector) -> MakeSettings:
-    """Make settings that lead to the scripted upstream and to the collector, which has all when Parley has stopped."""
+    """Return a function that makes settings with the collector; it has all spans once Parley has stopped."""
     return lambda **changes: make_settings(otel_exporter_otlp_endpoint=collector.endpoint, **changes)
 
 
 async def test_a_request_can_be_followed_from_the_caller_to_the_upstream(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
 ) -> None:
-    """By one trace id and one correlation id, in headers, spans and log lines alike."""
+    """Headers, spans and log lines share one trace ID and one correlation ID."""
     upstream.script = in_turn(respond(429, ECHO), respond(503, ECHO), answer("Hello"))
     headers = {"Traceparent": TRACEPARENT, "X-Correlation-ID": "my.id-1"}
     async with running(traced(retries=2, temperature=0.5), logs) as client:
@@ -114,7 +114,7 @@ async def test_a_request_can_be_followed_from_the_caller_to_the_upstream(
 
 
 async def test_a_request_without_a_trace_begins_one(traced: MakeSettings, collector: Collector, logs: Logs) -> None:
-    """So does one whose `traceparent` is none; each request its own."""
+    """A request with an invalid `traceparent` begins its own trace, too."""
     async with running(traced(), logs) as client:
         for headers in ({}, {b"Traceparent": CANARY.encode()}, {b"Traceparent": b"\xff\\x"}):
             await client.post("/chat/complete", json=REQUEST, headers=headers)
@@ -127,7 +127,7 @@ async def test_a_request_without_a_trace_begins_one(traced: MakeSettings, collec
 async def test_each_call_of_a_model_has_a_span_with_the_error_of_its_last_attempt(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
 ) -> None:
-    """The first model's, with its retry, and the fallback's; the request is no error."""
+    """The first model with its retry and the fallback have spans; the request's span is not an error."""
     upstream.script = in_turn(respond(429, ECHO), respond(500, ECHO), answer("Hello"))
     async with running(traced(retries=1, fallback_model="scripted-2")) as client:
         await stream(client, REQUEST)
@@ -144,7 +144,7 @@ async def test_each_call_of_a_model_has_a_span_with_the_error_of_its_last_attemp
 async def test_a_call_whose_client_leaves_while_a_retry_waits_has_a_span(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
 ) -> None:
-    """The attempt before has its own, with its error."""
+    """The attempt before the wait has its own span, with its error."""
     upstream.script = respond(429, ECHO, retry_after="4")
     async with running(traced(retries=1), logs) as client, anyio.create_task_group() as leaving:
         leaving.start_soon(partial(client.post, "/chat", json=REQUEST))
@@ -173,7 +173,7 @@ async def test_an_answer_that_fails_is_an_error_of_all_spans(
     changes: Any,
     code: str,
 ) -> None:
-    """By its code, also where the status that had gone out by then was 200."""
+    """The spans have the error code, even if the response's status was already sent as 200."""
     upstream.script = after(text, then)
     async with running(traced(**changes)) as client:
         response = await client.post("/chat", json=REQUEST)
@@ -190,7 +190,7 @@ async def test_an_answer_that_fails_is_an_error_of_all_spans(
 async def test_what_fails_after_the_finish_reason_is_no_error(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
 ) -> None:
-    """The answer is whole."""
+    """The answer is complete."""
     upstream.script = after("a", reason_then_hang)
     async with running(traced()) as client:
         await stream(client, REQUEST)
@@ -203,7 +203,7 @@ async def test_what_fails_after_the_finish_reason_is_no_error(
 async def test_a_client_that_leaves_ends_all_spans(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector, logs: Logs
 ) -> None:
-    """Which is nobody's error."""
+    """None of the spans is an error."""
     upstream.script = after("a", hang)
     async with running(traced(), logs) as client:
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
@@ -218,7 +218,7 @@ async def test_a_client_that_leaves_ends_all_spans(
 async def test_what_a_caller_chooses_is_in_no_span(
     traced: MakeSettings, upstream: ScriptedUpstream, collector: Collector
 ) -> None:
-    """Not the path, the query or a header, nor what the upstream says; the upstream gets none of the headers."""
+    """Spans contain no path, query, header or upstream text; the upstream gets no trace headers of the caller."""
     upstream.script = in_turn(answer(CANARY), respond(500, ECHO), answer("Hello"))
     headers = {
         "Traceparent": TRACEPARENT,
@@ -251,7 +251,7 @@ async def test_what_a_caller_chooses_is_in_no_span(
 
 
 async def test_probes_leave_no_span(traced: MakeSettings, collector: Collector) -> None:
-    """They would drown the rest."""
+    """Otherwise they would drown out the other spans."""
     async with running(traced()) as client:
         for path in ("/health/live", "/health/ready", "/metrics"):
             await client.get(path)
@@ -261,7 +261,7 @@ async def test_probes_leave_no_span(traced: MakeSettings, collector: Collector) 
 async def test_without_a_collector_nothing_is_traced(
     make_settings: MakeSettings, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Nor is a trace passed on; the correlation id is."""
+    """Parley does not pass the caller's trace on, but does pass the correlation ID on."""
     async with running(make_settings(), logs) as client:
         await stream(client, REQUEST, headers={"Traceparent": TRACEPARENT, "X-Correlation-ID": "my.id-1"})
     assert "traceparent" not in upstream.exchanges[0].headers
@@ -272,8 +272,8 @@ async def test_without_a_collector_nothing_is_traced(
 async def test_without_the_extra_parley_serves_and_says_that_it_does_not_trace(
     traced: MakeSettings, logs: Logs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variable may have been set for all programs of a cluster."""
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)  # Python's own way to say that there is none
+    """The variable may have been set for all programs in a cluster."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)  # makes Python raise ImportError
     monkeypatch.delitem(sys.modules, "parley.telemetry.traces", raising=False)
     async with running(traced(), logs) as client:
         await stream(client, REQUEST)
@@ -283,7 +283,7 @@ async def test_without_the_extra_parley_serves_and_says_that_it_does_not_trace(
 async def test_spans_that_the_collector_refuses_are_counted_as_lost(
     traced: MakeSettings, collector: Collector, logs: Logs
 ) -> None:
-    """What it says is not repeated."""
+    """The collector's error text is not logged."""
     collector.script = respond(400, ECHO)
     async with running(traced(), logs) as client:
         await stream(client, REQUEST)

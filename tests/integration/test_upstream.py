@@ -1,4 +1,4 @@
-"""The way to the upstream: certificates, proxies, and bytes that aiohttp alone would lose."""
+"""The connection to the upstream: certificates, proxies, and bytes that aiohttp alone would lose."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REQUEST = {"message": CANARY}
 
 @pytest.mark.parametrize("then", [reset, close])
 async def test_what_came_before_the_connection_broke_is_not_lost(upstream: ScriptedUpstream, then: Script) -> None:
-    """However late it is read: a client that is slow may have held up the reading."""
+    """The text is kept however late it is read: a slow client may delay the reading."""
     upstream.script = after(("a", "b", "c"), then)
     provider = Upstream(
         base_url=upstream.url,
@@ -55,7 +55,7 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
         await exchange.open()
         assert exchange.content is not None
         with anyio.fail_after(10):
-            while exchange.content.exception() is None:  # noqa: ASYNC110  # aiohttp tells nobody
+            while exchange.content.exception() is None:  # noqa: ASYNC110  # aiohttp has no event for it
                 await asyncio.sleep(0)
         assert await exchange.next() == "abc"
         with pytest.raises(ChatError) as caught:
@@ -68,7 +68,7 @@ async def test_what_came_before_the_connection_broke_is_not_lost(upstream: Scrip
 async def test_an_upstream_behind_tls_must_show_a_certificate_that_is_trusted(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By httpx's list, or by SSL_CERT_FILE's."""
+    """The authorities come from httpx's list, or from SSL_CERT_FILE."""
     authority = trustme.CA()
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
@@ -91,10 +91,10 @@ async def test_the_environments_proxy_is_used(
     bypass: str,
     path: str | None,
 ) -> None:
-    """Unless the environment says that there is none for this address."""
+    """NO_PROXY can exclude the address."""
     monkeypatch.setenv("HTTP_PROXY", upstream.url.removesuffix("/v1"))
     monkeypatch.setenv("NO_PROXY", bypass)
-    async with running(make_settings(openai_base_url="http://127.0.0.1:9/v1")) as client:  # nobody listens there
+    async with running(make_settings(openai_base_url="http://127.0.0.1:9/v1")) as client:  # no server listens there
         response = await client.post("/chat", json=REQUEST)
     assert response.status_code == (200 if path else 502)
     assert [exchange.path for exchange in upstream.exchanges] == ([path] if path else [])
@@ -116,7 +116,7 @@ async def test_a_host_that_is_known_is_asked_right_the_first_time(
     host: str,
     parameters: set[str],
 ) -> None:
-    """The scripted upstream stands in for it, as the proxy on the way there."""
+    """The scripted upstream stands in for the host by acting as the proxy on the way to it."""
     monkeypatch.setenv("HTTP_PROXY", upstream.url.removesuffix("/v1"))
     async with running(make_settings(openai_base_url=f"http://{host}/v1")) as client:
         assert (await client.post("/chat/complete", json=REQUEST)).json()["text"] == "Hello"
@@ -127,7 +127,7 @@ async def test_a_host_that_is_known_is_asked_right_the_first_time(
 async def test_a_known_host_that_refuses_the_other_name_of_the_limit_gets_the_usual_one(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old versions of Azure's API do."""
+    """Old versions of Azure's API refuse the other name."""
     monkeypatch.setenv("HTTP_PROXY", upstream.url.removesuffix("/v1"))
     refusal = {"error": {"message": "Unrecognized request argument supplied: max_completion_tokens"}}
     upstream.script = in_turn(respond(400, refusal), answer("Hello"))
@@ -140,8 +140,8 @@ async def test_a_known_host_that_refuses_the_other_name_of_the_limit_gets_the_us
 async def test_an_upstream_gets_what_it_wants_besides(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """Fields and headers; those that Parley itself must decide stay its own, and what is a secret is hidden."""
-    secret = "a secret of the gateway"  # noqa: S105  # no password
+    """Extra fields and headers are sent, but cannot override Parley's own fields; secrets are hidden in the log."""
+    secret = "a secret of the gateway"  # noqa: S105  # not a password
     settings = make_settings(
         reasoning_effort="low",
         extra_body='{"chat_template_kwargs": {"thinking": false}, "stream": false, "max_tokens": 1, "model": "x"}',
@@ -176,7 +176,7 @@ async def test_what_nobody_expects_of_an_upstream_leaves_a_line(
     event: str,
     word: str | None,
 ) -> None:
-    """With the word, if it is one; never with a text."""
+    """The line has the finish reason if that is a single word, and never any text."""
     upstream.script = script
     async with running(make_settings(), logs) as client:
         await client.post("/chat", json=REQUEST)
@@ -188,7 +188,7 @@ async def test_what_nobody_expects_of_an_upstream_leaves_a_line(
 async def test_requests_at_once_learn_together_what_an_upstream_does_not_take(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream
 ) -> None:
-    """One that was sent before another had learnt is not an error."""
+    """A request that was sent before another request learnt of the parameter does not fail."""
     together = asyncio.Barrier(4)
 
     async def script(exchange: Asked) -> None:
@@ -214,7 +214,7 @@ async def test_requests_at_once_learn_together_what_an_upstream_does_not_take(
 async def test_the_fallback_gets_no_headers_that_are_meant_for_another_api(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, *, is_elsewhere: bool, sent: str | None
 ) -> None:
-    """They can hold a secret."""
+    """The headers may contain a secret."""
     upstream.script = respond(500, {})
     async with ScriptedUpstream() as other:
         settings = make_settings(

@@ -1,4 +1,4 @@
-"""Every wire case, replayed over both operations: Parley tells what the upstream meant."""
+"""Every wire case, replayed over both operations: Parley reports what the upstream meant."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 CASES: Final = load()
 PATHS: Final = ("/chat", "/chat/complete")
 
-# Parley fails these on purpose, although openai-python reads a whole answer in them.
+# Parley fails these cases on purpose, although openai-python reads a complete answer from them.
 OPENAI_READS_BETTER: Final = frozenset({"comments_for_25s", "deflate", "gzip", "thinks_beyond_the_time_of_the_request"})
 
 
 def named(cases: Iterable[WireCase]) -> list[Any]:
-    """Return the cases as parameters."""
+    """Return the cases as pytest parameters with their names as IDs."""
     return [pytest.param(case, id=case.name) for case in cases]
 
 
 def test_the_lists_name_cases() -> None:
-    """A name that is misspelt would never be missed."""
+    """Otherwise a misspelt name would go unnoticed."""
     assert CASES.keys() >= OPENAI_READS_BETTER
 
 
 @pytest.fixture(scope="module")
 async def replaying() -> AsyncIterator[ScriptedUpstream]:
-    """Run the upstream that replays."""
+    """Run the upstream that replays the cases."""
     async with ScriptedUpstream() as upstream:
         yield upstream
 
 
 @pytest.fixture(scope="module")
 async def parley(replaying: ScriptedUpstream) -> AsyncIterator[httpx.AsyncClient]:
-    """Run one Parley for all cases but those that it may learn from."""
+    """Run one Parley for all cases, except for those from which it may learn."""
     async with running(settings(replaying), Logs()) as client:
         yield client
 
@@ -64,7 +64,7 @@ async def openai_client(replaying: ScriptedUpstream) -> AsyncIterator[openai.Asy
 
 
 def settings(upstream: ScriptedUpstream, **more: Any) -> Settings:
-    """Make settings with the timeouts and the retries of production."""
+    """Return settings with the timeouts and retries of production."""
     return Settings(
         openai_base_url=upstream.url,
         openai_api_key=Secret(CANARY_KEY),
@@ -79,7 +79,7 @@ def settings(upstream: ScriptedUpstream, **more: Any) -> Settings:
 async def test_every_answer_is_read_as_it_is_meant(
     parley: httpx.AsyncClient, replaying: ScriptedUpstream, case: WireCase
 ) -> None:
-    """Text, ending, usage, tries; over both operations alike."""
+    """Text, ending, usage and attempts are the same over both operations."""
     differences = []
     for path in PATHS:
         replaying.script = replay = Replay(case)
@@ -91,7 +91,7 @@ async def test_every_answer_is_read_as_it_is_meant(
 
 @pytest.mark.parametrize("case", named(case for case in CASES.values() if case.kind == "requests"))
 async def test_every_upstream_is_asked_as_it_can_be_asked(replaying: ScriptedUpstream, case: WireCase) -> None:
-    """A parameter that is refused is not sent again, and the next request is right at once."""
+    """Parley does not send a refused parameter again, and the next request is right the first time."""
     differences = []
     expected = case.expect
     async with running(settings(replaying, **case.settings), Logs()) as client:
@@ -107,7 +107,7 @@ async def test_every_upstream_is_asked_as_it_can_be_asked(replaying: ScriptedUps
 async def test_what_the_model_thought_is_told_to_who_asks(
     parley: httpx.AsyncClient, replaying: ScriptedUpstream, case: WireCase
 ) -> None:
-    """All else is as it is without."""
+    """Everything else is the same as without reasoning."""
     differences = []
     for path in PATHS:
         replaying.script = replay = Replay(case)
@@ -122,7 +122,7 @@ async def test_what_the_model_thought_is_told_to_who_asks(
 async def test_openai_python_reads_no_case_better(
     parley: httpx.AsyncClient, openai_client: openai.AsyncOpenAI, replaying: ScriptedUpstream, case: WireCase
 ) -> None:
-    """Better is: it finds the whole text and a reason for its end, and Parley not all of the text."""
+    """Better means: openai-python gets the whole text and a finish reason, and Parley gets less text."""
     replaying.script = Replay(case)
     is_better = await openai_reads_all(openai_client, case.expect.whole_text)
     if is_better:
@@ -134,7 +134,7 @@ async def test_openai_python_reads_no_case_better(
 
 
 async def openai_reads_all(client: openai.AsyncOpenAI, whole: str) -> bool:
-    """Return whether openai-python's user would have this text, and a reason for its end."""
+    """Return whether a user of openai-python would get this text and a finish reason."""
     text, reason = "", None
     try:
         with anyio.fail_after(120):

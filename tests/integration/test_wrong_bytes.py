@@ -1,4 +1,4 @@
-"""Bytes that no parser expects, in each place where an upstream can put them: never an error of Parley's own."""
+"""Bytes that no parser expects, in each place of an upstream's response: they never cause an error of Parley's own."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ STATUSES = {
 
 
 def send(data: bytes) -> Script:
-    """Answer with these bytes."""
+    """Return a script that answers with these bytes."""
 
     async def script(exchange: Exchange) -> None:
         exchange.send_raw(data)
@@ -102,12 +102,12 @@ def send(data: bytes) -> Script:
 
 
 def fill(place: bytes, value: bytes) -> bytes:
-    """Put a value into a place."""
+    """Return the place with the value in it."""
     return place.replace(b"%b", value)
 
 
 async def ask(client: httpx.AsyncClient, path: str) -> tuple[str, ErrorCode | None]:
-    """Return the text, and the code of the error if the answer is not done."""
+    """Return the text, and the error code if the answer did not complete."""
     response = await client.post(path, json=REQUEST)
     if response.status_code != 200:
         error = problem(response)
@@ -125,7 +125,7 @@ async def ask(client: httpx.AsyncClient, path: str) -> tuple[str, ErrorCode | No
 async def test_a_value_that_no_parser_expects_is_the_upstreams_error(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, place: str
 ) -> None:
-    """Or it is not looked at, if it takes nothing from the text."""
+    """Parley may also ignore the value, if no text is lost."""
     for name, value in VALUES.items():
         wrong = b"data: " + fill(PLACES[place], value) + b"\n\n"
         for before, path in (("", "/chat"), ("a", "/chat/complete")):
@@ -144,7 +144,7 @@ async def test_a_value_that_no_parser_expects_is_the_upstreams_error(
 async def test_a_refusal_that_no_parser_expects_is_told_by_its_status(
     make_settings: Callable[..., Settings], upstream: ScriptedUpstream, logs: Logs, place: str, status: str
 ) -> None:
-    """Also if the upstream's words are logged."""
+    """This also holds if the upstream's text is logged."""
     async with running(make_settings(log_upstream_text=True), logs) as client:
         for name, value in VALUES.items():
             upstream.script = send(sized(fill(PLACES[place], value), status, "application/json"))
@@ -157,7 +157,7 @@ async def test_a_refusal_that_no_parser_expects_is_told_by_its_status(
 async def test_a_header_that_no_parser_expects_is_not_an_error_of_parleys_own(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs, header: str
 ) -> None:
-    """A refusal is told by its status, an answer is given or is none."""
+    """The status decides for an error response; a 200 gives the answer or `upstream_error`."""
     answers = {"200 OK": {("abc", None), ("", ErrorCode.UPSTREAM_ERROR)}}
     for status, right in (answers | {status: {("", code)} for status, code in STATUSES.items()}).items():
         response = sized(sse(delta("abc"), STOP, "[DONE]"), status)
@@ -171,7 +171,7 @@ async def test_a_header_that_no_parser_expects_is_not_an_error_of_parleys_own(
 async def test_lines_that_nobody_reads_may_hold_anything(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, line: bytes
 ) -> None:
-    """Comments, and fields that are no data."""
+    """Such lines are comments and fields other than `data`."""
     upstream.script = say(line + sse(delta("a")) + line + line + sse(delta("bc"), STOP, "[DONE]"))
     assert await ask(client, "/chat") == ("abc", None)
 
@@ -187,7 +187,7 @@ async def test_a_byte_order_mark_takes_nothing_from_the_text(
 
 
 def choice(index: int | None, text: str | None = None, reason: str | None = None) -> dict[str, Any]:
-    """Make a choice of a chunk."""
+    """Return a choice of a chunk."""
     made = {"delta": {} if text is None else {"content": text}, "finish_reason": reason}
     return made if index is None else {"index": index, **made}
 
@@ -210,7 +210,7 @@ CHOICES = {
 async def test_only_the_choice_that_was_asked_for_counts(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, name: str
 ) -> None:
-    """Its text, and its reason."""
+    """Only its text and its finish reason are used."""
     upstream.script = say(sse(*({"choices": choices} for choices in CHOICES[name]), "[DONE]"))
     for path in ("/chat", "/chat/complete"):
         assert await ask(client, path) == ("abc", None)
@@ -222,7 +222,7 @@ async def test_only_the_choice_that_was_asked_for_counts(
 async def test_an_answer_of_other_choices_only_is_no_answer(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, index: int
 ) -> None:
-    """Whatever they say, and whoever says that it is over."""
+    """Text of other choices does not count, whichever choice has the finish reason."""
     upstream.script = say(sse({"choices": [choice(1, "x")]}, {"choices": [choice(index, None, "stop")]}, "[DONE]"))
     text, code = await ask(client, "/chat")
     assert text == ""
@@ -234,7 +234,7 @@ async def test_an_answer_of_other_choices_only_is_no_answer(
 async def test_text_after_the_finish_reason_is_not_lost_under_a_done(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, delays_s: tuple[float, ...], ending: tuple[object, ...]
 ) -> None:
-    """Either it is given, or the answer does not claim to be whole."""
+    """Either the text is sent, or the answer ends with an error."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()

@@ -1,4 +1,4 @@
-"""Logs that a test configures, and reads."""
+"""Fixtures for tests that configure the logs and read what is written."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def output() -> Logs:
-    """What is written; it may hold no canary, but that is for each test to say."""
+    """Return the log output; each test itself asserts that it contains no canary."""
     return Logs()
 
 
 @pytest.fixture
 def configure(output: Logs) -> Iterator[Callable[..., None]]:
-    """Configure the logs, and take them back at the end."""
+    """Return a function that configures the logs; restore them at the end."""
     root = logging.getLogger()
     handlers = root.handlers
 

@@ -1,4 +1,4 @@
-"""Admission: what a prompt that finds no place is told."""
+"""Admission: the error and the waiting time for a prompt that gets no place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG_S = 1_000_000
 
 
 def admission(*, places: int, queue: int, timeout_s: float = LONG_S) -> Admission:
-    """Return an Admission whose metrics nobody reads."""
+    """Return an Admission whose metrics no test reads."""
     return Admission(places=places, queue=queue, timeout_s=timeout_s, watch=metrics())
 
 
@@ -41,7 +41,7 @@ async def refused(admission: Admission, timeout_s: float = LONG_S) -> tuple[Erro
 async def test_a_refusal_names_the_time_in_which_all_who_wait_have_had_their_turn(
     usual_s: float, places: int, waiting: int, retry_after_s: int
 ) -> None:
-    """Computed from recent reply times and the number of places; 1 to 60 seconds."""
+    """The time depends on recent reply times and the number of places, and is 1 to 60 seconds."""
     full = admission(places=places, queue=waiting)
     for _ in range(60):
         await stay(full, usual_s)
@@ -55,7 +55,7 @@ async def test_a_refusal_names_the_time_in_which_all_who_wait_have_had_their_tur
 
 
 async def test_a_wait_in_vain_says_whose_time_was_over() -> None:
-    """The queue's, or the request's own."""
+    """The queue timeout and the request's own timeout give different errors."""
     full = admission(places=1, queue=1, timeout_s=5)
     async with anyio.create_task_group() as group:
         group.start_soon(stay, full, LONG_S / 2)

@@ -1,4 +1,4 @@
-"""Baselines: what counts as worse, what as chance, and what cannot be judged."""
+"""Baselines: which changes count as worse, which may be chance, and which cannot be judged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RIGHT = Judgement()
 
 
 def report(*judgements: Judgement | list[Judgement], text: str = "x", only: int | None = None) -> Report:
-    """Return the report of a suite with these judgements, one case each; `only` so many of them were run."""
+    """Return the report of a suite with one case per judgement; keep only the first `only` results, if given."""
     lists = [each if isinstance(each, list) else [each] for each in judgements]
     cases = [Case(id=f"c{n}", message="Hi", expect=Expect(contains=text)) for n in range(len(lists))]
     answer = Answer(text="Hi", model="m", first_token_ms=10, total_ms=20)
@@ -35,12 +35,12 @@ def report(*judgements: Judgement | list[Judgement], text: str = "x", only: int 
 
 
 def verdict(now: Report, then: Report) -> int:
-    """Judge one report against another, and return the exit code."""
+    """Compare a report with an earlier one and return the exit code."""
     return compare(now, Baseline.of(then)).exit_code
 
 
 def test_wilsons_interval_is_what_the_textbook_says() -> None:
-    """81 of 263 is the example of Newcombe (1998): 0.2553 to 0.3662."""
+    """The example 81 of 263 is from Newcombe (1998): 0.2553 to 0.3662."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=0.0001)
     assert wilson(0, 0) == (0, 1)
     assert wilson(0, 20)[0] == 0
@@ -52,7 +52,7 @@ def test_wilsons_interval_is_what_the_textbook_says() -> None:
     [(0, 0, 0), (3, 0, 0), (4, 0, 1), (5, 1, 0), (7, 1, 1), (8, 2, 0), (9, 2, 1), (6, 6, 0), (0, 20, 0)],
 )
 def test_a_suite_is_worse_if_certainly_most_of_what_changed_got_worse(lost: int, gained: int, code: int) -> None:
-    """Three of fifty that changed may be another machine's rounding; four are not."""
+    """Three lost cases may be a rounding difference between machines; four lost cases are not."""
     same = [RIGHT] * 30 + [WRONG] * 20
     then = report(*[RIGHT] * lost, *[WRONG] * gained, *same)
     now = report(*[WRONG] * lost, *[RIGHT] * gained, *same)
@@ -65,7 +65,7 @@ def test_a_suite_is_worse_if_certainly_most_of_what_changed_got_worse(lost: int,
 
 @pytest.mark.parametrize(("repeat", "code"), [(6, 0), (7, 1)])
 def test_one_case_is_enough_if_it_was_asked_often_enough(repeat: int, code: int) -> None:
-    """Seven times right, then seven times wrong."""
+    """Seven right attempts followed by seven wrong ones are enough; six are not."""
     now, then = report([WRONG] * repeat, [RIGHT] * repeat), report([RIGHT] * repeat, [RIGHT] * repeat)
     assert verdict(now, then) == code
     reasons = compare(now, Baseline.of(then)).reasons
@@ -73,7 +73,7 @@ def test_one_case_is_enough_if_it_was_asked_often_enough(repeat: int, code: int)
 
 
 def test_late_answers_are_judged_apart_from_wrong_ones() -> None:
-    """Four that are late are worse, and are not called wrong; two late and two wrong ones are neither."""
+    """Four late answers are worse but not reported as wrong; two late and two wrong answers are not worse."""
     then = report(*[RIGHT] * 10)
     assert verdict(report(*[LATE] * 4, *[RIGHT] * 6), then) == 1
     late = compare(report(*[LATE] * 4, *[RIGHT] * 6), Baseline.of(then)).reasons
@@ -82,7 +82,7 @@ def test_late_answers_are_judged_apart_from_wrong_ones() -> None:
 
 
 def test_a_missing_case_is_worse() -> None:
-    """But a case that was left out on purpose is not missing."""
+    """A case that was left out on purpose does not count as missing."""
     then = report(*[RIGHT] * 5)
     now = compare(report(*[RIGHT] * 4), Baseline.of(then))
     assert (now.exit_code, now.reasons) == (1, ["Missing from the suite: c4."])
@@ -90,7 +90,7 @@ def test_a_missing_case_is_worse() -> None:
 
 
 def test_a_new_or_changed_case_cannot_be_judged() -> None:
-    """A baseline is written in the same commit."""
+    """A new baseline belongs in the same commit as the case."""
     then = report(RIGHT)
     now = compare(report(RIGHT, RIGHT), Baseline.of(then))
     assert (now.exit_code, now.reasons) == (2, ["New or changed since the baseline; write another: c1."])
@@ -99,7 +99,7 @@ def test_a_new_or_changed_case_cannot_be_judged() -> None:
 
 
 def test_what_is_broken_cannot_be_judged_and_is_not_wrong() -> None:
-    """Unless the rest is worse by itself."""
+    """The suite is still worse if the other cases are worse by themselves."""
     then = report(*[RIGHT] * 10)
     now = compare(report(*[BROKEN] * 10), Baseline.of(then))
     assert now.exit_code == 2
@@ -112,12 +112,12 @@ def test_what_is_broken_cannot_be_judged_and_is_not_wrong() -> None:
     [([RIGHT, RIGHT], 0), ([RIGHT, WRONG], 1), ([RIGHT, LATE], 1), ([RIGHT, BROKEN], 2), ([WRONG, BROKEN], 1)],
 )
 def test_without_a_baseline_all_have_to_pass(judgements: list[Judgement], code: int) -> None:
-    """In time, too."""
+    """Late answers fail the suite, too."""
     assert demand_all(report(*judgements)).exit_code == code
 
 
 def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """A line for each value."""
+    """The file has one line per value."""
     path = tmp_path / "baseline.json"
     kept = Baseline.of(report(RIGHT, WRONG))
     baseline.write(str(path), kept)
@@ -127,7 +127,7 @@ def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_another_model_than_the_baselines_is_told() -> None:
-    """Which is how two models are compared."""
+    """Operators compare two models this way."""
     kept = Baseline.of(report(RIGHT))
     other = Answer(text="Hi", model="n")
     now = report(RIGHT)
@@ -140,7 +140,7 @@ def test_another_model_than_the_baselines_is_told() -> None:
     [(None, "cannot be read"), (b"{}", "is no baseline"), (b'{"suite": "\xff"}', "is no baseline")],
 )
 def test_a_file_that_is_no_baseline_is_told(tmp_path: Path, content: bytes | None, message: str) -> None:
-    """With its path."""
+    """The error says whether the file is unreadable or not a baseline."""
     path = tmp_path / "baseline.json"
     if content is not None:
         path.write_bytes(content)

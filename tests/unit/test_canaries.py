@@ -1,4 +1,4 @@
-"""Canaries: they are found in whatever form they come out."""
+"""The search for canaries: it finds a canary in every form in which it may leak."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_canary_is_found_in_every_form(leak: Callable[[str], str]) -> None:
-    """And named by the place that it was put into."""
+    """The result names the place that the canary was put into."""
     canaries = Canaries()
     assert canaries["one"] != canaries["another"]
     assert canaries.found_in(f"before {leak(canaries['one'])} after") == {"one"}
 
 
 def test_what_the_faults_quote_is_found_too() -> None:
-    """And nothing where there is nothing."""
+    """A text without a canary gives an empty result."""
     assert Canaries().found_in(f"before {CANARY} after") == {"what a fault of the matrix quotes"}
     assert Canaries().found_in("0123456789abcdef" * 4) == set()

@@ -1,4 +1,4 @@
-"""Name, system prompt and temperature of the embedded model, with and without settings."""
+"""The embedded model's name, system prompt, temperature and parallel answers, with and without settings."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ BY_DEFAULT = "You are a helpful assistant who speaks English."
 def test_the_settings_take_precedence_over_the_embedded_models_own(
     settings: dict[str, Any], expected: tuple[str, str, float, int]
 ) -> None:
-    """Name, system prompt, temperature; workers share the answers that it makes at once."""
+    """The workers divide the model's parallel answers between them; each gets at least one."""
     model = reach(Address("http://127.0.0.1:9", "key"), Settings(**settings), metrics(), Untraced())
     assert (model.model_name, model.instructions, model.temperature, model.max_streams) == expected

@@ -1,4 +1,4 @@
-"""The error table: closed, whole, and in sentences."""
+"""The error table: every code has a status and complete sentences, and upstream errors map to these codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parley.web.schema import ErrorResponse
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_every_code_has_a_status_and_three_sentences(code: ErrorCode) -> None:
-    """What happened, why, and what to do."""
+    """The sentences say what happened, why, and what to do."""
     published = ErrorResponse.of(ChatError(code), "some-id")
     assert (published.code, published.correlation_id) == (code, "some-id")
     assert 400 <= STATUS[code] < 600
@@ -66,13 +66,13 @@ def test_the_statuses_are_those_of_the_contract() -> None:
     ],
 )
 def test_an_upstreams_name_for_its_error_is_a_well_known_one_or_other(error: object, name: str | None) -> None:
-    """It is logged, and an upstream could write anything there."""
+    """Parley logs the name, and an upstream could put any text there."""
     assert error_type(json.dumps({"error": error}).encode()) == name
 
 
 @pytest.mark.parametrize("nested", [b'{"error":' * 100_000, b'{"a":' * 100_000, b"[" * 100_000])
 def test_an_error_body_that_is_nested_too_deeply_is_none(nested: bytes) -> None:
-    """It is still an HTTP error, whose status says enough."""
+    """The response is still an HTTP error, and Parley chooses the code by its status."""
     assert error_type(nested) is None
     assert refusal(400, nested, {}).code is ErrorCode.UPSTREAM_ERROR
 
@@ -82,12 +82,12 @@ def test_an_error_body_that_is_nested_too_deeply_is_none(nested: bytes) -> None:
     [("7", 7), ("3600", 3600), ("3601", None), ("0", None), ("-7", None), ("9" * 5000, None)],
 )
 def test_a_retry_after_is_passed_on_if_it_is_a_sane_number(retry_after: str, seconds: int | None) -> None:
-    """Python itself refuses to read 5,000 digits."""
+    """Python's `int` raises an error for 5,000 digits."""
     assert refusal(429, b"", {"Retry-After": retry_after}).retry_after_s == seconds
 
 
 def test_whoever_raises_an_error_may_know_better() -> None:
-    """The detail and whether to try again; the rest is the code's."""
+    """The detail, `retryable` and the waiting time can be set per error; the rest comes from the code."""
     error = ChatError(ErrorCode.UPSTREAM_ERROR, detail="Because.", retryable=False, retry_after_s=3)
     published = ErrorResponse.of(error, "some-id")
     assert (published.detail, published.retryable, published.retry_after_s) == ("Because.", False, 3)

@@ -1,4 +1,4 @@
-"""What a case may expect of an answer, and what is told from a text."""
+"""The expectations that a case may have of an answer, and the checks of its text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ USAGE = Usage(input_tokens=9, output_tokens=4, total_tokens=13, source=UsageSour
     ],
 )
 def test_an_expectation_is_met_by_a_right_answer_only(expect: dict[str, Any], right: str, wrong: str) -> None:
-    """The failure names the expectation."""
+    """A failure names the expectation that was not met."""
     prompt = "You are a helpful, honest assistant. Answer in English."
     assert judge(Expect(**expect), Answer(text=right), prompt).wrong == []
     failures = judge(Expect(**expect), Answer(text=wrong), prompt).wrong
@@ -62,7 +62,7 @@ def test_an_expectation_is_met_by_a_right_answer_only(expect: dict[str, Any], ri
     ],
 )
 def test_an_ending_can_be_expected(expect: dict[str, Any], right: dict[str, Any], wrong: dict[str, Any]) -> None:
-    """The finish reason, the error, the tokens."""
+    """A case can expect a finish reason, an error, or token counts."""
     if "input_tokens" in expect:
         wrong = {"usage": Usage(input_tokens=8, output_tokens=4, total_tokens=12, source=UsageSource.UPSTREAM)}
     assert judge(Expect(**expect), Answer(text="Hi", **right)).is_right
@@ -72,13 +72,13 @@ def test_an_ending_can_be_expected(expect: dict[str, Any], right: dict[str, Any]
 
 
 def test_json_that_is_nested_too_deeply_does_not_match() -> None:
-    """A model that loops can write it."""
+    """A model that loops can write such JSON."""
     judgement = judge(Expect(json_schema={"type": "array"}, may_repeat=True), Answer(text="[" * 9000 + "]" * 9000))
     assert [failure.expectation for failure in judgement.wrong] == ["json_schema"]
 
 
 def test_a_time_is_late_and_never_wrong() -> None:
-    """Also the time to a first text that never came."""
+    """An answer without any text is late for its first token, too."""
     expect = Expect(first_token_ms=100, total_ms=1000, contains="a")
     judgement = judge(expect, Answer(text="b", first_token_ms=101, total_ms=1000))
     assert [failure.expectation for failure in judgement.wrong] == ["contains"]
@@ -89,7 +89,7 @@ def test_a_time_is_late_and_never_wrong() -> None:
 
 
 def test_a_way_that_broke_is_broken_even_if_an_error_is_expected() -> None:
-    """What the connection does is no code of Parley's."""
+    """A failed connection is not one of Parley's error codes."""
     judgement = judge(Expect(error=ErrorCode.UPSTREAM_ERROR), Answer(error=BROKEN_OFF))
     assert judgement.broken == Failure("answer", "failed: broken_off")
     assert not judgement.is_right
@@ -97,7 +97,7 @@ def test_a_way_that_broke_is_broken_even_if_an_error_is_expected() -> None:
 
 
 def test_no_failure_quotes_the_answer() -> None:
-    """Only what the case says."""
+    """A failure quotes only the case."""
     text = "secret 99 secret 99 secret 99 secret 99"
     expect = Expect(
         contains="a1", any_of="b2", matches="c3", number=Number(equals=4), json_schema={}, script="thai", refuses=True
@@ -121,7 +121,7 @@ def test_no_failure_quotes_the_answer() -> None:
     ],
 )
 def test_a_loop_is_found_wherever_it_is_cut(text: str) -> None:
-    """Of words, of lines that are counted, of digits."""
+    """Loops of words, of numbered lines, and of digits are all found."""
     assert texts.ends_in_loop(text)
     assert texts.ends_in_loop(text[:-1])
 
@@ -140,11 +140,11 @@ def test_a_loop_is_found_wherever_it_is_cut(text: str) -> None:
     ],
 )
 def test_what_goes_on_is_no_loop(text: str) -> None:
-    """A short repetition, a count, a list, a loop that ended."""
+    """A short repetition, a count, a list, and a loop that ended are not loops."""
     assert not texts.ends_in_loop(text)
 
 
 def test_a_long_answer_takes_no_long_time() -> None:
-    """Only its end is looked at."""
+    """Only the end of the answer is searched."""
     assert texts.ends_in_loop("x" * 2_000_000)
     assert not texts.ends_in_loop("".join(map(str, range(400_000))))

@@ -1,4 +1,4 @@
-"""What is wrong with a request, in a client's words: whatever the values of the request say."""
+"""The detail of an invalid request, in a client's words, whatever values the request contains."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.web.request import decode
 from parley.web.schema import ChatRequest
 
-# They look like the places that msgspec names.
+# They look like the locations in msgspec's error messages.
 AWKWARD = ["u - at x", "u - at `$.message`", "u - at `$.history[0].role`", "` - at `", " - at "]
 TURN = {"role": "user", "content": "Hi"}
 
 
 def detail_of(body: dict[str, Any]) -> str:
-    """Return what is wrong with this body."""
+    """Return the error detail for this body."""
     with pytest.raises(ChatError) as caught:
         decode(json.dumps(body).encode(), "application/json", ChatRequest)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
@@ -26,7 +26,7 @@ def detail_of(body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_a_value_that_looks_like_a_place_is_none(text: str) -> None:
-    """The pointer is that of the field, and no value is quoted."""
+    """The pointer names the field, and the detail quotes no value."""
     turns = [TURN, {"role": text, "content": "Hi"}]
     assert detail_of({"message": "Hi", "history": turns}) == "`/history/1/role` must be one of `assistant`, `user`."
     for wrong in ({"message": "Hi", "history": [{**TURN, text: 1}]}, {"message": "Hi", text: 1}):
@@ -46,5 +46,5 @@ def test_a_value_that_looks_like_a_place_is_none(text: str) -> None:
     ],
 )
 def test_the_detail_names_the_field_and_what_is_allowed(body: dict[str, Any], detail: str) -> None:
-    """In no words of Python's."""
+    """The detail contains no type names of Python."""
     assert detail_of(body) == detail

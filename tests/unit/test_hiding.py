@@ -1,4 +1,4 @@
-"""What is logged of an upstream's words: never the key, however it is written."""
+"""Hiding the key in an upstream's error text before it is logged, in whatever form it appears."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _code_points(text: str) -> str:
     ],
 )
 def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str]) -> None:
-    """No six characters of it are left in a row; the words around it are."""
+    """No six consecutive characters of the key remain; the words around it do."""
     shown = hide(KEY, f"Incorrect key: {write(KEY)} was sent.")
     assert shown.startswith("Incorrect key: ")
     assert shown.endswith(" was sent.")
@@ -60,7 +60,7 @@ def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str
 
 @pytest.mark.parametrize("key", ["p&ltq&gtr&amps&copyt", r"sk\u0041bcdef\x42", "sk%41bcdefgh%42xyz", "a%2Fb%2Fc%2Fd"])
 def test_a_key_that_looks_escaped_itself_is_hidden(key: str) -> None:
-    """Also after the escapes in the text are undone."""
+    """Undoing the escapes in the text must not keep such a key from being found."""
     assert hide(key, f"the key {key}.") == "the key ***."
 
 
@@ -78,17 +78,17 @@ def test_a_key_that_looks_escaped_itself_is_hidden(key: str) -> None:
     ],
 )
 def test_a_text_that_quotes_the_key_in_other_letters_is_hidden_as_a_whole(write: Callable[[str], str]) -> None:
-    """Nobody can tell where the key begins in it."""
+    """Parley cannot tell where the key begins in such a text."""
     key = "sk-proj-aB3dE6fG9hI2jK5lM8nO1"
     assert hide(key, f"Incorrect key: {write(key)} was sent.") == "***"
     assert hide(key, "Incorrect key: none was sent.") == "Incorrect key: none was sent."
 
 
 def test_a_short_key_is_hidden_as_a_whole() -> None:
-    """It has no parts."""
+    """A part of a short key is not hidden."""
     assert hide("abc", "abc, abd, abcabc") == "***, abd, ***"
 
 
 def test_without_a_key_the_words_are_shown_as_they_are() -> None:
-    """There is nothing to hide."""
+    """The text stays unchanged, including its line break."""
     assert hide("", "It is 5 < 6.\nTry again.") == "It is 5 < 6.\nTry again."

@@ -1,4 +1,4 @@
-"""What stops a start with an agent of the operator's, and in which words."""
+"""Errors that stop the start if the operator's agent cannot be loaded or run, and their messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ NO_FUNCTION = "which is not a function tool; decorate a function with @function_
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Return what writes the operator's module, to the working directory."""
+    """Return a function that writes the operator's module to the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -70,7 +70,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def refusal(name: str = "operator_agent:agent") -> str:
-    """Return why an agent is not loaded, which is told in one line."""
+    """Return the error message for an agent that cannot be loaded; it is a single line."""
     with pytest.raises(AgentError) as raised:
         load(name)
     reason = str(raised.value)
@@ -125,7 +125,7 @@ def refusal(name: str = "operator_agent:agent") -> str:
 def test_an_agent_that_cannot_be_loaded_is_refused_with_the_place(
     write: Callable[[str], None], tmp_path: Path, code: str, name: str, reason: str
 ) -> None:
-    """But without what an exception says, which may hold a secret."""
+    """The message does not quote the exception, which may contain a secret."""
     write(code)
     assert reason.format(folder=tmp_path) in refusal(name)
 
@@ -176,14 +176,14 @@ def test_an_agent_that_cannot_be_loaded_is_refused_with_the_place(
 def test_an_agent_that_parley_cannot_run_is_refused_by_name(
     write: Callable[[str], None], agent: str, reason: str
 ) -> None:
-    """Also one that only takes over, or is called, in the end."""
+    """Agents that are reached only through handoffs or as tools are checked, too."""
     write(f"{IMPORTS}agent = {agent}\n")
     assert reason in refusal()
 
 
 @pytest.mark.parametrize("name", ["agent", "make", "Holder.agent", "Holder.make"])
 def test_an_agent_is_loaded_from_a_module_or_made_by_a_function_in_it(write: Callable[[str], None], name: str) -> None:
-    """It may be an attribute of something else."""
+    """The agent or the function may be an attribute of another object."""
     write(
         "from agents import Agent\n"
         "agent = Agent('A')\n"
@@ -196,7 +196,7 @@ def test_an_agent_is_loaded_from_a_module_or_made_by_a_function_in_it(write: Cal
 
 
 def test_agents_may_hand_over_to_each_other(write: Callable[[str], None]) -> None:
-    """Each is looked at once; a tool may be any that is a function."""
+    """Each agent is checked once; a tool may be any function tool."""
     write(
         f"{IMPORTS}first = Agent('First', tools=[function_tool(plain_function)])\n"
         "agent = Agent('Second', handoffs=[first], tools=[first.as_tool('ask', 'Ask.')])\n"

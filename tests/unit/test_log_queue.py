@@ -1,4 +1,4 @@
-"""The queue of log lines, over real pipes whose reader is slow, stops, comes back or goes."""
+"""The queue of log lines, over real pipes whose reader is slow, stops, returns or leaves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIPE_BYTES = 4096
 
 
 class Pipe:
-    """A small pipe, a queue that leads to it, and what the queue told of its drops."""
+    """A small pipe, a queue that writes to it, and the numbers of dropped lines that the queue reported."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -33,7 +33,7 @@ class Pipe:
         self.queue.write(f"{number} dropped\n")
 
     def read(self, number: int) -> list[str]:
-        """Wait for so many lines, and return them."""
+        """Wait for this number of lines and return them."""
         while self._unread.count(b"\n") < number:
             self._unread += os.read(self.reader, PIPE_BYTES)
         *lines, self._unread = self._unread.split(b"\n", number)
@@ -42,18 +42,18 @@ class Pipe:
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    """Make one; at the end its reader goes, and the thread has written what it had to write there."""
+    """Make a pipe; at the end, close its reader and wait until the thread has finished its writes."""
     pipe = Pipe()
     yield pipe
     os.close(pipe.reader)
     is_done = threading.Event()
-    pipe.queue._items.put(is_done)  # noqa: SLF001  # `settle` waits for a second only
+    pipe.queue._items.put(is_done)  # noqa: SLF001  # `settle` waits for at most a second
     is_done.wait()
     os.close(pipe.writer)
 
 
 def fill(pipe: Pipe, line: str) -> int:
-    """Write numbered lines until one is dropped; return how many there were before it."""
+    """Write numbered lines until one is dropped; return how many lines were taken before it."""
     number = 0
     while not pipe.counted:
         pipe.queue.write(f"{number} {line}\n")
@@ -63,7 +63,7 @@ def fill(pipe: Pipe, line: str) -> int:
 
 @pytest.mark.parametrize("line", ["x", "x" * 600, "ü" * 3000])
 def test_whoever_logs_never_waits_for_the_reader(pipe: Pipe, line: str) -> None:
-    """What finds no room is dropped and counted; what was taken comes whole and in order, and says what is missing."""
+    """Lines without room are dropped and counted; the others arrive whole and in order, then the count follows."""
     taken = fill(pipe, line)
     size = len(f"0000 {line}\n".encode())
     assert taken <= min(MOST_LINES, MOST_BYTES / (size - 4)) + PIPE_BYTES / 2
@@ -78,7 +78,7 @@ def test_whoever_logs_never_waits_for_the_reader(pipe: Pipe, line: str) -> None:
 
 
 def test_once_a_line_is_dropped_none_is_taken_before_half_of_the_queue_is_free(pipe: Pipe) -> None:
-    """A reader that is always too slow would get a line about each drop."""
+    """Otherwise a reader that is always too slow would get a message about each dropped line."""
     taken = fill(pipe, "x" * 600)
     pipe.read(100)
     pipe.queue.write("lost\n")
@@ -89,7 +89,7 @@ def test_once_a_line_is_dropped_none_is_taken_before_half_of_the_queue_is_free(p
 
 
 def test_what_a_reader_that_is_gone_does_not_get_is_counted(pipe: Pipe) -> None:
-    """The queue asks nobody again and again; whoever comes instead is told."""
+    """Lost lines are not retried; a new reader is told how many were lost."""
     os.close(pipe.reader)
     for _ in range(3):
         pipe.queue.write("lost\n")
@@ -105,7 +105,7 @@ def test_what_a_reader_that_is_gone_does_not_get_is_counted(pipe: Pipe) -> None:
 
 
 def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe) -> None:
-    """It is shared with other processes, whose business that is."""
+    """Another process that shares the pipe may have made it non-blocking."""
     os.set_blocking(pipe.writer, False)
     for number in range(100):
         pipe.queue.write(f"{number} {'x' * 600}\n")
@@ -114,7 +114,7 @@ def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe) -> Non
 
 
 def test_the_last_lines_are_waited_for_but_not_for_long(pipe: Pipe) -> None:
-    """For a second, however often; and then nothing else waits for the reader either."""
+    """All waits together take at most a second; after that, nothing else waits for the reader either."""
     pipe.queue.write("first\n")
     pipe.queue.settle()
     assert os.read(pipe.reader, PIPE_BYTES) == b"first\n"

@@ -1,4 +1,4 @@
-"""Logs: one JSON line an event, whoever logs it, with no secret and no text of others."""
+"""Logs: one JSON line per event, from Parley or a library, without secrets and without callers' or upstreams' text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for_anything = settings(max_examples=50, deadline=None, suppress_health_check=[H
 
 
 class Mute:
-    """Something that cannot be shown."""
+    """An object whose representation raises an error."""
 
     def __repr__(self) -> str:
         raise RuntimeError(CANARY)
@@ -38,7 +38,7 @@ names = st.text(max_size=9)
 
 
 def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Make these, or what holds them in whatever way and depth."""
+    """Return a strategy for these values, or containers of them at any depth."""
     return st.recursive(
         leaves,
         lambda inner: (
@@ -117,7 +117,7 @@ odd = st.recursive(
 def test_a_secret_is_hidden_by_its_name_and_by_its_looks(
     configure: Callable[..., None], output: Logs, fields: dict[str, Any]
 ) -> None:
-    """Wherever it stands in the line."""
+    """The secret may be anywhere in the line."""
     configure()
     structlog.stdlib.get_logger("parley.test").info("something", kept="kept", **fields)
     (line,) = output.lines("something")
@@ -129,7 +129,7 @@ def test_a_secret_is_hidden_by_its_name_and_by_its_looks(
 
 @pytest.mark.parametrize("prefix", ["api_key=", "api-key: ", "api_key is ", "secret ", "'token': '"])
 def test_long_hex_beside_a_secrets_name_is_hidden(configure: Callable[..., None], output: Logs, prefix: str) -> None:
-    """Alone it may be a correlation id."""
+    """Without such a name, the hexadecimal text may be a correlation ID and is kept."""
     configure()
     structlog.stdlib.get_logger("parley.test").info("something", note=f"{prefix}{LONG_HEX}", id=LONG_HEX)
     (line,) = output.lines("something")
@@ -138,7 +138,7 @@ def test_long_hex_beside_a_secrets_name_is_hidden(configure: Callable[..., None]
 
 
 def test_what_is_no_secret_is_kept(configure: Callable[..., None], output: Logs) -> None:
-    """The fields of the request line above all."""
+    """The fields of the request line matter most."""
     configure()
     fields = {"input_tokens": 7, "first_token_ms": 3, "chunks": 4, "model": "m", "none": None, "token": None}
     structlog.stdlib.get_logger("parley.test").info("something", **fields)
@@ -150,7 +150,7 @@ def test_what_is_no_secret_is_kept(configure: Callable[..., None], output: Logs)
 def test_an_exceptions_words_and_locals_stay_inside(
     configure: Callable[..., None], output: Logs, log_format: str
 ) -> None:
-    """They may quote a prompt; its type, its causes and the places tell enough."""
+    """Both may quote a prompt; the type, the causes and the code locations are logged."""
     configure(log_format=log_format)
     prompt = CANARY
 
@@ -173,14 +173,14 @@ def test_an_exceptions_words_and_locals_stay_inside(
 
 
 def test_a_librarys_message_is_withheld(configure: Callable[..., None], output: Logs) -> None:
-    """Who says something and where is logged from warning upwards; what, nobody can vouch for."""
+    """From warning level upwards, the logger and the location are logged, but not the text, which may hold a secret."""
     configure()
     for name in ("openai", "openai.agents", "httpx2", "httpcore2.connection", "asyncio", "somebody.else"):
         logger = logging.getLogger(name)
         logger.debug("Request options: %s", CANARY)
         logger.info("Sent %s", CANARY)
         logger.warning("Got %s", CANARY)
-        logger.error(f"Got {CANARY}")  # noqa: G004  # as libraries do
+        logger.error(f"Got {CANARY}")  # noqa: G004  # libraries do this
     lines = output.lines("library_message")
     assert [line["level"] for line in lines] == ["warning", "error"] * 6
     assert lines[0]["logger"] == "openai"
@@ -189,8 +189,8 @@ def test_a_librarys_message_is_withheld(configure: Callable[..., None], output: 
 
 
 def test_a_warning_is_a_line_too(configure: Callable[..., None], output: Logs) -> None:
-    """Also Python's own."""
-    logging.captureWarnings(capture=False)  # pytest has put back what shows them, and logging does not know
+    """Python's own warnings are logged like a library's messages."""
+    logging.captureWarnings(capture=False)  # pytest has restored `showwarning`; logging does not know
     configure()
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -200,7 +200,7 @@ def test_a_warning_is_a_line_too(configure: Callable[..., None], output: Logs) -
 
 
 def test_the_level_is_that_of_the_settings(configure: Callable[..., None], output: Logs) -> None:
-    """For structlog and the standard library alike."""
+    """The level applies to structlog and to the standard library."""
     configure(log_level="warning")
     structlog.stdlib.get_logger("parley.test").info("low")
     logging.getLogger("parley.test").info("low")
@@ -211,7 +211,7 @@ def test_the_level_is_that_of_the_settings(configure: Callable[..., None], outpu
 
 
 def test_the_format_is_json_where_the_output_is_no_terminal(configure: Callable[..., None], output: Logs) -> None:
-    """A terminal's reader gets something readable."""
+    """The console format is for people who read the logs at a terminal."""
     configure(log_format="auto")
     structlog.stdlib.get_logger("parley.test").info("something", number=1)
     assert output.lines("something")[0]["number"] == 1
@@ -222,7 +222,7 @@ def test_the_format_is_json_where_the_output_is_no_terminal(configure: Callable[
 
 
 def test_configuring_twice_does_not_log_twice(configure: Callable[..., None], output: Logs) -> None:
-    """Tests and reloaders make several apps in a process."""
+    """Tests and reloaders create several apps in one process."""
     configure()
     configure()
     structlog.stdlib.get_logger("parley.test").info("something")
@@ -234,7 +234,7 @@ def test_configuring_twice_does_not_log_twice(configure: Callable[..., None], ou
 def test_what_stands_under_a_secrets_name_is_hidden(
     configure: Callable[..., None], output: Logs, value: object
 ) -> None:
-    """However deep, in whatever, and whatever it is itself."""
+    """The value is hidden at any depth, in any container, whatever its type."""
     configure()
     structlog.stdlib.get_logger("parley.test").info("something", value=value)
     assert CANARY not in output.getvalue()
@@ -251,7 +251,7 @@ def test_what_stands_under_a_secrets_name_is_hidden(
 def test_what_looks_like_a_secret_is_hidden(
     configure: Callable[..., None], output: Logs, data: st.DataObject, secret: str, look: str
 ) -> None:
-    """However deep, and in the midst of other words."""
+    """The secret is hidden at any depth and in the middle of other words."""
     words = st.text("abc \n", max_size=9)
     text = f"{data.draw(words)} {look.format(secret)} {data.draw(words)}"
     configure()
@@ -271,7 +271,7 @@ def test_whatever_is_logged_becomes_one_line_of_printable_text(
     event: str,
     fields: Any,
 ) -> None:
-    """No one's text can forge a line, or steer the terminal that shows it; and nothing is lost by an error."""
+    """No text can forge a line or control the terminal, and no error loses the line."""
     before = len(output.getvalue())
     configure(log_format=log_format)
     structlog.stdlib.get_logger("parley.test").info(event, **{f"{name}_": value for name, value in fields.items()})
@@ -299,7 +299,7 @@ def test_whatever_is_logged_becomes_one_line_of_printable_text(
 def test_what_is_harmless_stays_as_it_is(
     configure: Callable[..., None], output: Logs, numbers: dict[str, Any], words: dict[str, Any]
 ) -> None:
-    """Counts of tokens above all."""
+    """Token counts matter most."""
     configure()
     structlog.stdlib.get_logger("parley.test").info("something", **numbers, **words, all=[{**numbers, **words}])
     line = output.lines("something")[-1]
@@ -308,7 +308,7 @@ def test_what_is_harmless_stays_as_it_is(
 
 
 def test_what_is_nested_without_end_is_cut(configure: Callable[..., None], output: Logs) -> None:
-    """It may hold itself."""
+    """A list may contain itself."""
     endless: list[Any] = []
     endless.append(endless)
     configure()
@@ -319,7 +319,7 @@ def test_what_is_nested_without_end_is_cut(configure: Callable[..., None], outpu
 def test_what_cannot_be_written_is_told_without_its_words(
     configure: Callable[..., None], output: Logs, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Left to itself, logging shows such an event on standard error, unredacted."""
+    """By default, logging would print such an event to standard error, unredacted."""
     configure()
     logging.getLogger("uvicorn.error").info("%d tokens", CANARY)
     (line,) = output.lines("unloggable")

@@ -1,4 +1,4 @@
-"""The run of the tests: a test that is lost fails it."""
+"""The run of the tests: it fails if a collected test did not run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_runtest_protocol(item):
 def test_a_run_fails_if_a_collected_test_did_not_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str, *, is_lost: bool
 ) -> None:
-    """With workers and without, and it names the test."""
+    """The run names the lost test, with and without xdist workers."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     pytester.makeconftest(LOSES_ONE if is_lost else "")
     pytester.makepyfile("def test_lost(): pass\n\ndef test_kept(): pass")

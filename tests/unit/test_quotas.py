@@ -1,4 +1,4 @@
-"""What a caller may ask for, by a clock that the test moves."""
+"""Callers' quotas, measured by a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from parley.settings import Settings
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time in seconds."""
         return self.seconds
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """Begin at 0."""
+    """Return a clock that starts at 0."""
     return Clock()
 
 
 def prompt(caller: str = "a", content: str = "four", most: int = 0) -> Prompt:
-    """Ask something; each four bytes are taken for a token."""
+    """Return a prompt; Parley counts four bytes as a token."""
     return Prompt(messages=[Message("user", content)], max_output_tokens=most, timeout_s=1, caller=caller)
 
 
@@ -40,12 +40,12 @@ ANSWERED = Usage(input_tokens=0, output_tokens=0, total_tokens=0, source=UsageSo
 
 
 def made(clock: Clock, **limits: Any) -> Quotas:
-    """Make quotas with these limits, where a reply takes eight seconds."""
+    """Return quotas with these limits; replies usually take eight seconds."""
     return Quotas(Settings(**limits), lambda: 8.0, clock)
 
 
 async def refused(quotas: Quotas, prompt: Prompt) -> tuple[str | None, int | None]:
-    """Return the reason for which it is refused, and the seconds to wait."""
+    """Return the reason for the refusal and the seconds to wait."""
     with pytest.raises(ChatError) as caught:
         async with quotas.held(prompt, list):
             pass
@@ -54,7 +54,7 @@ async def refused(quotas: Quotas, prompt: Prompt) -> tuple[str | None, int | Non
 
 
 async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clock) -> None:
-    """Who waits as long as it is told is let in then, and no sooner."""
+    """A caller that waits as long as it is told is admitted then, and no sooner."""
     quotas = made(clock, requests_per_minute=2)
     for caller in ("a", "a", "b"):
         async with quotas.held(prompt(caller), lambda: [ANSWERED]):
@@ -63,7 +63,7 @@ async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clo
     clock.seconds += 29
     assert await refused(quotas, prompt("a")) == ("requests_per_minute", 1)
     clock.seconds += 1
-    async with quotas.held(prompt("a"), lambda: None):  # nothing reached an upstream: it does not count
+    async with quotas.held(prompt("a"), lambda: None):  # reached no upstream, so it does not count
         pass
     async with quotas.held(prompt("a"), lambda: [ANSWERED]):
         pass
@@ -71,7 +71,7 @@ async def test_requests_come_back_steadily_for_each_caller_of_its_own(clock: Clo
 
 
 async def test_a_request_that_no_model_began_to_answer_counts(clock: Clock) -> None:
-    """What reached the upstream did work there."""
+    """The upstream has worked on the request."""
     quotas = made(clock, requests_per_minute=1)
     async with quotas.held(prompt("a"), list):
         pass
@@ -79,7 +79,7 @@ async def test_a_request_that_no_model_began_to_answer_counts(clock: Clock) -> N
 
 
 async def test_a_caller_has_only_so_many_replies_made_at_once(clock: Clock) -> None:
-    """One that ends makes place for another, however it ends."""
+    """A reply that ends, in whatever way, frees a place for another."""
     quotas = made(clock, max_streams_per_caller=2)
     async with AsyncExitStack() as stack:
         for _ in range(2):
@@ -95,7 +95,7 @@ async def test_a_caller_has_only_so_many_replies_made_at_once(clock: Clock) -> N
 
 
 async def test_a_reply_that_ends_makes_place_for_one_and_no_more(clock: Clock) -> None:
-    """The caller's others are not forgotten with it."""
+    """The caller's other replies still count."""
     quotas = made(clock, max_streams_per_caller=2)
     async with quotas.held(prompt("a"), list):
         async with quotas.held(prompt("a"), list):
@@ -108,13 +108,13 @@ async def test_a_reply_that_ends_makes_place_for_one_and_no_more(clock: Clock) -
     ("usages", "spent"),
     [
         ([Usage(input_tokens=10, output_tokens=20, total_tokens=30, source=UsageSource.UPSTREAM)], 30),
-        ([Usage.estimate(20)], 25),  # 5 for the prompt's 20 bytes
-        ([NO_USAGE, Usage.estimate(20)], 30),  # the first model was left for the second
+        ([Usage.estimate(20)], 25),  # 5 for the prompt's 20 bytes, 20 for the reply
+        ([NO_USAGE, Usage.estimate(20)], 30),  # an attempt of unknown usage costs its prompt
         ([], 0),
     ],
 )
 async def test_tokens_are_spent_as_they_were_used(clock: Clock, usages: list[Usage], spent: int) -> None:
-    """As the upstream counts them, else as they are guessed; none where no model was asked."""
+    """Parley uses the upstream's count, or else an estimate; nothing is spent if no model was asked."""
     quotas = made(clock, tokens_per_minute=60)
     async with quotas.held(prompt("a", "x" * 20), lambda: usages):
         pass
@@ -123,7 +123,7 @@ async def test_tokens_are_spent_as_they_were_used(clock: Clock, usages: list[Usa
 
 
 async def test_what_an_answer_may_cost_is_held_until_it_is_known(clock: Clock) -> None:
-    """Or many at once would spend many times the budget."""
+    """Otherwise simultaneous requests could spend many times the budget."""
     quotas = made(clock, tokens_per_minute=60)
     async with quotas.held(prompt(most=49), lambda: [ANSWERED]), quotas.held(prompt(most=9), list):
         assert await refused(quotas, prompt()) == ("tokens_per_minute", 1)
@@ -132,14 +132,14 @@ async def test_what_an_answer_may_cost_is_held_until_it_is_known(clock: Clock) -
 
 
 async def test_of_two_limits_the_one_with_the_longer_wait_is_told(clock: Clock) -> None:
-    """Who waits for the other would be refused again."""
+    """A caller that waited only for the shorter one would be refused again."""
     quotas = made(clock, requests_per_minute=1, max_streams_per_caller=1)
     async with quotas.held(prompt(), lambda: [ANSWERED]):
         assert await refused(quotas, prompt()) == ("requests_per_minute", 60)
 
 
 async def test_tokens_that_were_spent_beyond_the_budget_are_a_debt(clock: Clock) -> None:
-    """What an answer will cost is known at its end only."""
+    """The cost of an answer is known only at its end."""
     quotas = made(clock, tokens_per_minute=60)
     async with quotas.held(prompt(), lambda: [Usage.estimate(119)]):
         pass
@@ -150,7 +150,7 @@ async def test_tokens_that_were_spent_beyond_the_budget_are_a_debt(clock: Clock)
 
 
 async def test_an_answer_costs_no_more_than_what_was_held_and_an_hour(clock: Clock) -> None:
-    """An upstream's absurd count must not close Parley until it is started anew."""
+    """An upstream's absurd count must not lock a caller out until Parley restarts."""
     quotas = made(clock, tokens_per_minute=60)
     async with quotas.held(prompt(), lambda: [Usage.estimate(1 << 53)]):
         pass
@@ -161,7 +161,7 @@ async def test_an_answer_costs_no_more_than_what_was_held_and_an_hour(clock: Clo
 
 
 async def test_a_prompt_that_is_larger_than_the_budget_waits_for_all_of_it(clock: Clock) -> None:
-    """It would wait for ever for more."""
+    """A wait for more than the whole budget would never end."""
     quotas = made(clock, tokens_per_minute=60)
     async with quotas.held(prompt(), lambda: [Usage.estimate(0)]):
         pass
@@ -172,7 +172,7 @@ async def test_a_prompt_that_is_larger_than_the_budget_waits_for_all_of_it(clock
 
 
 def test_callers_who_may_take_all_again_are_forgotten(clock: Clock) -> None:
-    """Else each address that ever called would take memory."""
+    """Otherwise every address that ever called would take up memory."""
     allowance = Allowance(60, clock)
     for caller in range(10_000):
         allowance.take(str(caller))
@@ -192,7 +192,7 @@ def test_a_debt_is_remembered_however_many_callers_come(clock: Clock) -> None:
 
 
 async def test_a_refusal_says_which_quota_it_is(clock: Clock) -> None:
-    """In words of its own."""
+    """Each quota has its own detail text."""
     details = set()
     for limits in ({"max_streams_per_caller": 1}, {"requests_per_minute": 1}, {"tokens_per_minute": 10}):
         quotas = made(clock, **limits)

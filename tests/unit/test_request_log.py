@@ -1,4 +1,4 @@
-"""The line that each request leaves: the record itself, encoded, and not to be told from any other line."""
+"""The log line of each request: it is encoded straight from the record, and looks like any other line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ records = st.builds(
 
 
 def log_both_ways(record: Record) -> None:
-    """Log a record, and the same as an event like any other."""
+    """Log a record directly, and again as an ordinary event."""
     request_log.write(record)
     fields: dict[str, Any] = msgspec.structs.asdict(record)
     structlog.stdlib.get_logger(request_log.__name__).info("request", **fields)
@@ -61,7 +61,7 @@ def log_both_ways(record: Record) -> None:
 def test_the_encoded_record_is_the_line_that_redaction_would_have_made(
     configure: Callable[..., None], output: Logs, record: Record
 ) -> None:
-    """Key for key, in this order: no secret, one line, printable, whatever the caller and the operator call things."""
+    """Both lines have the same keys and values in the same order, and are printable and without secrets."""
     before = len(output.getvalue())
     configure()
     log_both_ways(record)
@@ -80,7 +80,7 @@ def test_the_encoded_record_is_the_line_that_redaction_would_have_made(
 def test_a_reader_at_a_terminal_gets_one_line_without_what_nobody_knows(
     configure: Callable[..., None], output: Logs, record: Record
 ) -> None:
-    """Whatever the caller and the operator call things."""
+    """The line is printable and shows no secret, whatever text the caller and the operator chose."""
     before = len(output.getvalue())
     configure(log_format="console")
     request_log.write(record)
@@ -91,7 +91,7 @@ def test_a_reader_at_a_terminal_gets_one_line_without_what_nobody_knows(
 
 
 def test_a_reader_at_a_terminal_sees_how_a_request_went(configure: Callable[..., None], output: Logs) -> None:
-    """In aligned columns."""
+    """The line has aligned columns."""
     configure(log_format="console")
     answered = Record(
         correlation_id="a" * 32,
@@ -154,7 +154,7 @@ def test_a_line_is_as_loud_as_it_must_be(
     route: str | None,
     level: str,
 ) -> None:
-    """Parley's own failures loudest, probes and files quietest; lines below the level of the settings are left out."""
+    """Parley's failures have the highest level, probes and static files the lowest; lower levels are left out."""
     record = Record(correlation_id="mine", outcome=outcome, status=status, route=route)
     configure(log_level="debug")
     request_log.write(record)

@@ -1,4 +1,4 @@
-"""The run: its deadlines against each other, and what its model calls add up to."""
+"""The run: its deadlines, and the total usage of its model calls."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.attempts import new_attempt
 
 
 def new_run(end: float, settings: Settings | None = None) -> Run:
-    """Begin a run."""
+    """Return a new run."""
     return Run(settings or Settings(), end, 100)
 
 
 @pytest.mark.parametrize("is_stop_first", [True, False])
 async def test_a_run_that_is_stopped_just_when_its_time_is_over_ends_once(*, is_stop_first: bool) -> None:
-    """With one of the two errors, and none of asyncio's."""
+    """The run raises one of the two errors, and asyncio reports no unexpected one."""
     loop = asyncio.get_running_loop()
     unexpected: list[object] = []
     loop.set_exception_handler(lambda _, context: unexpected.append(context))
@@ -44,7 +44,7 @@ async def test_a_run_that_is_stopped_just_when_its_time_is_over_ends_once(*, is_
 
 
 async def test_a_run_that_was_stopped_does_not_begin_to_wait() -> None:
-    """It ends by the name that it was stopped with."""
+    """The run ends with the error that it was stopped with."""
     loop = asyncio.get_running_loop()
     run = new_run(loop.time() + 60)
     run.stop(ChatError(ErrorCode.SHUTTING_DOWN))
@@ -55,7 +55,7 @@ async def test_a_run_that_was_stopped_does_not_begin_to_wait() -> None:
 
 
 async def test_a_deadline_that_passes_just_when_a_wait_ends_interrupts_the_next_wait() -> None:
-    """It is not forgotten, although the first wait had its result in time."""
+    """The deadline still counts, although the first wait ended in time."""
     loop = asyncio.get_running_loop()
     run = new_run(loop.time() + 60)
     deadlines = Deadlines(run)
@@ -71,7 +71,7 @@ async def test_a_deadline_that_passes_just_when_a_wait_ends_interrupts_the_next_
 async def test_a_client_that_does_not_read_does_not_make_the_upstream_late(
     *, silent_s: float, is_in_time: bool
 ) -> None:
-    """The idle timeout begins when the client wants the next text."""
+    """The idle timeout starts when the client asks for the next text."""
     loop = asyncio.get_running_loop()
     run = new_run(loop.time() + 1000, Settings(idle_timeout_s=10))
     deadlines = Deadlines(run)
@@ -88,7 +88,7 @@ async def test_a_client_that_does_not_read_does_not_make_the_upstream_late(
 
 
 async def test_a_request_ends_in_time_even_if_its_client_does_not_read() -> None:
-    """The upstream need not be waited for."""
+    """The request timeout runs even while Parley is not waiting for the upstream."""
     loop = asyncio.get_running_loop()
     deadlines = Deadlines(new_run(loop.time() + 50))
     interrupted: list[ErrorCode] = []
@@ -100,7 +100,7 @@ async def test_a_request_ends_in_time_even_if_its_client_does_not_read() -> None
 
 
 def counted(read: int, written: int) -> Usage:
-    """Return what an upstream counted."""
+    """Return usage that an upstream counted."""
     return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written, source=UsageSource.UPSTREAM)
 
 
@@ -116,7 +116,7 @@ def counted(read: int, written: int) -> Usage:
     ],
 )
 async def test_the_usage_of_a_reply_is_that_of_all_its_model_calls(usages: list[Usage], total: Usage) -> None:
-    """What is unknown of one call is unknown of the reply; what earlier attempts of a call used is not published."""
+    """If a call lacks counts, the sum estimates the output only; just the last attempt of each call counts."""
     run = new_run(0)
     for number, usage in enumerate(usages):
         failed, last = new_attempt(number), new_attempt(number)
@@ -126,7 +126,7 @@ async def test_the_usage_of_a_reply_is_that_of_all_its_model_calls(usages: list[
 
 
 async def test_a_model_call_may_answer_with_the_tokens_that_the_calls_before_it_have_left() -> None:
-    """At least with one, so that the upstream says that the answer is cut short."""
+    """At least one token is left, so that the upstream can report that it cut the answer short."""
     run = new_run(0)
     left = [run.output_tokens_left]
     for number, written in enumerate((30, 100)):
@@ -137,7 +137,7 @@ async def test_a_model_call_may_answer_with_the_tokens_that_the_calls_before_it_
 
 
 async def test_a_retry_waits_for_the_first_token_as_long_as_is_left() -> None:
-    """Also if an answer was read before it."""
+    """The timeout also applies if Parley has read the answer of an earlier attempt."""
     run = new_run(asyncio.get_running_loop().time() + 1000, Settings(first_token_timeout_s=10))
     deadlines = Deadlines(run)
     deadlines.is_waiting = False

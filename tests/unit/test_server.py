@@ -1,4 +1,4 @@
-"""The server: what stops its start."""
+"""The server: errors that stop its start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.logs import Logs
 
 
 def test_a_name_without_an_address_stops_the_start() -> None:
-    """With the exit code for what cannot start."""
+    """The process exits with code 3."""
     logs = Logs()
     with redirect_stdout(logs), pytest.raises(SystemExit) as ended:
         serve(Settings(host="no.such.example."), [])

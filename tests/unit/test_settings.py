@@ -1,4 +1,4 @@
-"""Settings: what the environment may hold, and how a wrong value is refused."""
+"""Settings: the values that the environment may hold, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ UPSTREAM = {"OPENAI_BASE_URL": "http://localhost:1234/v1", "PARLEY_MODEL": "some
 
 
 def problems(**environment: str) -> list[str]:
-    """Return the lines in which these variables are refused."""
+    """Return the lines of the error for these variables."""
     with pytest.raises(SettingsError) as caught:
         settings_from(environment)
     return str(caught.value).splitlines()
 
 
 def test_nothing_has_to_be_set() -> None:
-    """Then the embedded model serves."""
+    """By default, Parley uses the embedded model."""
     settings = settings_from({})
     assert settings == Settings()
     assert settings.embedded
 
 
 def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
-    """With values that are none of the defaults."""
+    """No value equals its default."""
     keys = tmp_path / "keys"
     keys.write_text(f"{CANARY_KEY}3 \r\n\n")
     environment = {
@@ -135,7 +135,7 @@ def test_every_setting_is_read_from_its_variable(tmp_path: Path) -> None:
 
 
 def test_traces_go_where_opentelemetrys_own_variables_say() -> None:
-    """The one for traces is a whole address and comes first; the general one is where its paths begin."""
+    """The traces endpoint is a complete URL and takes precedence; the general endpoint is a base URL."""
     assert Settings().traces_url is None
     both = Settings(
         otel_exporter_otlp_endpoint="http://a:4318/", otel_exporter_otlp_traces_endpoint="http://b:4318/traces"
@@ -147,7 +147,7 @@ def test_traces_go_where_opentelemetrys_own_variables_say() -> None:
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:
-    """Compose files and manifests pass them on so."""
+    """Compose files and manifests pass unset variables on as empty ones."""
     assert settings_from(dict.fromkeys([variable.name for variable in variables()], "")) == Settings()
 
 
@@ -187,7 +187,7 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ),
         (
             "PARLEY_HOST",
-            "0.0.0.0\n",  # it is refused
+            "0.0.0.0\n",  # refused for its line break
             r"PARLEY_HOST: '0.0.0.0\n' is not allowed; it must be 1 to 200 characters without blanks.",
         ),
         (
@@ -207,19 +207,19 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ),
         (
             "PARLEY_SYSTEM_PROMPT",
-            f"{CANARY}\udcff",  # as a byte that is not UTF-8 comes in
+            f"{CANARY}\udcff",  # Python's form of a byte that is not UTF-8
             "PARLEY_SYSTEM_PROMPT: its value is not allowed; it must be any text in UTF-8.",
         ),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name: str, value: str, line: str) -> None:
-    """It names the variable, what is wrong, and what is allowed; what may be secret it does not repeat."""
+    """The line names the variable, the error and the allowed values; it repeats no value that may be secret."""
     assert problems(**{**UPSTREAM, name: value})[0] == line
 
 
 @pytest.mark.parametrize("address", ["http://h:x/v1", "http://[::1", "http://", "http://h:/v1", "ftp://h/v1"])
 def test_an_address_that_no_client_can_use_is_refused(address: str) -> None:
-    """Otherwise the start would end in a traceback."""
+    """Otherwise the start would fail with a traceback."""
     (line,) = problems(OPENAI_BASE_URL=address, PARLEY_MODEL="x")
     assert line.startswith("OPENAI_BASE_URL: its value is not allowed")
 
@@ -249,7 +249,7 @@ def test_an_address_that_no_client_can_use_is_refused(address: str) -> None:
     ],
 )
 def test_origins_that_no_browser_would_send_are_refused(origins: str) -> None:
-    """Otherwise they would look set, and let nobody in, or too many."""
+    """Otherwise the setting would look valid but allow no origin, or too many."""
     (line,) = problems(PARLEY_CORS_ORIGINS=origins)
     assert line.startswith("PARLEY_CORS_ORIGINS: ")
 
@@ -266,12 +266,12 @@ def test_origins_that_no_browser_would_send_are_refused(origins: str) -> None:
     ],
 )
 def test_origins_that_a_browser_sends_are_taken(origins: str) -> None:
-    """As they are."""
+    """Their values stay unchanged."""
     assert settings_from({"PARLEY_CORS_ORIGINS": origins}).cors_origins == origins
 
 
 def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) -> None:
-    """No key among them, one that can be guessed, a file that is not there; none is shown."""
+    """An empty list, a guessable key and a missing file are refused; the error shows no key."""
     (line,) = problems(PARLEY_API_KEYS=",")
     assert line == "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
     (line,) = problems(PARLEY_API_KEYS=f"{CANARY_KEY},guessable")
@@ -290,7 +290,7 @@ def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) ->
     ids=["none", "comma", "blank", "é", "bytes"],
 )
 def test_a_file_of_keys_is_read_as_strictly_as_the_variable(tmp_path: Path, content: str | bytes) -> None:
-    """Two keys on a line would each open; what cannot be sent in a header would never."""
+    """One line must not hold two keys, and a key must be something that a header can carry."""
     path = tmp_path / "keys"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (line,) = problems(PARLEY_API_KEYS_FILE=str(path))
@@ -299,25 +299,25 @@ def test_a_file_of_keys_is_read_as_strictly_as_the_variable(tmp_path: Path, cont
 
 @pytest.mark.parametrize("proxies", ["*", "10.0.0.1/8", "10.0.0.0/33", "haproxy", "10.0.0.1,"])
 def test_proxies_that_would_be_nobody_or_everybody_are_refused(proxies: str) -> None:
-    """What is believed of everybody is what callers choose."""
+    """If every address were trusted, callers could choose their own address."""
     (line,) = problems(PARLEY_TRUSTED_PROXIES=proxies)
     assert line.startswith("PARLEY_TRUSTED_PROXIES: ")
 
 
 def test_all_wrong_values_are_told_at_once() -> None:
-    """An operator mends them in one go."""
+    """The operator can fix all of them in one go."""
     lines = problems(PARLEY_PORT="x", PARLEY_LOG_FORMAT="y")
     assert [line.partition(":")[0] for line in lines] == ["PARLEY_PORT", "PARLEY_LOG_FORMAT"]
 
 
 def test_an_upstream_needs_a_model() -> None:
-    """No default would be right for all."""
+    """No default model would suit every upstream."""
     (line,) = problems(OPENAI_BASE_URL="http://localhost/v1")
     assert line.startswith("PARLEY_MODEL: not set, but OPENAI_BASE_URL chooses an upstream")
 
 
 def test_a_key_alone_chooses_no_upstream() -> None:
-    """Many shells have one, for other programs."""
+    """Many shells export OPENAI_API_KEY for other programs."""
     assert settings_from({"OPENAI_API_KEY": "sk-x"}).embedded
     assert settings_from({"OPENAI_API_KEY": "sk-x", "PARLEY_MODEL_PATH": "a.gguf"}).embedded
     assert not settings_from({"OPENAI_API_KEY": "sk-x", "PARLEY_MODEL": "some-model"}).embedded
@@ -335,17 +335,17 @@ def test_a_key_alone_chooses_no_upstream() -> None:
     ],
 )
 def test_a_value_may_be_written_as_people_write_it(name: str, value: str, meant: object) -> None:
-    """In capitals, with blanks after the commas."""
+    """Capital letters, and blanks after commas, are accepted."""
     assert getattr(settings_from({name: value}), name.removeprefix("PARLEY_").lower()) == meant
 
 
 def test_keys_may_have_blanks_between_them() -> None:
-    """But not in them."""
+    """Blanks within a key are refused; another test covers that."""
     assert settings_from({"PARLEY_API_KEYS": f"{CANARY_KEY}, {CANARY_KEY}2"}).keys() == [CANARY_KEY, f"{CANARY_KEY}2"]
 
 
 def test_an_upstream_excludes_a_model_file() -> None:
-    """Nobody could tell which one answers."""
+    """Otherwise it would be unclear which of the two answers."""
     (line,) = problems(**UPSTREAM, PARLEY_MODEL_PATH="a.gguf")
     assert line.startswith("PARLEY_MODEL_PATH: it embeds a model, but OPENAI_BASE_URL names an upstream")
     (line,) = problems(OPENAI_API_KEY="sk-x", PARLEY_MODEL="some-model", PARLEY_MODEL_PATH="a.gguf")
@@ -353,7 +353,7 @@ def test_an_upstream_excludes_a_model_file() -> None:
 
 
 def test_the_embedded_model_excludes_half_a_fallback() -> None:
-    """It has no other model beside it."""
+    """A fallback for the embedded model needs both an address and a model name."""
     (line,) = problems(PARLEY_FALLBACK_MODEL="x")
     assert line.startswith("PARLEY_FALLBACK_BASE_URL: not set, but the embedded model has no other beside it")
     (line,) = problems(PARLEY_FALLBACK_BASE_URL="http://localhost/v1")
@@ -361,13 +361,13 @@ def test_the_embedded_model_excludes_half_a_fallback() -> None:
 
 
 def test_a_secret_does_not_show() -> None:
-    """In no form that a log or a traceback might take."""
+    """Neither `str` nor `repr` shows it, so that no log or traceback can."""
     settings = Settings(openai_api_key=Secret(CANARY_KEY))
     assert CANARY_KEY not in f"{settings!r} {settings} {settings.openai_api_key} {settings.openai_api_key!r}"
 
 
 def test_a_variable_that_is_no_setting_is_told_with_the_one_meant() -> None:
-    """A typing error would otherwise go unseen; other programs' variables are none of our business."""
+    """Otherwise a typing error would go unnoticed; variables of other programs are ignored."""
     names = ["PARLEY_MAX_TOKENS", "PARLEY_ZZZ", "PARLEY_OPENAI_API_KEY", "PARLEY_PORT", "OPENAI_ORG_ID", "HOME"]
     assert list(unknown_variables(dict.fromkeys(names, "1"))) == [
         ("PARLEY_MAX_TOKENS", "PARLEY_MAX_OUTPUT_TOKENS"),

@@ -10,7 +10,7 @@ from parley.chat.service import Stopwatch
 
 
 async def test_each_duration_is_measured_from_its_own_start() -> None:
-    """The queue, the first text and the end from the start; a gap from the text before it."""
+    """Queue, first token and total are measured from the start; a gap is measured from the text before it."""
     stopwatch = Stopwatch()
     await asyncio.sleep(10)
     stopwatch.turn()

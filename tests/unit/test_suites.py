@@ -1,4 +1,4 @@
-"""Suites: what a file of cases may hold, and what is said of one that is wrong."""
+"""Suites: what a file of cases may hold, and the errors for a wrong one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_a_suite_is_read(tmp_path: Path) -> None:
-    """With what its cases have in common, and what a case has of its own."""
+    """Settings of the suite apply to all cases, unless a case has its own."""
     suite = load(
         written(
             tmp_path,
@@ -91,7 +91,7 @@ def test_a_suite_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_suite_is_said_with_its_place(tmp_path: Path, text: str, message: str) -> None:
-    """Before anything is asked."""
+    """The suite is checked before any request is sent."""
     path = written(tmp_path, text)
     with pytest.raises(SuiteError) as told:
         load(path)
@@ -100,20 +100,20 @@ def test_what_is_wrong_with_a_suite_is_said_with_its_place(tmp_path: Path, text:
 
 
 def test_a_suite_that_is_not_there_is_said(tmp_path: Path) -> None:
-    """With its path."""
+    """The error names the path."""
     with pytest.raises(SuiteError, match=r"none\.yaml: cannot be read: No such file or directory\."):
         load(str(tmp_path / "none.yaml"))
 
 
 def test_a_tag_that_no_case_has_is_said() -> None:
-    """Instead of a run of nothing."""
+    """Otherwise the run would have no cases."""
     suite = Suite(name="s", cases=[Case(id="a", message="Hi", expect=Expect(contains="x"), tags=["t"])])
     with pytest.raises(SuiteError, match=r"no such tag or case: u, b\."):
         suite.only(["t", "u"], ["a", "b"])
 
 
 def test_the_hash_is_of_what_is_asked_and_expected() -> None:
-    """Not of the tags and the reason, nor of the order of the cases."""
+    """Tags, the reason, and the order of the cases do not change the hash."""
     case = Case(id="a", message="Hi", expect=Expect(contains="x"))
     other = Case(id="b", message="Ho", expect=Expect(contains="x"))
     assert case.hash == msgspec.structs.replace(case, tags=["t"], why="So.").hash
@@ -124,7 +124,7 @@ def test_the_hash_is_of_what_is_asked_and_expected() -> None:
 
 
 def test_our_own_suites_are_right_and_the_embedded_models_is_large_enough() -> None:
-    """At least forty questions of the kinds that people ask first, of which enough need the history."""
+    """The embedded model's suite has at least forty questions, and only the tagged ones have a history."""
     assert load(CONTRACT).cases
     cases = load(EMBEDDED).cases
     assert len(cases) >= 40

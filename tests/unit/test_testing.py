@@ -1,4 +1,4 @@
-"""`parley.testing`, as those use it who build on Parley."""
+"""`parley.testing`, used as another project would use it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FACTORIES: list[type[MsgspecFactory[Any]]] = [
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_what_a_factory_makes_is_valid_on_the_wire(factory: type[MsgspecFactory[Any]]) -> None:
-    """It survives being encoded and decoded strictly."""
+    """The value stays the same when it is encoded and decoded strictly."""
     for made in factory.batch(20):
         assert msgspec.json.decode(msgspec.json.encode(made), type=factory.__model__) == made
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_a_seed_makes_a_factory_build_the_same_again(factory: type[MsgspecFactory[Any]]) -> None:
-    """Whatever the others have built meanwhile."""
+    """What other factories build in between makes no difference."""
     factory.seed_random(1)
     first = factory.batch(3)
     for other in FACTORIES:
@@ -50,7 +50,7 @@ def test_a_seed_makes_a_factory_build_the_same_again(factory: type[MsgspecFactor
 
 
 def test_what_is_built_could_be_true() -> None:
-    """Usage adds up, the end is after the beginning, an error says what its code means."""
+    """Usage adds up, the first token is not after the end, and an error has its code's sentences."""
     for chunk in testing.DoneChunkFactory.batch(20):
         assert isinstance(chunk, DoneChunk)
         assert chunk.usage.input_tokens
@@ -64,7 +64,7 @@ def test_what_is_built_could_be_true() -> None:
 
 
 def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:
-    """It is within the ceilings, and asks for what it says."""
+    """The request is within the default limits, and the prompt keeps its values."""
     for request in testing.ChatRequestFactory.batch(20):
         assert isinstance(request, ChatRequest)
         prompt = request.to_prompt(Settings(), "")
@@ -72,7 +72,7 @@ def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:
 
 
 def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
-    """As the wire has it."""
+    """The chunks decode as the chunks of a real stream do."""
     chunks = testing.stream_of("Hel", "lo")
     assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
     assert chunks[1:3] == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
@@ -87,7 +87,7 @@ def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
 
 @pytest.mark.process
 def test_another_project_tests_its_reader_with_the_fixtures(pytester: pytest.Pytester) -> None:
-    """In a package of its own, as the documentation shows it."""
+    """The tests are the examples in docs/testing.md."""
     pytester.makeconftest('pytest_plugins = ["parley.testing"]')
     shown = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
     _, reader, tests = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)

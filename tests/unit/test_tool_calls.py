@@ -1,4 +1,4 @@
-"""The tool calls of an answer: how upstreams cut them, and how large they may become."""
+"""The tool calls of an answer: how upstreams split them into chunks, and how large they may become."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ PARIS, ROME = '{"city": "Paris"}', '{"city": "Rome"}'
 
 
 def piece(name: str | None = None, arguments: object = None, **more: Any) -> dict[str, Any]:
-    """Make a piece of a call."""
+    """Return a piece of a tool call."""
     return {**more, "function": {"name": name, "arguments": arguments}}
 
 
 def taken(*payloads: object) -> Answer:
-    """Take an answer."""
+    """Return an answer that has read these payloads."""
     answer = Answer(new_attempt(), 100, has_tools=True)
     answer.take(sse(*payloads, DONE))
     return answer
 
 
 def called(*payloads: object) -> list[tuple[str, str]]:
-    """Return the calls of an answer: name and arguments."""
+    """Return the name and the arguments of each tool call of an answer."""
     answer = taken(*payloads)
     assert answer.failure is None
     assert answer.check() is None
@@ -44,20 +44,20 @@ def called(*payloads: object) -> list[tuple[str, str]]:
     [
         [piece("weather", "", index=0, id="a"), *(piece(arguments=c, index=0) for c in PARIS)],
         [piece("weather", "", id="a"), *(piece(arguments=c) for c in PARIS)],  # no index
-        [piece("weather", c, index=0, id="a") for c in PARIS],  # all repeated
+        [piece("weather", c, index=0, id="a") for c in PARIS],  # index, id and name repeated
         [piece("weather", c, index=0) for c in PARIS],  # no id
         [piece("weather", c, id="a") for c in PARIS],  # id, no index
-        [piece("weather", PARIS)],  # neither
+        [piece("weather", PARIS)],  # neither index nor id
         [piece("wea", ""), piece("ther", PARIS)],  # a name in pieces
         [piece("weather", None, index=0, id="a"), piece(None, PARIS, index=0, id="")],
         [piece("weather", PARIS, index=7, id="a")],  # an odd index
         [piece("weather", PARIS, index="0", id="a")],  # an index as text
-        [piece("weather", {"city": "Paris"}, id="a")],  # an object in the place of its text
+        [piece("weather", {"city": "Paris"}, id="a")],  # an object instead of a string
         [piece("weather", PARIS, id=7), {"id": 7, "function": None}],  # an odd id
     ],
 )
 def test_one_call_is_one_call_however_it_is_cut(pieces: list[dict[str, Any]]) -> None:
-    """By OpenAI and by those that take it easier."""
+    """The pieces are as OpenAI sends them, and as more lenient servers do."""
     assert called(*(tool_calls(piece) for piece in pieces)) == [("weather", PARIS)]
 
 
@@ -69,21 +69,21 @@ def test_one_call_is_one_call_however_it_is_cut(pieces: list[dict[str, Any]]) ->
         [
             piece("weather", PARIS, index=0, id="a"),
             piece("weather", ROME, index=0, id="b"),
-        ],  # always the first, as Gemini's
+        ],  # always index 0, as Gemini sends it
         [piece("weather", PARIS, index=0, id="a"), piece("weather", ROME, index=1, id="a")],  # the same id
         [piece("weather", PARIS, index=0), piece("weather", ROME, index=1)],  # no id
         [piece("weather", PARIS, index=1), piece("weather", ROME, index=0)],
     ],
 )
 def test_two_calls_are_two_calls_whatever_tells_them_apart(pieces: list[dict[str, Any]]) -> None:
-    """In one chunk or in two; each gets an id of its own."""
+    """The calls may be in one chunk or in two; each gets its own ID."""
     expected = [("weather", PARIS), ("weather", ROME)]
     assert called(*(tool_calls(piece) for piece in pieces)) == expected
     assert called(tool_calls(*pieces)) == expected
 
 
 def test_two_calls_without_index_or_id_are_told_apart_by_their_places() -> None:
-    """If both are in one chunk."""
+    """This works if both calls are in one chunk."""
     pieces = [piece("weather", PARIS), piece("weather", ROME)]
     assert called(tool_calls(*pieces)) == [("weather", PARIS), ("weather", ROME)]
 
@@ -96,12 +96,12 @@ def test_two_calls_without_index_or_id_are_told_apart_by_their_places() -> None:
     ],
 )
 def test_more_calls_than_anybody_needs_are_refused(payload: object) -> None:
-    """Each would be run."""
+    """Otherwise every call would be run."""
     assert taken(payload).failure is not None
 
 
 def test_arguments_without_end_are_refused() -> None:
-    """They are held in memory until the call is whole."""
+    """Parley holds arguments in memory until the call is complete."""
     answer = taken(*[tool_calls(piece("weather", "x" * 500_000, index=0))] * 20)
     assert answer.failure is not None
     assert answer.failure.code is ErrorCode.UPSTREAM_ERROR
@@ -109,7 +109,7 @@ def test_arguments_without_end_are_refused() -> None:
 
 
 def test_pieces_that_hold_nothing_are_counted_too() -> None:
-    """A million of them are a few bytes each."""
+    """Otherwise an upstream could send a million of them at a few bytes each."""
     answer = Answer(new_attempt(), 100, has_tools=True)
     body = sse('{"choices":[{"delta":{"tool_calls":[' + ",".join(["{}"] * 300_000) + "]}}]}")
     answer.take(body)
@@ -123,7 +123,7 @@ def test_pieces_that_hold_nothing_are_counted_too() -> None:
 
 
 def test_a_whole_message_can_hold_calls() -> None:
-    """Some upstreams send one, although they were asked to stream."""
+    """Some upstreams send a complete message although they were asked to stream."""
     message = {"tool_calls": [piece("weather", PARIS, id="a")]}
     assert called({"choices": [{"message": message}]}) == [("weather", PARIS)]
     both = [tool_calls(piece("weather", PARIS, index=0, id="a")), {"choices": [{"message": message}]}]

@@ -1,4 +1,4 @@
-"""What is known of an upstream before it was asked."""
+"""The parameters that well-known upstream hosts are known to refuse."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ from parley.providers.vocabulary import refused_by
     ],
 )
 def test_known_hosts_and_those_below_them_refuse_what_is_known(host: str, refused: set[str]) -> None:
-    """All others are asked in the usual way, and Parley learns."""
+    """Parley sends other hosts the usual parameters and learns from their errors."""
     assert refused_by(host) == refused

@@ -1,4 +1,4 @@
-"""The folder in which workers count together, and what is removed of other Parleys' folders."""
+"""The directory in which workers share their metrics, and the removal of directories that dead Parleys left."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give an empty temporary directory."""
+    """Provide an empty temporary directory."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     choose_folder(1)
 
 
 def left(temporary: Path, name: str, mode: int = 0o700) -> Path:
-    """Leave a folder with a file in it."""
+    """Create a leftover directory with a file in it."""
     folder = temporary / name
     folder.mkdir()
     folder.chmod(mode)
@@ -35,7 +35,7 @@ def left(temporary: Path, name: str, mode: int = 0o700) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_folders_that_dead_parleys_have_left_are_removed(temporary: Path, workers: int) -> None:
-    """And nothing else; one's own goes at the end."""
+    """Nothing else is removed; Parley's own directory goes at the end."""
     kept = {left(temporary, "parley-metrics-others", 0o755), left(temporary, "parley"), left(temporary, "elsewhere")}
     (temporary / "parley-metrics-link").symlink_to(temporary / "elsewhere")
     (temporary / "parley-metrics-file").touch()
@@ -52,7 +52,7 @@ def test_folders_that_dead_parleys_have_left_are_removed(temporary: Path, worker
 
 
 def test_a_folder_that_somebody_counts_in_is_kept(temporary: Path) -> None:
-    """Until the last has let go of it."""
+    """The directory is kept until the last process has released its lock."""
     folder = left(temporary, "parley-metrics-1")
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -66,7 +66,7 @@ def test_a_folder_that_somebody_counts_in_is_kept(temporary: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_kept(temporary: Path) -> None:
-    """Root may remove it, and must not."""
+    """Root could remove the directory but must not."""
     folder = left(temporary, "parley-metrics-1")
     os.chown(folder, 12345, 12345)
     choose_folder(1)
@@ -77,7 +77,7 @@ def test_a_folder_of_another_user_is_kept(temporary: Path) -> None:
 def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another Parley that starts at this moment may take it for a dead one's."""
+    """Another Parley that starts at this moment may take the directory for a dead one's."""
     flock = fcntl.flock
 
     def remove_first(descriptor: int, how: int) -> None:
