@@ -1,4 +1,4 @@
-"""The assistant of a shop: tells what has become of an order, and hands returns over to a second agent."""
+"""A shop's assistant: it looks up the status of an order, and hands returns over to a second agent."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from agents import (
     input_guardrail,
 )
 
-# These stand for your own database.
+# Replace these with your own database.
 ORDERS = {
     "A-1001": "Shipped on Monday. It arrives tomorrow.",
     "A-1002": "Delivered on Friday.",
@@ -29,7 +29,7 @@ async def order_status(number: str) -> str:
     return ORDERS.get(number.strip().upper(), "There is no order with this number.")
 
 
-@input_guardrail(run_in_parallel=False)  # it has the conversation before any model
+@input_guardrail(run_in_parallel=False)  # it checks the conversation before any model sees it
 async def no_card_numbers(
     _: RunContextWrapper[None], __: Agent[Any], conversation: str | list[TResponseInputItem]
 ) -> GuardrailFunctionOutput:
@@ -39,7 +39,7 @@ async def no_card_numbers(
 
 
 def is_card_number(number: str) -> bool:
-    """Tell whether the last digit is the checksum of the others (the Luhn algorithm)."""
+    """Return whether the last digit is the check digit of the others (the Luhn algorithm)."""
     digits = [int(digit) for digit in reversed(number) if digit.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0

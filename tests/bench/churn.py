@@ -1,4 +1,4 @@
-"""Measures whether memory stays flat: bursts of whole streams, streams left half-way, refusals, for minutes."""
+"""Measures whether memory stays flat over minutes of complete streams, abandoned streams and refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def leave(port: int) -> None:
 
 
 async def main() -> None:
-    """Print the resident memory each half minute."""
+    """Print the resident memory every half minute."""
     minutes = float(sys.argv[1])
     upstream, port = free_port(), free_port()
     variables = {

@@ -1,4 +1,4 @@
-"""Measures the embedded model's tokens a second through Parley against llama.cpp's bare server, side by side."""
+"""Measures the embedded model's tokens per second through Parley and with llama.cpp's bare server, side by side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROUNDS = 5
 
 @asynccontextmanager
 async def bare() -> AsyncIterator[httpx.AsyncClient]:
-    """Run llama.cpp's server as Parley does, with nothing before it."""
+    """Run llama.cpp's server as Parley does, but without Parley."""
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "parley.providers.llama_server")
     child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
@@ -48,11 +48,11 @@ async def bare() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def tokens_a_second(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> float:
-    """Stream one answer; return its pace from the first event to the last."""
+    """Stream one answer, and return the tokens per second between the first event and the last."""
     times: list[float] = []
     async with httpx_sse.aconnect_sse(client, "POST", path, json=body) as source:
         async for _ in source.aiter_sse():
-            times.append(time.perf_counter())  # noqa: PERF401  # each when it comes
+            times.append(time.perf_counter())  # noqa: PERF401  # the time at which each event arrives
     return TOKENS / (times[-1] - times[0])
 
 

@@ -1,4 +1,4 @@
-"""Owns the benchmark's clients: many streams at once, each timed to the byte, at little cost of their own."""
+"""The clients of the benchmark: many streams at once, each timed to the byte, at little cost of their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN = b"word "
 
 @dataclass
 class Load:
-    """So many streams of so many tokens, at so many a second (0: as fast as may be), begun at so many a second."""
+    """Streams of `tokens` at `rate` per second (0: no limit), begun at `arrivals` per second (0: all at once)."""
 
     streams: int
     tokens: int
@@ -26,13 +26,13 @@ class Load:
     arrivals: int = 0
     path: str = "/chat"
     at_once: int = 0
-    """Streams at the same time, where not all."""
+    """The number of streams at the same time; 0 for all."""
     history: int = 0
-    """Turns of 500 characters before the message."""
+    """The number of turns of 500 characters before the message."""
 
     @property
     def request(self) -> bytes:
-        """The whole request."""
+        """The complete request."""
         pace = f" at {self.rate}/s" if self.rate else ""
         turns = [{"role": ("user", "assistant")[n % 2], "content": "turn " * 100} for n in range(self.history)]
         body = json.dumps({"message": f"{self.tokens} tokens{pace}", "history": turns}).encode()
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass
 class Result:
-    """What came of it."""
+    """The results of a load."""
 
     errors: int = 0
     tokens: int = 0
@@ -63,29 +63,29 @@ class Client(asyncio.Protocol):
         self.ended = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Ask."""
+        """Send the request."""
         self._transport = transport
         self._asked = perf_counter()
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Note what comes, and when."""
+        """Record the data, and the time."""
         self.received.append(data)
         if self.first_token_s is None and TOKEN in data:
             self.first_token_s = perf_counter() - self._asked
         if self.first_token_s is not None:
             self.times.append(perf_counter())
-        if data.endswith(b"0\r\n\r\n"):  # a bare upstream does not close
+        if data.endswith(b"0\r\n\r\n"):  # a bare upstream does not close the connection
             self._transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """End."""
+        """Mark the stream as ended."""
         if not self.ended.done():
             self.ended.set_result(None)
 
 
 async def run(load: Load, port: int) -> Result:
-    """Run a load against a port; a stream is an error where a token of it is missing."""
+    """Run a load against a port; a stream counts as an error unless it has exactly its tokens."""
     loop = asyncio.get_running_loop()
     request = load.request
     clients: list[Client] = []

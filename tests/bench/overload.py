@@ -1,4 +1,4 @@
-"""Measures Parley at twice its capacity: `just bench`. Speed is told as a ratio to the same Parley unloaded."""
+"""Measures Parley at twice its capacity: `just bench`. Speed is a ratio to the same Parley without that load."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ QUEUE_TIMEOUT_S = 0.5
 TEXTS = 10
 PAUSE_S = 0.05
 CAPACITY = PLACES / (TEXTS * PAUSE_S)
-"""Answers a second, if nothing but the upstream took time."""
+"""Answers per second, if only the upstream took time."""
 
 
 @dataclass
 class Load:
-    """What came of a number of requests."""
+    """The outcomes of a number of requests."""
 
     seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -37,12 +37,12 @@ class Load:
 
     @property
     def goodput(self) -> float:
-        """Whole answers a second."""
+        """Complete answers per second."""
         return self.outcomes["done"] / self.seconds
 
     @property
     def p99_s(self) -> float:
-        """The 99th percentile of the wait for the first text, among the requests that were admitted."""
+        """The 99th percentile of the wait for the first text, of the requests that were admitted."""
         return sorted(self.first_text_s)[int(len(self.first_text_s) * 0.99)]
 
 
@@ -57,7 +57,7 @@ async def paced(exchange: Exchange) -> None:
 
 
 async def ask(client: httpx.AsyncClient, load: Load) -> None:
-    """Make one request and note what came of it."""
+    """Send one request, and record its outcome."""
     now = asyncio.get_running_loop().time
     asked = now()
     async with httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "Hi"}) as source:
@@ -72,7 +72,7 @@ async def ask(client: httpx.AsyncClient, load: Load) -> None:
 
 
 async def measure(seconds: float) -> tuple[Load, Load]:
-    """Run as many clients as there are places, one request after the other; then twice what they got, come what may."""
+    """Run one client per place, each with one request after the other; then send twice the capacity without waiting."""
     now = asyncio.get_running_loop().time
     unloaded, overloaded = Load(), Load()
     async with ScriptedUpstream() as upstream:
@@ -106,7 +106,7 @@ async def measure(seconds: float) -> tuple[Load, Load]:
 
 
 async def main() -> None:
-    """Print the ratios."""
+    """Print the figures and their ratios."""
     unloaded, overloaded = await measure(float(sys.argv[1]))
     print(f"unloaded:   {unloaded.goodput:.1f} answers/s, first text p99 {unloaded.p99_s * 1000:.0f} ms")  # noqa: T201
     print(f"overloaded: {overloaded.goodput:.1f} answers/s, first text p99 {overloaded.p99_s * 1000:.0f} ms")  # noqa: T201

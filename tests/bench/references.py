@@ -1,4 +1,4 @@
-"""Owns what Parley is measured against: the stack as it comes, and the least that any ASGI application can do."""
+"""The references for Parley's benchmark: FastAPI with openai-agents as documented, and a minimal ASGI application."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ChatRequest(BaseModel):
 
 
 def as_it_comes() -> FastAPI:
-    """Make what the documentation of FastAPI and openai-agents leads to."""
+    """Return an app as the documentation of FastAPI and openai-agents suggests."""
     app = FastAPI()
     client = AsyncOpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none")
     agent = Agent(name="assistant", model=OpenAIChatCompletionsModel("bench-1", client))
@@ -52,7 +52,7 @@ def as_it_comes() -> FastAPI:
 
 
 async def pass_through(_: HTTPScope, receive: Receive, send: Send) -> None:
-    """Hand on the request's body and the answer's bytes, unread: what the server and the sockets cost."""
+    """Forward the request's body and the response's bytes unread: this is the cost of the server and the sockets."""
     body = b""
     while True:
         message: Any = await receive()

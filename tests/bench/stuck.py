@@ -1,4 +1,4 @@
-"""Measures what clients that stop reading cost Parley in memory, against a fast upstream: `just bench`."""
+"""Measures the memory that clients that stop reading cost Parley, against a fast upstream: `just bench`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ REQUEST = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n
 
 
 async def endless(exchange: Exchange) -> None:
-    """Send text for as long as Parley takes it."""
+    """Send text for as long as Parley reads it."""
     await exchange.head()
     while not exchange.gone.is_set():
         await exchange.events(*[delta("word ")] * 100)
 
 
 async def main() -> None:
-    """Print the growth."""
+    """Print the growth of Parley's memory."""
     async with ScriptedUpstream() as upstream:
         upstream.script = endless
-        # No deadline is to end what is measured.
+        # No timeout may end the measurement.
         variables = {"PARLEY_WRITE_TIMEOUT_S": "3600", "PARLEY_REQUEST_TIMEOUT_S": "3600", "PARLEY_LOG_LEVEL": "info"}
         async with parley(OPENAI_BASE_URL=upstream.url, PARLEY_MODEL="endless-1", **variables) as served:
             before, peak = resident_kb(served.process.pid), 0
@@ -35,7 +35,7 @@ async def main() -> None:
             for _ in range(CLIENTS):
                 _, writer = await asyncio.open_connection(host, int(port), limit=1024)
                 writer.write(REQUEST % (len(BODY), BODY))
-                writer.transport.pause_reading()  # type: ignore[attr-defined]  # it can read
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # the transport can read
                 writers.append(writer)
             with anyio.move_on_after(float(sys.argv[1])):
                 while True:

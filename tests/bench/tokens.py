@@ -38,7 +38,7 @@ SCENARIOS: Final = {
     "history": Load(streams=50, tokens=200, history=100),
     "complete": Load(streams=50, tokens=200, path="/chat/complete"),
 }
-# Bursts are over too soon to be measured once.
+# Bursts are too short for a single measurement.
 REPEATS: Final = {"burst": 5, "long": 3, "history": 2, "complete": 5}
 
 
@@ -56,14 +56,14 @@ COLUMNS: Final = (
 
 
 def free_port() -> int:
-    """Find a port to serve on."""
+    """Return a free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 class Server:
-    """A process that serves, measured with all its children."""
+    """A process that serves; the figures include all its children."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self._process = process
@@ -71,7 +71,7 @@ class Server:
         self.idle_kb = 0
 
     def cpu_s(self) -> float:
-        """Return the time on a processor so far, user and system, of all threads."""
+        """Return the CPU time so far, user and system, of all threads, in seconds."""
         return sum(
             int(path.read_text().split()[0]) / 1e9
             for pid in self._tree()
@@ -79,7 +79,7 @@ class Server:
         )
 
     def resident_kb(self) -> int:
-        """Return the resident memory."""
+        """Return the resident memory, in KiB."""
         return sum(map(resident_kb, self._tree()))
 
     def _tree(self) -> Iterator[int]:
@@ -103,13 +103,13 @@ def serving(port: int, *command: str, **variables: str) -> Iterator[Server]:
 
 
 async def answers(port: int) -> None:
-    """Wait until something answers there."""
+    """Wait until the port accepts connections."""
     async with asyncio.timeout(60):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
-                await asyncio.sleep(0.1)  # another process tells nobody that it listens
+                await asyncio.sleep(0.1)  # another process sends no event when it listens
             else:
                 writer.close()
                 return
@@ -117,7 +117,7 @@ async def answers(port: int) -> None:
 
 @dataclass
 class Measurement:
-    """One system in one scenario; a figure a round."""
+    """One system in one scenario, with one figure per round."""
 
     cpu_us: list[float] = field(default_factory=list)
     tokens_s: list[float] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Measurement:
     gaps_s: list[float] = field(default_factory=list)
 
     def add(self, results: list[Result], cpu_s: float, grown_kb: float, streams: int) -> None:
-        """Take a round."""
+        """Add the results of a round."""
         tokens = sum(result.tokens for result in results)
         self.errors += sum(result.errors for result in results)
         self.cpu_us.append(cpu_s / max(tokens, 1) * 1e6)
@@ -138,7 +138,7 @@ class Measurement:
             self.gaps_s += result.gaps_s
 
     def summary(self) -> dict[str, float]:
-        """Return the medians, the spread of the costs, and the percentiles over all rounds."""
+        """Return the medians, the range of the CPU costs, and the percentiles over all rounds."""
         return {
             "cpu_us_per_token": statistics.median(self.cpu_us),
             "cpu_us_per_token_min": min(self.cpu_us),
@@ -152,12 +152,12 @@ class Measurement:
 
 
 async def largest_kb(server: Server) -> float:
-    """Watch the memory until cancelled; return what it was at its largest."""
+    """Sample the memory until cancelled, and return its maximum."""
     largest = 0
     try:
         while True:
             largest = max(largest, server.resident_kb())
-            await asyncio.sleep(0.25)  # memory is sampled
+            await asyncio.sleep(0.25)  # the interval of the samples
     except asyncio.CancelledError:
         return largest
 
@@ -174,7 +174,7 @@ async def measure(server: Server, name: str, measurement: Measurement) -> None:
 
 
 async def main() -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the tables, and write the JSON file if one is given."""
     parser = argparse.ArgumentParser(prog="just bench", description="What does a token cost?")
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--rounds", type=int, default=3)
@@ -214,7 +214,7 @@ async def main() -> None:
             for number in range(options.rounds):
                 for system in systems:
                     if name == "complete" and system in {AS_IT_COMES, PASS_THROUGH}:
-                        continue  # they have no such thing
+                        continue  # they have no such operation
                     print(f"{name}, round {number + 1}: {system}", file=sys.stderr)  # noqa: T201
                     await measure(servers[system], name, measurements[name][system])
 

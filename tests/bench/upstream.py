@@ -1,4 +1,4 @@
-"""Runs the benchmark's upstream: `N tokens` or `N tokens at R/s`, as the request asks, as cheaply as Python can."""
+"""The benchmark's upstream: answers `N tokens` or `N tokens at R/s`, as the request asks, at little cost."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _end(tokens: int) -> bytes:
 
 
 class Upstream(asyncio.Protocol):
-    """One connection: each token is a write of its own; a burst takes turns with those of all other connections."""
+    """One connection: each token is a separate write, and bursts take turns with those of all other connections."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,18 +52,18 @@ class Upstream(asyncio.Protocol):
         self._answer: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Await a request."""
+        """Keep the transport for the answers."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer a request that is whole."""
+        """Answer a request when it is complete."""
         self._request += data
         head, end, body = self._request.partition(b"\r\n\r\n")
         announced = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         if end and len(body) >= (int(announced[1]) if announced else 0):
             self._request = b""
             order = _ORDER.search(body)
-            if order is None:  # the check for readiness
+            if order is None:  # the readiness check
                 self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
                 return
             self._answer = self._loop.create_task(self._stream(int(order[1]), int(order[2] or 0)))
@@ -78,15 +78,15 @@ class Upstream(asyncio.Protocol):
         self._transport.write(_end(tokens))
 
     def pause_writing(self) -> None:
-        """Wait for the reader."""
+        """Wait until the reader has caught up."""
         self._can_write.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Continue to write."""
         self._can_write.set()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Stop."""
+        """Stop the answer."""
         self._can_write.set()
         if self._answer:
             self._answer.cancel()

@@ -1,4 +1,4 @@
-"""A change that breaks clients is noticed before it is released."""
+"""Finds changes that break clients before they are released."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Change = Callable[[Any], object]
 
 
 def test_no_client_of_the_last_release_breaks_unless_the_version_says_so() -> None:
-    """By its first number, or while that is 0 by its second."""
+    """A breaking change must raise the first number of the version or, while that is 0, the second."""
     released, current = contract.read("released.yaml"), contract.read()
     if series(current) <= series(released):
         assert list(contract.breaks(released, current)) == []
 
 
 def series(document: Any) -> tuple[int, ...]:
-    """Return what a breaking change has to raise."""
+    """Return the part of the version that a breaking change must raise."""
     major, minor, _ = contract.version(document)
     return (major,) if major else (major, minor)
 
@@ -32,12 +32,12 @@ def chat(document: Any) -> Any:
 
 
 def headers(document: Any) -> Any:
-    """Return the headers of its answer."""
+    """Return the headers of the streaming operation's response."""
     return chat(document)["responses"]["200"]["headers"]
 
 
 def properties(document: Any, name: str) -> Any:
-    """Return a shape's properties."""
+    """Return the properties of a shape."""
     return document["components"]["schemas"][name]["properties"]
 
 
@@ -102,7 +102,7 @@ HARMLESS: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", BREAKS.values(), ids=BREAKS)
 def test_a_change_that_breaks_clients_is_found(change: Change) -> None:
-    """One by one, made to the contract of today."""
+    """Each change is made, by itself, to the current contract."""
     changed = contract.read()
     change(changed)
     assert list(contract.breaks(contract.read(), changed))
@@ -110,7 +110,7 @@ def test_a_change_that_breaks_clients_is_found(change: Change) -> None:
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 def test_a_change_that_breaks_no_client_is_let_through(change: Change) -> None:
-    """Likewise."""
+    """Each change is made, by itself, to the current contract."""
     changed = contract.read()
     change(changed)
     assert list(contract.breaks(contract.read(), changed)) == []

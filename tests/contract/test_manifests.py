@@ -1,4 +1,4 @@
-"""The manifests are what Kubernetes takes, and what they and the unit for systemd say of Parley holds."""
+"""The manifests are valid for Kubernetes, and what they and the systemd unit say about Parley is true."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 FOLDER = DEPLOY / "kubernetes"
 MANIFESTS = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
 DRAIN_S = 10
-"""What Parley may take beyond its drain deadline."""
+"""The time that Parley may take after its drain timeout, in seconds."""
 
 
 def read(name: str) -> Any:
@@ -31,31 +31,31 @@ def read(name: str) -> Any:
 
 @pytest.fixture
 def deployment() -> Any:
-    """Return what there is to say of the deployment."""
+    """Return the deployment's `spec`."""
     return read("deployment.yaml")["spec"]
 
 
 @pytest.fixture
 def pod(deployment: Any) -> Any:
-    """Return what there is to say of its pods."""
+    """Return the `spec` of the deployment's pods."""
     return deployment["template"]["spec"]
 
 
 @pytest.fixture
 def container(pod: Any) -> Any:
-    """Return what there is to say of their container."""
+    """Return the pods' only container."""
     (container,) = pod["containers"]
     return container
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_a_manifest_is_what_kubernetes_takes(path: Path) -> None:
-    """Strictly: no field that it does not know."""
+    """The check is strict: it rejects unknown fields."""
     kubernetes_validate.validate(read(path.name), "1.31", strict=True)
 
 
 def test_all_manifests_are_applied_together() -> None:
-    """By `kubectl apply -k`, which takes no other fields, and gives all of them the label that they go by."""
+    """`kubectl apply -k` accepts no other fields, and gives all of them the label that selects the pods."""
     kustomization = read("kustomization.yaml")
     assert sorted(kustomization.pop("resources")) == [path.name for path in MANIFESTS]
     labels = read("deployment.yaml")["spec"]["selector"]["matchLabels"]
@@ -66,7 +66,7 @@ def test_all_manifests_are_applied_together() -> None:
 
 
 def test_the_manifests_name_each_other_rightly(deployment: Any, container: Any) -> None:
-    """A service of nobody's, or a budget that allows nothing, would be found at 3 am."""
+    """A service that selects no pod, or a budget that allows no disruption, would be noticed at 3 am."""
     labels = deployment["template"]["metadata"]["labels"]
     assert deployment["selector"]["matchLabels"] == labels
     service = read("service.yaml")["spec"]
@@ -83,7 +83,7 @@ def test_the_manifests_name_each_other_rightly(deployment: Any, container: Any) 
 
 
 def test_a_pod_may_do_nothing_that_parley_does_not_need(pod: Any, container: Any) -> None:
-    """As in podman; its only place to write is /tmp."""
+    """The limits are those of podman; only /tmp is writable."""
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"] == {
         "runAsNonRoot": True,
@@ -101,7 +101,7 @@ def test_a_pod_may_do_nothing_that_parley_does_not_need(pod: Any, container: Any
 
 @pytest.mark.process
 def test_the_probes_ask_what_parley_answers(container: Any) -> None:
-    """Whether it lives, with a command that it knows; whether it is ready, at a path of the contract."""
+    """Liveness runs a command that `parley` has; readiness uses a path of the contract."""
     assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
     assert "/health/ready" in read_contract()["paths"]
     for probe in ("startupProbe", "livenessProbe"):
@@ -113,7 +113,7 @@ def test_the_probes_ask_what_parley_answers(container: Any) -> None:
 
 
 def test_without_its_secret_no_pod_starts(container: Any) -> None:
-    """One without keys would answer anybody; the page tells how to make it."""
+    """A pod without keys would answer everyone; the documentation shows how to make the secret."""
     (source,) = container["envFrom"]
     assert not source["secretRef"].get("optional")
     made = f"kubectl create secret generic {source['secretRef']['name']} "
@@ -121,7 +121,7 @@ def test_without_its_secret_no_pod_starts(container: Any) -> None:
 
 
 def test_a_pod_is_given_the_time_to_drain(pod: Any, container: Any) -> None:
-    """Its grace is above what it waits before, its drain deadline, and what Parley takes beyond."""
+    """Its grace period exceeds the wait before the stop, the drain timeout, and Parley's extra time, taken together."""
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > waits + settings_from(given).drain_timeout_s + DRAIN_S
@@ -129,16 +129,16 @@ def test_a_pod_is_given_the_time_to_drain(pod: Any, container: Any) -> None:
 
 
 def test_the_autoscaler_acts_before_the_places_are_taken() -> None:
-    """Its target is below what one Parley admits."""
+    """Its target is below the number of streams that one Parley admits."""
     (metric,) = read("horizontalpodautoscaler.yaml")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == "parley_streams_in_flight"
     assert int(metric["pods"]["target"]["averageValue"]) < MAX_STREAMS
 
 
 def test_the_unit_for_systemd_runs_it_as_podman_does() -> None:
-    """With nothing that it does not need, and with time to drain."""
+    """The unit grants nothing that Parley does not need, and gives it time to drain."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's names have capitals
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # the names in systemd's files have capitals
     unit.read(DEPLOY / "parley.container")
     container, service = unit["Container"], unit["Service"]
     hardened = {name: container[name] for name in ("ReadOnly", "DropCapability", "NoNewPrivileges", "PodmanArgs")}
@@ -158,4 +158,4 @@ def test_the_unit_for_systemd_runs_it_as_podman_does() -> None:
     grace = int(container["StopTimeout"])
     assert grace > settings_from({}).drain_timeout_s + DRAIN_S
     assert int(service["TimeoutStopSec"]) > grace
-    assert "default.target" in unit["Install"]["WantedBy"]  # a user has no other
+    assert "default.target" in unit["Install"]["WantedBy"]  # a user's systemd has no other target

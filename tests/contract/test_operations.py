@@ -1,6 +1,6 @@
-"""Every operation does what the contract says, as schemathesis tries it out.
+"""Every operation does what the contract says, as schemathesis tests it.
 
-Schemathesis thinks for seconds about the contract when pytest imports this module, so `just test-quick` does not.
+Schemathesis takes seconds to analyse the contract when pytest imports this module, so `just test-quick` leaves it out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.support.upstream import ScriptedUpstream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A body may be too large before it can be found to be wrong.
+# Parley may refuse a body for its size or media type before it validates the content.
 REFUSALS = {"checks": {"negative_data_rejection": {"expected-statuses": [400, 413, 415]}}}
 
 
 @schemathesis.hook
 def before_load_schema(_: schemathesis.HookContext, document: dict[str, Any]) -> None:
-    """Say in schemathesis's words, which are of whole events, what the contract says of their data."""
+    """Describe whole events, as schemathesis expects; the contract describes only their data."""
     stream = document["paths"]["/chat"]["post"]["responses"]["200"]["content"]["text/event-stream"]
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": stream["schema"]}
     tags = list(document["components"]["schemas"]["StreamChunk"]["discriminator"]["mapping"])
@@ -44,7 +44,7 @@ api = schemathesis.openapi.from_path(contract.FOLDER / "chat-api.yaml", config=S
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Run Parley in a thread of its own, for schemathesis blocks."""
+    """Run Parley in a separate thread, because schemathesis blocks."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(ScriptedUpstream()) as upstream,
@@ -66,13 +66,13 @@ def address() -> Iterator[str]:
 @api.parametrize()
 @hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 def test_every_operation_does_what_the_contract_says(case: schemathesis.Case[Any], address: str) -> None:
-    """Schemathesis sends it what is allowed and what is not, and makes all its checks."""
+    """Schemathesis sends valid and invalid requests, and runs all its checks."""
     if isinstance(case.body, dict):
         tokens, time = case.body.get("max_output_tokens"), case.body.get("timeout_s")
         if isinstance(tokens, float) and tokens.is_integer():
             case.body["max_output_tokens"] = int(
                 tokens
-            )  # JSON Schema has no word for "without a fraction", which it says
+            )  # JSON Schema cannot demand "written without a fraction", which the contract's text does
         if isinstance(time, int | float) and time is not True and 0 < time < 20:
-            case.body["timeout_s"] = 20  # with less, a 504 may well be right
+            case.body["timeout_s"] = 20  # with less, a 504 may be right
     case.call_and_validate(base_url=address)

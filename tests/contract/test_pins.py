@@ -1,4 +1,4 @@
-"""What a clone installs is pinned: every package, by what is committed, whatever an index has to offer."""
+"""Every package that a clone installs is pinned by committed files, whatever an index offers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def versions(lines: Iterable[str]) -> dict[str, set[str]]:
-    """Return the versions that pins allow, by name: one, or one for each of several platforms."""
+    """Return the versions that the pins allow, by name: one, or one per platform."""
     allowed: dict[str, set[str]] = defaultdict(set)
     for pin in map(Requirement, lines):
         (specifier,) = pin.specifier
@@ -39,7 +39,7 @@ PINS = versions(pinned())
 
 
 def asked_for() -> Iterator[Requirement]:
-    """Yield all that pyproject.toml asks for, of packages by others."""
+    """Yield all third-party requirements of pyproject.toml."""
     project, groups = PYPROJECT["project"], PYPROJECT["dependency-groups"]
     for lines in (
         project["dependencies"],
@@ -51,14 +51,14 @@ def asked_for() -> Iterator[Requirement]:
 
 
 def test_every_package_that_a_clone_installs_is_pinned_and_no_other() -> None:
-    """The pins are what uv has resolved for this clone, for every platform."""
+    """The pins are what uv has resolved for this clone, for all platforms."""
     if not (ROOT / "uv.lock").exists():
         lack("uv has not locked this clone: run the tests with `uv run just test`")
     assert pinned() == locked(), "run `just lock`"
 
 
 def test_a_pin_allows_what_is_asked_for() -> None:
-    """For Parley, its extras, the groups and the build."""
+    """The requirements are those of Parley, its extras, the groups and the build."""
     for requirement in asked_for():
         pins = PINS[canonicalize_name(requirement.name)]
         assert pins, requirement
@@ -73,10 +73,10 @@ def _names(build_system: dict[str, list[str]]) -> list[str]:
 
 @pytest.mark.process
 def test_a_deployment_installs_what_is_pinned(tmp_path: Path) -> None:
-    """Nothing is missing, and every package has a hash; more hashes than before are no difference."""
+    """No package is missing, and every package has a hash; additional hashes make no difference."""
     need("just", "uv")
     subprocess.run(  # noqa: S603  # a recipe of this project
-        ["just", "export-locks", str(tmp_path), "--frozen"],  # noqa: S607  # the just that is installed
+        ["just", "export-locks", str(tmp_path), "--frozen"],  # noqa: S607  # the installed just
         cwd=ROOT,
         check=True,
     )
@@ -93,7 +93,7 @@ def without_hashes(text: str) -> list[str]:
 
 
 def wheel(folder: Path, name: str, version: str, requires: Iterable[str] = ()) -> None:
-    """Add a wheel without content to an index."""
+    """Add an empty wheel to an index."""
     stem = f"{name.replace('-', '_')}-{version}"
     links = folder / canonicalize_name(name) / "index.html"
     links.parent.mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def wheel(folder: Path, name: str, version: str, requires: Iterable[str] = ()) -
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Copy what the recipes read, as a fresh clone has it: without uv.lock."""
+    """Copy what the recipes read, as in a fresh clone: without uv.lock."""
     clone = tmp_path / "clone"
     for name in ("pyproject.toml", "justfile", "tests/__init__.py"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
@@ -131,11 +131,11 @@ def index(tmp_path: Path) -> Path:
 
 
 def recipe(clone: Path, index: Path, *command: str, exit_code: int = 0) -> str:
-    """Run a recipe in the clone, with no other index; return the file with the pins."""
+    """Run a recipe in the clone, with this index only; return the file with the pins."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "VIRTUAL_ENV"))}
     there = {"UV_DEFAULT_INDEX": index.as_uri(), "UV_CACHE_DIR": str(index / "cache"), "UV_OFFLINE": "1"}
     done = subprocess.run(  # noqa: S603  # a recipe of this project
-        ["just", *command],  # noqa: S607  # the just that is installed
+        ["just", *command],  # noqa: S607  # the installed just
         cwd=clone,
         env={**ours, **there},
         capture_output=True,
@@ -148,7 +148,7 @@ def recipe(clone: Path, index: Path, *command: str, exit_code: int = 0) -> str:
 
 @pytest.mark.process
 def test_a_newer_release_in_an_index_changes_nothing_until_it_is_asked_for(clone: Path, index: Path) -> None:
-    """`just lock` in a fresh clone keeps every pin; `just upgrade` moves one, or all, or, if it fails, none."""
+    """`just lock` in a fresh clone keeps every pin; `just upgrade` changes one pin or all, or if it fails, none."""
     need("just", "uv")
     before = (clone / "pyproject.toml").read_text()
     assert recipe(clone, index, "lock") == before

@@ -1,4 +1,4 @@
-"""What is published beside the code says what the code does."""
+"""The files that are published beside the code agree with the code."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_contract_file_is_what_the_app_serves() -> None:
-    """`just contract` writes it anew."""
+    """`just contract` writes the file."""
     assert (ROOT / "contracts" / "chat-api.yaml").read_text() == contract()
 
 
 def test_the_contract_says_that_chat_streams_chunks() -> None:
-    """The media type, the four chunks with the tags that tell them apart, and the error body for every status."""
+    """The contract has the media type, the chunks with their tags, and the error body for every status."""
     document = yaml.safe_load(contract())
     responses = document["paths"]["/chat"]["post"]["responses"]
     stream = responses.pop("200")["content"]["text/event-stream"]["schema"]
@@ -42,26 +42,26 @@ def test_the_contract_says_that_chat_streams_chunks() -> None:
 
 
 def test_the_last_release_has_its_section_in_the_changelog() -> None:
-    """So that its contract is not written in between: what came after would then not be held to it."""
+    """This keeps released.yaml from being written between releases, which would hide changes since the last one."""
     version = read("released.yaml")["info"]["version"]
     assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_a_pages_tables_are_what_the_code_says(page: Path) -> None:
-    """In the code's own words and order: settings, errors, metrics, the fields of requests and of their log lines."""
+    """The tables have the code's words and order: settings, errors, metrics, fields of requests and of log lines."""
     text = page.read_text()
     assert text == written(text), "run `just tables`"
 
 
 def test_every_table_is_in_a_page() -> None:
-    """In one; a marker that is misspelt would leave it out."""
+    """Each table is in exactly one page; a misspelt marker would leave it out."""
     text = "".join(page.read_text() for page in pages())
     assert sorted(re.findall(r"<!-- ([\w-]+) -->", text)) == sorted(TABLES)
 
 
 def test_what_the_readme_promises_is_held_by_a_test() -> None:
-    """Each row of the table of promises names one, in the file that it links."""
+    """Each row of the table of promises names a test, in a file that it links."""
     readme = (ROOT / "README.md").read_text()
     _, promises, _ = re.split(r"^## ", readme[readme.index("## What it does that") :], maxsplit=2, flags=re.MULTILINE)
     rows = re.findall(r"^\| .+\|$", promises, re.MULTILINE)[2:]
@@ -72,22 +72,22 @@ def test_what_the_readme_promises_is_held_by_a_test() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """What does not fit has its page in docs/."""
+    """Longer text belongs in a page of docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_page_on_logs_explains_every_event_and_no_other() -> None:
-    """Each has a row."""
+    """Each event has a row."""
     pattern = re.compile(r"_log\.(?:info|warning|error|critical|exception)[(,]\s*\"(\w+)\"")
     logged = {name for path in (ROOT / "src").rglob("*.py") for name in pattern.findall(path.read_text())}
     _, _, events = (ROOT / "docs" / "logs.md").read_text().partition("## Other events")
     explained = set(re.findall(r"^\| `(\w+)` \| \w+", events, re.MULTILINE))
     assert "serving" in logged
-    assert logged | {"library_message", "unloggable"} == explained  # those two are made of what others log
+    assert logged | {"library_message", "unloggable"} == explained  # Parley makes these from other libraries' logs
 
 
 def test_the_pages_and_the_proxies_files_name_settings_that_exist() -> None:
-    """Under the names that they have."""
+    """The settings have exactly these names."""
     pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.*")]
     named = {name for page in pages for name in re.findall(r"\bPARLEY_\w+", page.read_text())}
     assert {"PARLEY_HEARTBEAT_S", "PARLEY_KEEP_ALIVE_S"} <= named
@@ -95,7 +95,7 @@ def test_the_pages_and_the_proxies_files_name_settings_that_exist() -> None:
 
 
 def test_the_example_environment_names_every_setting() -> None:
-    """Each commented out, with its default where it has one."""
+    """Each one is commented out, with its default if it has one."""
     lines = re.findall(r"^# ?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert [name for name, _ in lines] == [variable.name for variable in variables()]
     defaults = {variable.name: as_written(variable.default) for variable in variables() if variable.default is not None}
@@ -106,7 +106,7 @@ EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
 
 
 def test_the_page_of_the_evaluation_explains_each_expectation() -> None:
-    """And no other."""
+    """The page explains no other expectation."""
     explained = re.findall(
         r"^\| ((?:`\w+`(?:, )?)+) \| .*\|$", EVALUATION.partition("### Expectations")[2], re.MULTILINE
     )
@@ -115,7 +115,7 @@ def test_the_page_of_the_evaluation_explains_each_expectation() -> None:
 
 
 def test_the_suites_on_the_page_of_the_evaluation_can_be_used(tmp_path: Path) -> None:
-    """As they stand there."""
+    """The suites are valid exactly as they are printed."""
     suites = [text for text in re.findall(r"```yaml\n(.*?)```", EVALUATION, re.DOTALL) if "cases:" in text]
     assert len(suites) == 2
     for text in suites:
@@ -125,7 +125,7 @@ def test_the_suites_on_the_page_of_the_evaluation_can_be_used(tmp_path: Path) ->
 
 
 def test_the_readme_promises_of_the_embedded_model_what_the_suite_shows() -> None:
-    """No more, and no less. That none loops is a test of its own, which asks the model."""
+    """The README promises no more and no less. Another test asks the model whether any answer loops."""
     kept = baseline.read(BASELINE)
     right = sum(case.right for case in kept.cases.values())
     readme = " ".join((ROOT / "README.md").read_text().split())

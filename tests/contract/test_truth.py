@@ -1,4 +1,4 @@
-"""The contract is valid, and its examples and chunks are those of a running Parley."""
+"""The contract is valid, and its examples and chunks match those of a running Parley."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def test_the_document_is_valid_openapi() -> None:
-    """By its specification's own schema."""
+    """The schema of the OpenAPI specification decides."""
     openapi_spec_validator.validate(contract.read())
 
 
 def test_every_example_has_the_shape_it_is_an_example_of() -> None:
-    """And each body has one, but for the health of a Parley that is well."""
+    """Each body has an example, except the health of a healthy Parley."""
     operations = [operation for path in contract.read()["paths"].values() for operation in path.values()]
     for operation in operations:
         for body in (operation.get("requestBody", {}), *operation["responses"].values()):
@@ -37,7 +37,7 @@ def test_every_example_has_the_shape_it_is_an_example_of() -> None:
 
 
 async def test_the_example_of_a_refusal_is_one(client: httpx.AsyncClient) -> None:
-    """Word for word, but for the id; what it is an example of is the commonest mistake."""
+    """The example matches word for word, except the id; it shows the most common mistake."""
     refusals = contract.read()["paths"]["/chat"]["post"]["responses"]["400"]["content"]["application/json"]["examples"]
     example = refusals["invalid_request"]["value"]
     headers = {"X-Correlation-ID": example["correlation_id"]}
@@ -45,14 +45,14 @@ async def test_the_example_of_a_refusal_is_one(client: httpx.AsyncClient) -> Non
 
 
 def test_an_example_says_how_long_to_wait_where_parley_always_says_it() -> None:
-    """These two never leave it open."""
+    """These two errors always say how long to wait."""
     responses = contract.read()["paths"]["/chat"]["post"]["responses"]
     for status, code in (("429", "rate_limited"), ("503", "overloaded")):
         assert responses[status]["content"]["application/json"]["examples"][code]["value"]["retry_after_s"]
 
 
 def test_headers_are_promised_of_the_errors_that_have_them() -> None:
-    """How long to wait is said of a chat; a readiness that fails has only what all responses have."""
+    """Retry-After is promised for chats; a failed readiness check has only the headers of all responses."""
     paths = contract.read()["paths"]
     assert set(paths["/chat"]["post"]["responses"]["503"]["headers"]) == {
         "X-Correlation-ID",
@@ -73,14 +73,14 @@ RECORDED: dict[str, tuple[Script, list[str]]] = {
 async def test_a_recorded_stream_fits_the_contract(
     client: httpx.AsyncClient, upstream: ScriptedUpstream, script: Script, kinds: list[str]
 ) -> None:
-    """As do all streams of all tests, by the same check."""
+    """The streams of all other tests pass the same check."""
     upstream.script = script
     recorded = (await client.post("/chat", json={"message": "hi"})).content
     assert [kind(chunk) for chunk in read_chunks(recorded)] == kinds
 
 
 def test_a_chunk_that_does_not_fit_the_contract_is_found() -> None:
-    """The check of all streams can fail."""
+    """The check of the streams can fail."""
     for chunk in (
         '{"type":"text","seq":1}',
         '{"type":"text","seq":"1","text":"a"}',

@@ -9,12 +9,12 @@ import pytest
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Keep the machine's clock: a jumping one would not wait for other processes."""
+    """Use the real clock: a simulated one would not wait for other processes."""
     return "asyncio"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what was proven of each generated client, by what passed and did not fail elsewhere; and of privacy."""
+    """Report what the passing tests prove about privacy and each generated client, without what failed elsewhere."""
     said: dict[str, dict[str, dict[str, None]]] = {outcome: defaultdict(dict) for outcome in ("passed", "failed")}
     for outcome, clients in said.items():
         for report in terminalreporter.getreports(outcome):

@@ -1,4 +1,4 @@
-"""The example's agent, and agents that do not load, in a Parley as an operator starts it."""
+"""The example's agent, and agents that fail to load, in a Parley that is started as an operator starts it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXAMPLE = {"PYTHONPATH": str(Path(__file__).parents[2] / "examples" / "agent"), 
 
 @pytest.fixture(scope="module")
 async def shop() -> AsyncIterator[tuple[ScriptedUpstream, httpx.AsyncClient]]:
-    """Run the example once, on the scripted upstream."""
+    """Run the example once, with the scripted upstream."""
     async with (
         ScriptedUpstream() as upstream,
         parley(**leading_to(upstream, **EXAMPLE)) as served,
@@ -40,7 +40,7 @@ async def shop() -> AsyncIterator[tuple[ScriptedUpstream, httpx.AsyncClient]]:
 
 
 def text(chunks: list[StreamChunk]) -> str:
-    """Return the text of a stream that is complete."""
+    """Return the text of a complete stream."""
     assert isinstance(chunks[-1], DoneChunk)
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextChunk))
 
@@ -48,7 +48,7 @@ def text(chunks: list[StreamChunk]) -> str:
 async def test_the_example_answers_with_the_result_of_its_tool(
     shop: tuple[ScriptedUpstream, httpx.AsyncClient],
 ) -> None:
-    """And with the usage of both model calls."""
+    """The response's usage is the sum of both model calls."""
     upstream, client = shop
     upstream.script = in_turn(call("order_status", '{"number": ', '"a-1001"}'), answer("It arrives ", "tomorrow."))
     chunks = await stream(client, {"message": "Where is my order A-1001?"})
@@ -61,7 +61,7 @@ async def test_the_example_answers_with_the_result_of_its_tool(
 
 
 async def test_the_example_hands_returns_over(shop: tuple[ScriptedUpstream, httpx.AsyncClient]) -> None:
-    """To an agent with instructions of its own."""
+    """The request goes to an agent with its own instructions."""
     upstream, client = shop
     upstream.script = in_turn(call("transfer_to_returns"), answer("Which order?"))
     assert text(await stream(client, {"message": "I want to send something back."})) == "Which order?"
@@ -78,7 +78,7 @@ async def test_the_example_hands_returns_over(shop: tuple[ScriptedUpstream, http
 async def test_no_model_of_the_examples_sees_a_card_number(
     shop: tuple[ScriptedUpstream, httpx.AsyncClient], body: dict[str, object]
 ) -> None:
-    """Its guardrail trips first."""
+    """The example's guardrail trips before the model is called."""
     upstream, client = shop
     before = len(upstream.exchanges)
     assert problem(await client.post("/chat", json=body)).code is ErrorCode.GUARDRAIL_TRIPPED
@@ -86,7 +86,7 @@ async def test_no_model_of_the_examples_sees_a_card_number(
 
 
 async def test_the_example_answers_to_other_numbers(shop: tuple[ScriptedUpstream, httpx.AsyncClient]) -> None:
-    """As of parcels, whose last digit is no checksum."""
+    """Parcel numbers, for example, do not end in a valid check digit."""
     upstream, client = shop
     upstream.script = answer("Hello.")
     assert text(await stream(client, {"message": "Parcel 4242 4242 4242 4243, phone 0123 456789"})) == "Hello."
@@ -94,7 +94,7 @@ async def test_the_example_answers_to_other_numbers(shop: tuple[ScriptedUpstream
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_an_agent_that_cannot_be_loaded_stops_the_start_with_one_line(tmp_path: Path, workers: str) -> None:
-    """However many workers would load it; the line has nothing of what the agent's own exception says."""
+    """The line is the same for any number of workers, and contains nothing of the agent's own exception message."""
     (tmp_path / "agent.py").write_text(f"\nraise RuntimeError({CANARY!r})")
     variables = {"PYTHONPATH": str(tmp_path), "PARLEY_AGENT": "agent:agent", "PARLEY_WORKERS": workers}
     code, output, errors = await command(**variables, OPENAI_BASE_URL="http://127.0.0.1:9/v1", PARLEY_MODEL="x")
@@ -106,7 +106,7 @@ async def test_an_agent_that_cannot_be_loaded_stops_the_start_with_one_line(tmp_
 
 
 async def test_an_agent_that_only_workers_cannot_load_stops_the_start_too(tmp_path: Path) -> None:
-    """With lines in the form of all others."""
+    """All lines have the usual form."""
     code = f"import multiprocessing\nif multiprocessing.parent_process():\n    raise RuntimeError({CANARY!r})\n"
     (tmp_path / "agent.py").write_text(f"{code}from agents import Agent\nagent = Agent('A')\n")
     variables = {"PYTHONPATH": str(tmp_path), "PARLEY_AGENT": "agent:agent", "PARLEY_WORKERS": "2"}
@@ -117,7 +117,7 @@ async def test_an_agent_that_only_workers_cannot_load_stops_the_start_too(tmp_pa
 
 
 async def test_a_signal_to_stop_while_the_agent_is_loaded_is_no_failure(tmp_path: Path) -> None:
-    """Python raises it in the operator's code."""
+    """Python raises the signal's exception in the operator's code."""
     (tmp_path / "agent.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
     variables = {"PYTHONPATH": str(tmp_path), "PARLEY_AGENT": "agent:agent"}
     ended = await command(**variables, OPENAI_BASE_URL="http://127.0.0.1:9/v1", PARLEY_MODEL="x")

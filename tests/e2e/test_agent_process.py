@@ -1,4 +1,4 @@
-"""`parley` as a process, with an agent: what tools may hold up, and whom openai-agents may reach."""
+"""`parley` as a process, with an agent: what tools can block, and which servers openai-agents can reach."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AGENT = "tests.support.agents:attacked"
 REQUEST = {"message": "Hi"}
 QUESTION = json.dumps({"input": CANARY, "question": CANARY})
 
-# Notes whom the process wants to reach.
+# Records each server that the process tries to reach.
 WATCH = """
 import sys
 
@@ -38,7 +38,7 @@ sys.addaudithook(note)
 
 
 async def test_tools_that_block_their_threads_hold_up_nothing(upstream: ScriptedUpstream) -> None:
-    """Neither their own answers, nor other tools, nor the exit."""
+    """Blocked tools delay neither their own responses, nor other tools, nor the exit."""
     blocked = 20
     upstream.script = call("blocking_tool")
     async with parley(**leading_to(upstream, PARLEY_AGENT=AGENT)) as served, served.client() as client:
@@ -60,7 +60,7 @@ async def test_tools_that_block_their_threads_hold_up_nothing(upstream: Scripted
 
 
 async def test_a_tool_that_blocks_is_not_waited_for_when_parley_is_stopped(upstream: ScriptedUpstream) -> None:
-    """Its client is told."""
+    """The client gets `shutting_down`."""
     upstream.script = call("blocking_tool")
     variables = leading_to(upstream, PARLEY_AGENT=AGENT, PARLEY_DRAIN_TIMEOUT_S="0.5")
     async with parley(**variables) as served, served.client() as client:
@@ -79,9 +79,9 @@ async def test_a_tool_that_blocks_is_not_waited_for_when_parley_is_stopped(upstr
 
 
 async def test_openai_agents_reaches_nobody_by_itself(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """It would send OpenAI what was asked, as traces, and ask its models with the key of the environment.
+    """By default, openai-agents would send the conversation to OpenAI as traces, and call OpenAI's models.
 
-    Nor does it log what was said, not even if it is told to.
+    It does not log the conversation either, even if it is told to.
     """
     places = tmp_path / "places"
     (tmp_path / "sitecustomize.py").write_text(WATCH % str(places))

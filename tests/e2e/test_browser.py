@@ -1,4 +1,4 @@
-"""Parley as a page in a real browser meets it: from another origin, and its own page."""
+"""Parley in a real browser: pages of another origin, and its own page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(__file__).parents[1] / "clients" / "browser"
 
-# As root, in a container, and without a word to anyone outside.
+# The browser runs as root in a container, and contacts no other host.
 FLAGS = [
     "--no-sandbox",
     "--disable-background-networking",
@@ -54,12 +54,12 @@ FETCH_EVENT_SOURCE = """
   );
 </script>
 """
-"""A page that asks with the documented program for @microsoft/fetch-event-source."""
+"""A page that uses the documented program for @microsoft/fetch-event-source."""
 
 
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[playwright.async_api.Browser]:
-    """Run the Chromium that is installed."""
+    """Run the installed Chromium."""
     need("chromium")
     async with (
         playwright.async_api.async_playwright() as driver,
@@ -72,24 +72,24 @@ async def browser() -> AsyncIterator[playwright.async_api.Browser]:
 
 @pytest.fixture
 async def page(browser: playwright.async_api.Browser) -> AsyncIterator[playwright.async_api.Page]:
-    """Open a page that shares nothing with that of another test."""
+    """Open a page that shares no state with those of other tests."""
     async with await browser.new_context() as context:
         yield await context.new_page()
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
-        """Find a module also by a name without its ending, as bundlers do."""
+        """Find a module also by its name without the extension, as bundlers do."""
         found = super().translate_path(path)
         return f"{found}.js" if Path(f"{found}.js").exists() else found
 
     def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that is served: the program's, and beside it that of fetch-event-source."""
+    """Return the folder that is served: the programs, and the package fetch-event-source."""
     folder = tmp_path_factory.mktemp("site")
     install(folder)
     shutil.copy(PROGRAM / "program.html", folder)
@@ -100,7 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def origin(site: Path) -> Iterator[str]:
-    """Serve the programs from another origin."""
+    """Serve the programs from an origin that is not Parley's."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://localhost:{server.server_port}"
@@ -109,19 +109,19 @@ def origin(site: Path) -> Iterator[str]:
 
 @pytest.fixture
 async def parley(make_settings: Callable[..., Settings], logs: Logs, origin: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a Parley that the program's origin may call."""
+    """Run a Parley that allows requests from the programs' origin."""
     async with running(make_settings(cors_origins=origin), logs) as client:
         yield client
 
 
 def program(origin: str, url: object, name: str = "program") -> str:
-    """Return the program's address, with what it has to ask, and the Parley at this one."""
+    """Return the program's address, with the message to send and the URL of the Parley to call."""
     question = urllib.parse.urlencode({"baseUrl": str(url).rstrip("/"), "message": "hi"})
     return f"{origin}/{name}.html?{question}"
 
 
 async def turn(page: playwright.async_api.Page, state: str) -> None:
-    """Tell a page that its tab is hidden, or visible; no tab of a browser without a window is ever hidden."""
+    """Make a page see its tab as hidden or visible; without a window, no tab of a browser is ever hidden."""
     await page.evaluate(
         """state => {
             Object.defineProperty(document, 'hidden', { value: state === 'hidden', configurable: true });
@@ -135,7 +135,7 @@ async def turn(page: playwright.async_api.Page, state: str) -> None:
 async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_made(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """The model says the last only when the first is to be seen; it has a line end that is one to JavaScript only."""
+    """The model sends the last text when the page shows the first; it has a line end that only JavaScript knows."""
     gated = upstream.script = Gated(last=", \u2028last")
     await page.goto(program(origin, parley.base_url))
     await page.get_by_text("first", exact=True).wait_for()
@@ -147,7 +147,7 @@ async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_
 async def test_a_page_that_stops_half_way_stops_the_model(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """By closing the connection."""
+    """The page closes the connection."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -165,13 +165,13 @@ async def test_a_page_that_stops_half_way_stops_the_model(
 async def test_a_page_that_is_left_for_another_stops_the_model(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """In the same tab; and who comes back finds it stopped, not asking and paying anew."""
+    """The user opens another page in the same tab; going back shows a stopped page, which does not ask again."""
     upstream.script = Gated()
     await page.goto(program(origin, parley.base_url))
     await page.get_by_text("first", exact=True).wait_for()
     await page.goto(f"{origin}/")
     await upstream.exchanges[0].gone.wait()
-    await page.go_back(wait_until="commit")  # a page that was kept is not loaded again
+    await page.go_back(wait_until="commit")  # a page that was kept in the cache is not loaded again
     await page.get_by_text("Stopped.").wait_for()
     assert len(upstream.exchanges) == 1
 
@@ -179,7 +179,10 @@ async def test_a_page_that_is_left_for_another_stops_the_model(
 async def test_a_page_gives_up_a_connection_that_is_dead(
     page: playwright.async_api.Page, origin: str, upstream: ScriptedUpstream
 ) -> None:
-    """After three heartbeats without a byte; the browser itself would wait for minutes. It does not ask again."""
+    """The page gives up after three heartbeat intervals (12 s) without a byte, and does not ask again.
+
+    The browser itself would wait for minutes.
+    """
     allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
 
     async def script(exchange: Exchange) -> None:
@@ -187,7 +190,7 @@ async def test_a_page_gives_up_a_connection_that_is_dead(
         await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
         await exchange.gone.wait()
 
-    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser asks first whether it may
+    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser sends a CORS preflight first
     await page.clock.install()
     await page.goto(program(origin, upstream.url.removesuffix("/v1")))
     await page.get_by_text("first", exact=True).wait_for()
@@ -202,11 +205,11 @@ async def test_a_page_gives_up_a_connection_that_is_dead(
 async def test_a_page_can_read_what_went_wrong_and_whom_to_quote(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream, logs: Logs
 ) -> None:
-    """It asks once."""
+    """The page sends one request."""
     upstream.script = respond(429, {}, retry_after="1")
     await page.goto(program(origin, parley.base_url))
     await page.get_by_text("upstream_rate_limited: ").wait_for()
-    line = await logs.line(number=2)  # the first is the browser's question whether it may
+    line = await logs.line(number=2)  # the first line is that of the CORS preflight
     assert f"[{line['correlation_id']}]" in str(await page.locator("#end").text_content())
     assert len(upstream.exchanges) == 1
 
@@ -229,11 +232,11 @@ async def test_a_page_tells_why_an_answer_is_not_whole_and_whom_to_quote(
     reason: str | None,
     end: str,
 ) -> None:
-    """It shows the part, and asks once."""
+    """The page shows the partial answer, and sends one request."""
     upstream.script = answer("first", finish_reason=reason)
     await page.goto(program(origin, parley.base_url))
     await page.get_by_text(end).wait_for()
-    line = await logs.line(number=2)  # the first is the browser's question whether it may
+    line = await logs.line(number=2)  # the first line is that of the CORS preflight
     assert await page.locator("#end").text_content() == f"{end} [{line['correlation_id']}]"
     assert await page.locator("#answer").text_content() == "first"
     assert len(upstream.exchanges) == 1
@@ -246,7 +249,7 @@ async def test_a_page_does_not_take_a_part_for_the_whole(
     upstream: ScriptedUpstream,
     end: Callable[[Exchange], Awaitable[None] | None],
 ) -> None:
-    """Where the connection to Parley ends without `done` or `error`; it shows whom to quote, and does not ask again."""
+    """The connection ends without `done` or `error`; the page shows the correlation id, and does not ask again."""
     is_seen = asyncio.Event()
     allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
 
@@ -258,7 +261,7 @@ async def test_a_page_does_not_take_a_part_for_the_whole(
         if ending := end(exchange):
             await ending
 
-    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser asks first whether it may
+    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser sends a CORS preflight first
     await page.goto(program(origin, upstream.url.removesuffix("/v1")))
     await page.get_by_text("first", exact=True).wait_for()
     is_seen.set()
@@ -269,7 +272,7 @@ async def test_a_page_does_not_take_a_part_for_the_whole(
 async def test_fetch_event_source_asks_once_although_its_tab_is_hidden_and_shown(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """As it is documented."""
+    """The program is run as it is documented."""
     gated = upstream.script = Gated(last=", \u2028last")
     await page.goto(program(origin, parley.base_url, "fetch-event-source"))
     await page.get_by_text("first", exact=True).wait_for()
@@ -284,7 +287,7 @@ async def test_fetch_event_source_asks_once_although_its_tab_is_hidden_and_shown
 async def test_fetch_event_source_does_not_answer_a_failure_with_another_request(
     page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """Before the first text, or after it."""
+    """The failures come before the first text, and after it."""
     upstream.script = in_turn(respond(429, {}), answer("first", finish_reason=None), answer("first"))
     for asked, end in enumerate(["upstream_rate_limited", "The answer is incomplete: upstream_truncated."], start=1):
         await page.goto(program(origin, parley.base_url, "fetch-event-source"))
@@ -295,7 +298,7 @@ async def test_fetch_event_source_does_not_answer_a_failure_with_another_request
 async def test_a_page_of_an_origin_that_is_not_given_gets_nothing(
     page: playwright.async_api.Page, origin: str, client: httpx.AsyncClient, upstream: ScriptedUpstream
 ) -> None:
-    """The browser does not even send its message."""
+    """The browser does not even send the message."""
     await page.goto(program(origin, client.base_url))
     await page.get_by_text("Failed to fetch").wait_for()
     assert upstream.exchanges == []
@@ -304,7 +307,7 @@ async def test_a_page_of_an_origin_that_is_not_given_gets_nothing(
 async def test_the_contracts_page_works_without_a_network(
     page: playwright.async_api.Page, client: httpx.AsyncClient
 ) -> None:
-    """It shows the operations, asks one, and takes nothing from anywhere else."""
+    """The page shows the operations, can call one, and loads nothing from any other host."""
     requests: list[str] = []
     problems: list[str] = []
     page.on("request", lambda request: requests.append(request.url))

@@ -1,4 +1,4 @@
-"""Clients that send as much as they can, in as many pieces: what it costs the process, and all others."""
+"""Clients that send as much as they can, in as many pieces: the cost to the process and to other clients."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ TINY = b"1\r\nx\r\n"
 
 @dataclass
 class Flood:
-    """What a client sends: `piece` times a number after `head`, in one write or each in its own."""
+    """What a client sends: `head`, then `pieces` times `piece`, in a single write or in one write per piece."""
 
     head: bytes
     piece: bytes
     pieces: int
     status: bytes
-    """The status of the response, or nothing if the client is cut off."""
+    """The status of the response, or empty if Parley cuts the client off."""
     is_dripped: bool = False
 
     def run(self, port: int) -> bytes:
-        """Send it, and return what came back until the connection was closed."""
+        """Send the flood, and return what Parley sent until the connection was closed."""
         received = b""
         with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -92,7 +92,7 @@ FLOODS = {
 
 @pytest.fixture(scope="module")
 async def served() -> AsyncIterator[Parley]:
-    """Run a Parley that wants a key, and let it answer once, as much is loaded then."""
+    """Run a Parley that requires a key, and get one answer from it, because the first answer loads much code."""
     async with (
         ScriptedUpstream() as upstream,
         parley(**leading_to(upstream, PARLEY_API_KEYS=CANARY_KEY)) as served,
@@ -104,7 +104,7 @@ async def served() -> AsyncIterator[Parley]:
 
 
 async def test_clients_that_do_not_read_a_large_response_fill_no_memory(served: Parley) -> None:
-    """The files of the contract's page are the largest; nobody needs a key for them."""
+    """The largest responses are the files of the API reference page, which need no key."""
     address = urllib.parse.urlsplit(served.url)
     request = b"GET /schema/swagger-ui/js/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
     with ExitStack() as stack, measuring(served) as cost:
@@ -117,7 +117,7 @@ async def test_clients_that_do_not_read_a_large_response_fill_no_memory(served: 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
 async def test_a_flood_costs_little_and_holds_up_nobody(served: Parley, flood: Flood) -> None:
-    """Others are answered meanwhile; in the time that one of them waits, little is done for the flood."""
+    """Parley answers other clients meanwhile; no flood makes one of them wait for long."""
     with measuring(served) as cost:
         received = await asyncio.to_thread(flood.run, urllib.parse.urlsplit(served.url).port or 0)
     assert cost.cpu_s < MOST_CPU_S

@@ -1,4 +1,4 @@
-"""Clients generated from the contract: that they can be made, are typed, stream, and ask only once."""
+"""Clients generated from the contract: each can be generated, is typed, streams, and sends a request only once."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ROOT = Path(__file__).parents[2]
 TSC, NODE = "tsc", "node program.js"
 MYPY, PYTHON = "mypy --strict --follow-imports=silent program.py", f"{sys.executable} program.py"
 WITHOUT_MEANING = (
-    "OpenAPI 3.1 support is still in beta",  # OpenAPI Generator says so of every such document
-    "Failed to get the schema name: null",  # and its Python of every document
+    "OpenAPI 3.1 support is still in beta",  # OpenAPI Generator prints this for every OpenAPI 3.1 document
+    "Failed to get the schema name: null",  # OpenAPI Generator prints this for Python clients, whatever the document
 )
 
 
 @dataclass(frozen=True)
 class Generator:
-    """How a client is generated, its program's types are checked, and the program is run."""
+    """How to generate a client, check the types of its program, and run the program."""
 
     name: str
     generate: str
@@ -84,14 +84,14 @@ GENERATORS = (
 
 @dataclass
 class Client:
-    """A client that was generated, in its folder beside the program that uses it."""
+    """A generated client, in a folder beside the program that uses it."""
 
     generator: Generator
     folder: Path
     complaints: list[str] = field(init=False)
-    """What the generator warned of."""
+    """The generator's warnings."""
     checked: subprocess.CompletedProcess[str] = field(init=False)
-    """What the compiler, or mypy, said of its program."""
+    """What the compiler or mypy reported for the program."""
 
     def __post_init__(self) -> None:
         said = self.finish(self.generator.generate)
@@ -101,8 +101,8 @@ class Client:
         self.complaints = [line for line in complaints if not any(known in line for known in WITHOUT_MEANING)]
 
     def finish(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in its folder to its end."""
-        return subprocess.run(  # noqa: S603  # a command of this file
+        """Run a command in the client's folder until it ends."""
+        return subprocess.run(  # noqa: S603  # the command is one of this file
             command.split(),
             cwd=self.folder,
             env=self.environment,
@@ -114,7 +114,7 @@ class Client:
 
     @asynccontextmanager
     async def asking(self, url: str) -> AsyncIterator[Process]:
-        """Run its program; it has ended by the end of the block."""
+        """Run the client's program; it has ended by the end of the block."""
         assert self.checked.returncode == 0, self.checked.stdout
         pipe = asyncio.subprocess.PIPE
         command = (*self.generator.run.split(), url, "Hi")
@@ -130,26 +130,26 @@ class Client:
             await process.communicate()
 
     async def ask(self, url: str) -> tuple[int | None, str, str]:
-        """Run its program to its end; return exit code, output and errors."""
+        """Run the client's program until it ends; return exit code, output and errors."""
         async with self.asking(url) as process:
             output, errors = await process.communicate()
         return process.returncode, output.decode(), errors.decode()
 
     @property
     def program(self) -> Path:
-        """The program that uses it."""
+        """The program that uses the client."""
         return next(self.folder.glob("program.[tp][sy]"))
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which npm's commands are found, and no proxy is used."""
+        """The environment, with npm's commands on the path, and without a proxy."""
         path = os.pathsep.join([str(self.folder.parent / "node_modules" / ".bin"), os.environ["PATH"]])
         return {**os.environ, "PATH": path, "no_proxy": "127.0.0.1"}
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the programs and the contract to where clients can be generated beside them."""
+    """Copy the programs and the contract to a folder where clients can be generated beside them."""
     folder = tmp_path_factory.mktemp("workshop") / "clients"
     shutil.copytree(ROOT / "tests" / "clients", folder)
     shutil.copy(ROOT / "contracts" / "chat-api.yaml", folder)
@@ -158,19 +158,19 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def npm_installed(workshop: Path) -> None:
-    """Install what the programs in TypeScript need."""
-    subprocess.run(["npm", "ci"], cwd=workshop, check=True)  # noqa: S607  # the npm that is installed
+    """Install what the TypeScript programs need."""
+    subprocess.run(["npm", "ci"], cwd=workshop, check=True)  # noqa: S607  # the installed npm
 
 
 @pytest.fixture(scope="session")
 def all_generated() -> dict[str, Client]:
-    """Keep each client for all of its tests, in whatever order they come."""
+    """Keep each client for all of its tests, in any order of the tests."""
     return {}
 
 
 @pytest.fixture(params=GENERATORS, ids=lambda generator: generator.name)
 def generated(request: pytest.FixtureRequest, workshop: Path, all_generated: dict[str, Client]) -> Client:
-    """Generate a client, unless it is there already."""
+    """Generate a client, unless it has been generated already."""
     generator: Generator = request.param
     need(*generator.needs)
     if "npm" in generator.needs:
@@ -182,13 +182,13 @@ def generated(request: pytest.FixtureRequest, workshop: Path, all_generated: dic
 
 @pytest.fixture
 def proves(generated: Client, record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Tell the summary what the test proves of the client, should it pass."""
+    """Return a function that tells the summary what the test proves about the client if it passes."""
     return lambda word: record_property(f"client {generated.generator.name}", word)
 
 
 @pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.name)
 def test_the_how_to_tells_how_to_generate_a_client(generator: Generator) -> None:
-    """By the command that is run here, and with the program that is run here."""
+    """The page shows the same command and the same program that these tests run."""
     command = generator.generate.replace("../", "")
     program = next((ROOT / "tests" / "clients" / generator.name).glob("program.[tp][sy]")).name
     row = f"| [{generator.name}](../tests/clients/{generator.name}/{program}) | `{command}` |"
@@ -196,10 +196,10 @@ def test_the_how_to_tells_how_to_generate_a_client(generator: Generator) -> None
 
 
 def test_a_linter_has_nothing_to_say_of_the_contract(workshop: Path, request: pytest.FixtureRequest) -> None:
-    """Redocly's strict rules, but for one; see tests/clients/redocly.yaml."""
+    """The linter uses Redocly's strict rules, except one; see tests/clients/redocly.yaml."""
     need("npm")
     request.getfixturevalue("npm_installed")
-    linted = subprocess.run(  # noqa: S603  # the linter that is pinned
+    linted = subprocess.run(  # noqa: S603  # the pinned linter
         [workshop / "node_modules" / ".bin" / "redocly", "lint", "chat-api.yaml"],
         cwd=workshop,
         env={**os.environ, "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"},
@@ -211,7 +211,7 @@ def test_a_linter_has_nothing_to_say_of_the_contract(workshop: Path, request: py
 
 
 def test_a_message_is_blank_in_every_language_or_in_none() -> None:
-    """The contract's pattern refuses one character alone where Python or JavaScript takes it for blank; and NUL."""
+    """The contract's pattern rejects a single character that Python or JavaScript treats as whitespace, and NUL."""
     need("node")
     pattern = contract.read()["components"]["schemas"]["ChatRequest"]["properties"]["message"]["pattern"]
     script = """
@@ -219,20 +219,20 @@ def test_a_message_is_blank_in_every_language_or_in_none() -> None:
             (code) => new RegExp(pattern, 'u').test(String.fromCharCode(code)));
         console.log(JSON.stringify(process.argv.slice(1).map(matching)));
     """
-    printed = subprocess.check_output(["node", "-e", script, pattern, r"\s"])  # noqa: S603, S607  # the node that is installed
+    printed = subprocess.check_output(["node", "-e", script, pattern, r"\s"])  # noqa: S603, S607  # the installed node
     taken, blank = (set(codes) for codes in msgspec.json.decode(printed, type=list[list[int]]))
     assert taken == {code for code in range(0x10000) if re.search(pattern, chr(code))}
     assert taken == set(range(0x10000)) - {0} - blank - {code for code in range(0x10000) if chr(code).isspace()}
 
 
 def test_a_client_is_generated_without_a_warning(generated: Client, proves: Callable[[str], None]) -> None:
-    """But for those that come with every document."""
+    """Warnings that come with every document do not count."""
     proves("generated")
     assert generated.complaints == []
 
 
 def test_a_program_is_checked_against_the_contracts_types(generated: Client, proves: Callable[[str], None]) -> None:
-    """Strictly; one that forgets a kind of chunk, or reads a field of an error that there is not, is refused."""
+    """The strict check rejects a program that omits a kind of chunk, or reads a field that an error does not have."""
     proves("typed")
     assert generated.checked.returncode == 0, generated.checked.stdout
     program = generated.program.read_text()
@@ -248,7 +248,7 @@ def test_a_program_is_checked_against_the_contracts_types(generated: Client, pro
 async def test_a_program_prints_the_first_text_before_the_last_is_made(
     generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, proves: Callable[[str], None]
 ) -> None:
-    """The model says the last only when the first has been read; it has a line end that is one to JavaScript only."""
+    """The model sends the last text when the first has been read; it contains a line end that only JavaScript knows."""
     proves("streamed")
     gated = upstream.script = Gated(last=", \u2028last")
     async with generated.asking(str(client.base_url)) as program:
@@ -279,7 +279,7 @@ async def test_a_program_tells_an_errors_code_and_whom_to_quote(
     code: str,
     proves: Callable[[str], None],
 ) -> None:
-    """And asks once, also where Parley says that it may ask again."""
+    """The program sends one request, even if Parley says that it may retry."""
     proves("errors typed")
     upstream.script = respond(status, {"error": {"message": "No.", "code": reason}}, retry_after="1")
     exit_code, output, errors = await generated.ask(str(client.base_url))
@@ -292,7 +292,7 @@ async def test_a_program_tells_an_errors_code_and_whom_to_quote(
 async def test_a_program_tells_that_the_answer_broke_off(
     generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, logs: Logs, proves: Callable[[str], None]
 ) -> None:
-    """By the error chunk, after the text that had come; it does not ask again."""
+    """The program prints the error after the text that has arrived, and does not ask again."""
     proves("error chunk typed")
 
     async def script(exchange: Exchange) -> None:
@@ -317,7 +317,7 @@ async def test_a_program_tells_why_an_answer_is_not_whole_that_has_an_end(
     reason: str,
     proves: Callable[[str], None],
 ) -> None:
-    """By its exit code and on standard error, with the id to quote; it does not ask for the rest by itself."""
+    """The program reports the reason by exit code and on standard error, with the correlation id, and asks once."""
     proves("reasons told")
     upstream.script = answer("first", finish_reason=reason)
     exit_code, output, errors = await generated.ask(str(client.base_url))
@@ -335,7 +335,7 @@ async def test_a_program_does_not_take_a_part_for_the_whole(
     end: Callable[[Exchange], Awaitable[None] | None],
     proves: Callable[[str], None],
 ) -> None:
-    """Where the connection to Parley ends without `done` or `error`; nor does it ask again."""
+    """The connection to Parley ends without `done` or `error`; the program does not ask again."""
     proves("asks once")
 
     async def script(exchange: Exchange) -> None:
@@ -354,7 +354,7 @@ async def test_a_program_does_not_take_a_part_for_the_whole(
 async def test_a_program_that_is_stopped_stops_the_model(
     generated: Client, upstream: ScriptedUpstream, client: httpx.AsyncClient, proves: Callable[[str], None]
 ) -> None:
-    """By Ctrl-C, half-way."""
+    """The program is stopped by Ctrl-C in mid-stream."""
     proves("stopped")
 
     async def script(exchange: Exchange) -> None:
@@ -376,7 +376,7 @@ async def test_a_program_that_is_stopped_stops_the_model(
 async def test_curl_shows_what_came_before_the_last_is_made(
     workshop: Path, upstream: ScriptedUpstream, client: httpx.AsyncClient
 ) -> None:
-    """And asks once."""
+    """The program sends one request."""
     gated = upstream.script = Gated()
     async with curl(workshop, str(client.base_url)) as program:
         assert program.stdout is not None
@@ -391,7 +391,7 @@ async def test_curl_shows_what_came_before_the_last_is_made(
 async def test_curl_tells_an_error_by_its_body_and_its_exit_code(
     workshop: Path, upstream: ScriptedUpstream, client: httpx.AsyncClient
 ) -> None:
-    """And asks once."""
+    """The program sends one request."""
     upstream.script = respond(429, {}, retry_after="1")
     async with curl(workshop, str(client.base_url)) as program:
         output, _ = await program.communicate()
@@ -416,6 +416,6 @@ async def curl(workshop: Path, url: str) -> AsyncIterator[Process]:
 
 @pytest.mark.parametrize("program", ["curl", "hey-api", "openapi-python-client", "browser"])
 def test_the_how_to_shows_the_programs_that_are_run(program: str) -> None:
-    """To the letter."""
+    """The page has each program verbatim."""
     (path,) = (ROOT / "tests" / "clients" / program).glob("program.*")
     assert path.read_text().rstrip() in (ROOT / "contracts" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""`parley` and a collector of traces: what it imports, whom it holds up, and what each worker sends."""
+"""`parley` and a trace collector: what Parley imports, what a failing collector delays, and what each worker sends."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ REQUEST = {"message": "Hi"}
 
 @pytest.fixture
 async def collector() -> AsyncIterator[Collector]:
-    """Run a collector."""
+    """Run a trace collector."""
     async with Collector() as collector:
         yield collector
 
 
 def test_without_a_collector_opentelemetrys_sdk_is_not_imported() -> None:
-    """Its API is, by openai-agents."""
+    """OpenTelemetry's API is imported, by openai-agents."""
     program = (
         "import sys; from parley.app import create_app; from parley.settings import Settings; create_app(Settings());"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
@@ -45,7 +45,7 @@ def test_without_a_collector_opentelemetrys_sdk_is_not_imported() -> None:
 async def test_a_collector_that_fails_holds_up_neither_answers_nor_the_exit(
     upstream: ScriptedUpstream, collector: Collector, script: Script
 ) -> None:
-    """However long its own deadline is; nor does it print anything."""
+    """No timeout of the exporter, however long, delays them, and the exporter prints nothing."""
     collector.script = script
     variables = {
         **leading_to(upstream),
@@ -63,7 +63,7 @@ async def test_a_collector_that_fails_holds_up_neither_answers_nor_the_exit(
 
 
 async def test_every_worker_sends_its_own_spans(upstream: ScriptedUpstream, collector: Collector) -> None:
-    """OpenTelemetry's own variables hold: here, how often they are sent."""
+    """OpenTelemetry's own variables apply: here, how often spans are sent."""
     variables = {
         **leading_to(upstream),
         "PARLEY_WORKERS": "2",
@@ -76,6 +76,6 @@ async def test_every_worker_sends_its_own_spans(upstream: ScriptedUpstream, coll
             while len(served.logs.lines("Application startup complete.")) < 2:
                 await served.logs.written()
             while len({span.resource["service.instance.id"] for span in collector.spans("server")}) < 2:
-                async with served.client() as client:  # anew, so that the other worker may take it
+                async with served.client() as client:  # a new connection, which the other worker may accept
                     await asyncio.gather(*[stream(client, REQUEST) for _ in range(10)])
     assert {span.resource["service.name"] for span in collector.spans("server")} == {"my-parley"}

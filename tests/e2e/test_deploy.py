@@ -1,4 +1,4 @@
-"""What is deployed beside Parley: alerts, dashboard and runbook, against a Prometheus that scrapes a Parley at work."""
+"""The alerts, the dashboard and the runbook, checked against a Prometheus that scrapes a working Parley."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SETTINGS = {
 }
 FAULTS = ("none", "length", "content_filter", "no_usage", "no_reason", "stall", "500", "401", "403", "429", "reset")
 
-# The last that is played, scraped twice: a rate wants two of everything.
+# The last event of the scene, scraped twice: a rate needs two samples of everything.
 READY_TWICE = 'count_over_time(parley_http_requests_total{path="/health/ready",status_code="200"}[1m]) > 1'
 
 SELECTOR = re.compile(r"\b(up|(?:parley|process)_\w+)\b(?:\{([^}]*)\})?")
@@ -61,7 +61,7 @@ MATCHER = re.compile(r'(\w+)=~?"([^"]*)"')
 
 
 class Scene(NamedTuple):
-    """A Parley that has met all that the alerts and the dashboard tell apart, and who watched."""
+    """A Parley in which everything has happened that the alerts and the dashboard distinguish, and its Prometheus."""
 
     prometheus: Prometheus
     metrics: str
@@ -70,7 +70,7 @@ class Scene(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    """Play it once for all that look at it."""
+    """Play the scene once for all tests of this module."""
     need("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     async with (
@@ -79,7 +79,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
         served.client() as client,
     ):
         upstream.models_script = respond(401, {})
-        assert not await is_ready(client)  # which is believed for 5 seconds
+        assert not await is_ready(client)  # Parley caches this result for 5 seconds
         upstream.models_script = respond(200, {})
         async with prometheus(served.url, CANARY_KEY, folder) as watching:
             await play(upstream, client)
@@ -89,7 +89,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
 
 
 async def play(upstream: ScriptedUpstream, client: httpx.AsyncClient) -> None:
-    """Let everything happen once."""
+    """Make each event happen once."""
     assert (await client.post("/chat", json={"message": "none"})).status_code == 401
     client.headers["Authorization"] = f"Bearer {CANARY_KEY}"
 
@@ -115,12 +115,12 @@ async def play(upstream: ScriptedUpstream, client: httpx.AsyncClient) -> None:
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:
-    """Probe."""
+    """Return whether Parley is ready."""
     return (await client.get("/health/ready")).status_code == 200
 
 
 async def paced(exchange: Exchange) -> None:
-    """Answer with a gap between two texts."""
+    """Answer with a pause between two texts."""
     await exchange.head()
     await exchange.events(delta("a"))
     await pause(exchange, 0.1)
@@ -129,21 +129,21 @@ async def paced(exchange: Exchange) -> None:
 
 
 def logged(served: Parley, folder: Path) -> Path:
-    """Write the log to a file of the name that the runbook gives it."""
+    """Write the log to a file with the name that the runbook uses."""
     path = folder / "parley.log"
     path.write_text(served.logs.getvalue())
     return path
 
 
 async def run(*command: str, given: str = "", folder: Path | None = None) -> str:
-    """Run a program that must succeed; return its output."""
+    """Run a program that must succeed, and return its output."""
     done = await anyio.run_process(command, input=given.encode(), cwd=folder, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
     return done.stdout.decode()
 
 
 async def test_the_alerts_fire_when_they_should_and_only_then() -> None:
-    """By what promtool makes of invented hours, in alerts.yaml; each alert fires in one of them."""
+    """Run promtool over the invented hours in alerts.yaml; each alert fires in at least one of them."""
     need("promtool")
     await run("promtool", "check", "rules", str(DEPLOY / "prometheus" / "alerts.yaml"))
     await run("promtool", "test", "rules", str(CASES))
@@ -153,7 +153,7 @@ async def test_the_alerts_fire_when_they_should_and_only_then() -> None:
 
 @pytest.mark.parametrize("key", ["# authorization", "authorization"])
 async def test_prometheus_takes_the_configuration(tmp_path: Path, key: str) -> None:
-    """Without a key and with one; of Kubernetes, Debian's Prometheus knows nothing."""
+    """The check runs without a key and with one; Debian's Prometheus has no support for Kubernetes."""
     need("promtool")
     config = (DEPLOY / "prometheus" / "prometheus.yaml").read_text().replace("# authorization", key)
     await anyio.Path(tmp_path / "prometheus.yaml").write_text(config)
@@ -163,25 +163,25 @@ async def test_prometheus_takes_the_configuration(tmp_path: Path, key: str) -> N
 
 
 async def test_the_metrics_are_well_formed(scene: Scene) -> None:
-    """To Prometheus's own linter."""
+    """Prometheus's own linter checks them."""
     need("promtool")
     await run("promtool", "check", "metrics", given=scene.metrics)
 
 
 async def test_prometheus_evaluates_every_alert(scene: Scene) -> None:
-    """Without an error."""
+    """No alert has an error."""
     groups = (await scene.prometheus.get("rules"))["groups"]
     assert {rule["name"]: rule["health"] for group in groups for rule in group["rules"]} == dict.fromkeys(ALERTS, "ok")
 
 
 async def test_every_alert_looks_at_what_there_is(scene: Scene) -> None:
-    """Each metric, each label and each of its values has been scraped."""
+    """Each metric, each label and each label value that an alert names has been scraped."""
     looked_at = {selector for alert in ALERTS.values() for selector in selectors(alert["expr"])}
     assert {selector for selector in looked_at if not await scene.prometheus.has(selector)} == set()
 
 
 async def test_every_panel_shows_something(scene: Scene) -> None:
-    """Each expression has a value, and so has all that it looks at."""
+    """Each expression has a value, and so does each metric that it uses."""
     expressions = [shown(target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
     assert [expression for expression in expressions if not await scene.prometheus.has(expression)] == []
     looked_at = {selector for expression in expressions for selector in selectors(expression)}
@@ -192,12 +192,12 @@ async def test_every_panel_shows_something(scene: Scene) -> None:
 
 
 def shown(expression: str) -> str:
-    """Put in what Grafana does."""
+    """Replace Grafana's variables as Grafana does."""
     return expression.replace("$__rate_interval", "5m").replace("$instance", ".+")
 
 
 def selectors(expression: str) -> Iterator[str]:
-    """Yield what an expression selects, apart for each value of a label that it names."""
+    """Yield the selectors of an expression, one for each label value that it names."""
     for name, matchers in SELECTOR.findall(expression):
         labels = [[f'{label}=~"{value}"' for value in values.split("|")] for label, values in MATCHER.findall(matchers)]
         for chosen in product(*labels):
@@ -205,7 +205,7 @@ def selectors(expression: str) -> Iterator[str]:
 
 
 def test_the_dashboard_can_be_imported_anywhere() -> None:
-    """Its panels take the data source that is chosen, have an id of their own, and do not overlap."""
+    """Its panels use the chosen data source, have unique ids, and do not overlap."""
     panels = DASHBOARD["panels"]
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -220,7 +220,7 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
 
 
 def test_every_alert_has_its_section_in_the_runbook() -> None:
-    """In the same order, with its severity; and the alert leads there."""
+    """The sections have the order and severities of the alerts, and each alert links to its section."""
     assert re.findall(r"^## (\w+)\n\n\*(\w+):", RUNBOOK, re.MULTILINE) == [
         (name, alert["labels"]["severity"].capitalize()) for name, alert in ALERTS.items()
     ]
@@ -230,23 +230,23 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
 
 
 def test_an_alert_says_nothing_of_what_callers_say() -> None:
-    """It quotes a number, and the label that names the instance."""
+    """An alert quotes only its value, and the label that names the instance."""
     quoted = re.findall(r"\{\{ *(\S+)", "".join(str(alert["annotations"]) for alert in ALERTS.values()))
     assert set(quoted) == {"$labels.instance", "$value"}
 
 
 def test_what_the_runbook_names_exists() -> None:
-    """Each setting, each code and field, each panel."""
+    """The runbook names only settings, error codes, log fields and panels that exist."""
     settings = {variable.name for variable in variables()}
     assert set(re.findall(r"\b(?:PARLEY|OPENAI)_\w+", RUNBOOK)) <= settings
     source = "".join(path.read_text() for path in (DEPLOY.parent / "src").rglob("*.py"))
     assert [name for name in re.findall(r"`([a-z]+_[a-z_]+)`", RUNBOOK) if not re.search(rf"\b{name}\b", source)] == []
-    titles = {panel["title"] for panel in DASHBOARD["panels"]} | {"Targets"}  # which is Prometheus's own
+    titles = {panel["title"] for panel in DASHBOARD["panels"]} | {"Targets"}  # Prometheus's own page
     assert set(re.findall(r"(?<![*\w])\*([A-Z][^*:]+)\*(?!\*)", RUNBOOK)) <= titles
 
 
 async def test_the_runbooks_commands_find_what_they_are_for(scene: Scene) -> None:
-    """In the log of what was played; where that had none of it, they at least run."""
+    """The commands run on the log of the scene; those in `in_vain` find nothing there, and only have to succeed."""
     need("jq")
     found = {}
     for section in re.split(r"^#+ ", RUNBOOK, flags=re.MULTILINE)[1:]:

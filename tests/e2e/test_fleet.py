@@ -1,4 +1,4 @@
-"""Two Parleys behind a balancer, with the configuration that is documented: none of their callers sees them restart."""
+"""Two Parleys behind a load balancer, with the documented configuration: no client notices that they restart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEST = {"message": "hi"}
 
 @asynccontextmanager
 async def balanced(folder: Path, replicas: list[Parley]) -> AsyncIterator[httpx.AsyncClient]:
-    """Run HAProxy with the documented configuration, but for the ports; yield a client for it."""
+    """Run HAProxy with the documented configuration, but other ports; yield a client for it."""
     async with (
         proxy("haproxy", folder, *[served.url for served in replicas]) as url,
         httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client,
@@ -39,12 +39,12 @@ async def balanced(folder: Path, replicas: list[Parley]) -> AsyncIterator[httpx.
 
 
 def port_of(served: Parley) -> str:
-    """Return the port at which it serves."""
+    """Return the port on which the replica serves."""
     return served.url.rpartition(":")[2]
 
 
 async def probed(replicas: list[Parley], times: int) -> None:
-    """Wait until the balancer has asked each of them so often again whether it is ready."""
+    """Wait until the load balancer has probed the readiness of each replica `times` more times."""
     for served in replicas:
         before = len(probes(served))
         with anyio.fail_after(60):
@@ -53,25 +53,25 @@ async def probed(replicas: list[Parley], times: int) -> None:
 
 
 def probes(served: Parley) -> list[str]:
-    """Return the lines of the balancer's probes."""
+    """Return the log lines of the load balancer's probes."""
     return [line for line in served.logs.getvalue().splitlines() if '"route":"/health/ready"' in line]
 
 
 def ended(streams: list[list[StreamChunk]]) -> list[type]:
-    """Return the kinds of chunk that they ended with."""
+    """Return the types of the streams' last chunks."""
     return [type(chunks[-1]) for chunks in streams]
 
 
 @asynccontextmanager
 async def replica(upstream: ScriptedUpstream, port: str = "0", **variables: str) -> AsyncIterator[Parley]:
-    """Run one of them."""
+    """Run one replica."""
     async with parley(**leading_to(upstream, PARLEY_PORT=port, **variables)) as served:
         yield served
 
 
 @pytest.mark.long
 async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Where the drain deadline is above the longest answer: each that runs ends whole, each that comes is answered."""
+    """The drain timeout exceeds the longest answer: running streams complete, and new requests are answered."""
     gated = upstream.script = Gated(pace_s=PACE_S)
     streams: list[list[StreamChunk]] = []
     async with AsyncExitStack() as stack:
@@ -89,7 +89,7 @@ async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_
                 await gated.begin((2 * number - 1) * STREAMS)
                 leaving.process.terminate()
                 await leaving.logs.line("Shutting down")
-                for _ in range(STREAMS):  # who comes now gets the other one
+                for _ in range(STREAMS):  # new requests go to the other replica
                     group.start_soon(ask)
                 await gated.begin(2 * number * STREAMS)
                 gated.may_end.set()
@@ -103,7 +103,7 @@ async def test_a_rolling_restart_cuts_no_stream(upstream: ScriptedUpstream, tmp_
 async def test_a_restart_that_cannot_wait_ends_each_stream_with_the_truth(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """No stream is without its last chunk; those of the other one go on."""
+    """Every stream gets its terminal chunk; the streams of the other replica continue."""
     gated = upstream.script = Gated(pace_s=PACE_S)
     streams: list[list[StreamChunk]] = []
     async with (

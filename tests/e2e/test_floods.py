@@ -1,4 +1,4 @@
-"""Floods: what one of them may cost everybody else, in CPU time, in waiting and in memory."""
+"""Floods from upstreams: what one of them may cost other clients, in CPU time, waiting time and memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.long
 
-MOST_CPU_S = 3  # a busy machine makes CPU time longer, too
+MOST_CPU_S = 3  # a busy machine increases CPU time, too
 MOST_STALL_S = 0.1
 MOST_GROWTH_KB = 50_000
 DEADLINE_S = 10
@@ -44,7 +44,7 @@ AT_ONCE = ("gzip of empty lines", "empty objects", "text", "an error")
 
 @dataclass(frozen=True)
 class Case:
-    """A flood, where it is asked for, and how often at once."""
+    """A flood, the path that asks for it, and the number of simultaneous requests."""
 
     name: str
     path: str = "/chat/complete"
@@ -63,14 +63,14 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
-    """Run the flooding upstream."""
+    """Run the upstream that sends floods."""
     with flooding() as url:
         yield url
 
 
 @asynccontextmanager
 async def serving(base_url: str, **variables: str) -> AsyncIterator[Parley]:
-    """Run a Parley that has answered once, as much is loaded then; SIGTERM must end it in spite of all floods."""
+    """Run a Parley that has answered once, as this loads much code; SIGTERM must stop it despite the floods."""
     async with parley(OPENAI_BASE_URL=base_url, **SETTINGS, **variables) as served, served.client() as client:
         try:
             answer = await client.post("/chat/complete", json={"message": PLAIN})
@@ -86,14 +86,14 @@ async def serving(base_url: str, **variables: str) -> AsyncIterator[Parley]:
 
 @pytest.fixture(scope="module")
 async def served(upstream: str) -> AsyncIterator[Parley]:
-    """Run one Parley for many floods, none of which may leave anything behind."""
+    """Run one Parley for many floods; none of them may have lasting effects."""
     async with serving(f"{upstream}/v1") as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 async def agent(upstream: str) -> AsyncIterator[Parley]:
-    """Run one whose agent calls a tool before the flood."""
+    """Run a Parley whose agent calls a tool before the flood."""
     async with serving(f"{upstream}/v1", PARLEY_AGENT=FORECASTER) as served:
         yield served
 
@@ -102,13 +102,13 @@ async def agent(upstream: str) -> AsyncIterator[Parley]:
     "case", [Case(name, "/chat") for name in ("text", "a MB of text at a time", *OF_TOOLS)], ids=str
 )
 async def test_a_flood_of_an_agents_model_costs_nobody_else_their_turn(agent: Parley, case: Case) -> None:
-    """Nor does one of tool calls."""
+    """The floods of tool calls are included."""
     await test_a_flood_costs_nobody_else_their_turn(agent, case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_a_flood_costs_nobody_else_their_turn(served: Parley, case: Case) -> None:
-    """It ends by its name, for little CPU time and memory, while health is answered."""
+    """A flood ends with an error or whole, for little CPU time and memory; health checks are answered meanwhile."""
     answers: list[httpx.Response] = []
     async with served.client() as client:
 
@@ -126,7 +126,7 @@ async def test_a_flood_costs_nobody_else_their_turn(served: Parley, case: Case) 
 
 @pytest.mark.parametrize("name", OF_MODELS)
 async def test_a_list_of_models_without_end_costs_nobody_else_their_turn(upstream: str, name: str) -> None:
-    """Readiness needs no key, so anybody can have it asked for."""
+    """Readiness requires no key, so anyone can make Parley request the list."""
     async with serving(f"{upstream}/{urllib.parse.quote(name)}/v1") as served, served.client() as client:
         with measuring(served) as cost:
             ready = await client.get("/health/ready")
@@ -136,7 +136,7 @@ async def test_a_list_of_models_without_end_costs_nobody_else_their_turn(upstrea
 
 
 def check(answer: httpx.Response, case: Case) -> None:
-    """Check that it is an error by its name, or whole."""
+    """Check that the answer is complete, or an error that names the upstream or the timeout."""
     text = FLOODS[case.name].text
     if answer.status_code == 200 and case.path == "/chat":
         *_, last = read_chunks(answer.content)
@@ -150,7 +150,7 @@ def check(answer: httpx.Response, case: Case) -> None:
 
 
 def check_cost(cost: Cost, at_once: int) -> None:
-    """Check what the flood has cost."""
+    """Check the cost of the flood."""
     assert cost.cpu_s < MOST_CPU_S * at_once
     assert cost.stall_s < MOST_STALL_S
     assert cost.growth_kb < MOST_GROWTH_KB
@@ -161,7 +161,7 @@ STUCK = 30
 
 @pytest.mark.parametrize("agent", ["", FORECASTER], ids=["plain", "agent"])
 async def test_clients_that_do_not_read_a_flood_cost_little_memory(upstream: str, agent: str) -> None:
-    """The upstream is held back, until all are cut off."""
+    """Parley does not read on from the upstream, until all clients are cut off."""
     body = b'{"message":"text"}'
     request = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
     async with (

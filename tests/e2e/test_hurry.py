@@ -1,4 +1,4 @@
-"""`parley` that has to end before its clients are done: what each of them is told."""
+"""`parley` has to end before its clients are done: what it tells each of them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CHAT = b"POST %b HTTP/1.%d\r\nHost: x\r\nContent-Type: application/json\r\nConte
 
 
 class Slow:
-    """A script that answers by what the message says, and does not come to an end."""
+    """A script that answers according to the message, and does not end."""
 
     def __init__(self) -> None:
         self.is_blocked = asyncio.Event()
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Send a text, or none, or more than anybody reads."""
+        """Send a text, no text, or more text than any client reads."""
         message = exchange.json["messages"][-1]["content"]
         await exchange.head()
         if message == "begin":
@@ -48,13 +48,13 @@ class Slow:
 
 
 def chat(path: str, message: str, minor: int = 1) -> bytes:
-    """Return a request."""
+    """Return the bytes of a request."""
     body = json.dumps({"message": message}).encode()
     return CHAT % (path.encode(), minor, len(body)) + body
 
 
 def refusal(received: bytes) -> ErrorResponse:
-    """Return the error of the one response."""
+    """Return the error in the only response."""
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"\r\nconnection: close" in head.lower()
@@ -62,7 +62,7 @@ def refusal(received: bytes) -> ErrorResponse:
 
 
 async def end(served: Parley, *, is_hurried: bool) -> None:
-    """Stop it: by a second Ctrl-C, or by SIGTERM, whose grace then passes."""
+    """Stop Parley by a second Ctrl-C, or by SIGTERM, after which the drain timeout passes."""
     if is_hurried:
         served.process.send_signal(signal.SIGINT)
         await served.logs.line("Shutting down")
@@ -72,7 +72,7 @@ async def end(served: Parley, *, is_hurried: bool) -> None:
 
 @pytest.mark.parametrize("is_hurried", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_who_waits_is_told_that_parley_ends(upstream: ScriptedUpstream, *, is_hurried: bool) -> None:
-    """For headers or a turn, in the middle of a request, or of a stream, which ends with the truth."""
+    """A client that waits for headers or a turn, or still sends its request, gets an error; a stream ends with one."""
     upstream.script = Slow()
     variables = leading_to(upstream, PARLEY_MAX_STREAMS="3", PARLEY_READ_TIMEOUT_S="60", PARLEY_HOLD_HEADERS_S="60")
     if not is_hurried:
@@ -89,11 +89,11 @@ async def test_who_waits_is_told_that_parley_ends(upstream: ScriptedUpstream, *,
         ):
             events = begun.aiter_sse()
             await anext(events)
-            for path in ("/chat", "/chat/complete", "/chat"):  # one of which waits for its turn
+            for path in ("/chat", "/chat/complete", "/chat"):  # one of them waits for its turn
                 group.start_soon(ask, path)
             while len(upstream.exchanges) < 3:
                 await upstream.next_exchange()
-            await client.get("/health/live")  # all have come by then
+            await client.get("/health/live")  # all requests have arrived by then
             ending = asyncio.create_task(end(served, is_hurried=is_hurried))
             chunks = [decode_chunk(event.data) async for event in events]
             refused = refusal(await half.read())
@@ -111,7 +111,7 @@ async def test_who_waits_is_told_that_parley_ends(upstream: ScriptedUpstream, *,
 
 @pytest.mark.parametrize(("minor", "is_hurried"), [(1, True), pytest.param(0, False, marks=pytest.mark.long)])
 async def test_who_does_not_read_is_cut_off(upstream: ScriptedUpstream, minor: int, *, is_hurried: bool) -> None:
-    """There is no place for a last chunk, and the stream must not look whole: HTTP/1.0 has no other sign of it."""
+    """No last chunk can be sent, and the stream must not look complete: in HTTP/1.0, only a reset shows that."""
     script = upstream.script = Slow()
     variables = leading_to(
         upstream, PARLEY_WRITE_TIMEOUT_S="60", PARLEY_DRAIN_TIMEOUT_S="0.5" if not is_hurried else "30"

@@ -1,4 +1,4 @@
-"""What a `parley` with workers that was killed has left in the temporary directory, and what becomes of it."""
+"""What a killed `parley` with workers leaves in the temporary directory, and when it is removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 
 
 async def folders(temporary: Path) -> set[str]:
-    """Return what is in the temporary directory."""
+    """Return the names in the temporary directory."""
     return {path.name async for path in anyio.Path(temporary).iterdir()}
 
 
@@ -37,7 +37,7 @@ async def workers_of(served: Parley) -> list[int]:
 async def test_what_a_killed_parley_has_left_is_removed_at_the_next_start(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """Not before its workers have ended too, and never what a running Parley counts in."""
+    """Parley keeps the folder until its workers have ended, and never removes that of a running Parley."""
     times = {f"PARLEY_{name}_TIMEOUT_S": "300" for name in ("REQUEST", "IDLE", "DRAIN")}
     variables = leading_to(upstream, TMPDIR=str(tmp_path), **times)
     with_workers = {**variables, "PARLEY_WORKERS": "2"}

@@ -1,4 +1,4 @@
-"""`parley` as a process whose standard output nobody reads, or reads too late, or has closed."""
+"""`parley` as a process whose standard output is not read, is read too late, or is closed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REQUEST = {"message": "hi"}
 PIPE_BYTES = 4096
-# Requests whose lines are more than queue and pipe hold, as each is longer than 400 bytes.
+# Their lines, each longer than 400 bytes, are more than the queue and the pipe can hold.
 MANY = (MOST_BYTES + PIPE_BYTES) // 400
 ASKED = b"GET /nothing HTTP/1.1\r\nHost: x\r\nX-Correlation-ID: %0128d\r\n\r\n"
 AHEAD = 100
@@ -43,7 +43,7 @@ class Served:
         self.client = client
 
     async def ask(self, number: int) -> None:
-        """Ask so many times for something cheap, which leaves a line with its number."""
+        """Send this many cheap requests, each of which logs a line with its number."""
         reader, writer = await asyncio.open_connection(self.client.base_url.host, self.client.base_url.port)
         for start in range(0, number, AHEAD):
             batch = range(start, min(start + AHEAD, number))
@@ -53,19 +53,19 @@ class Served:
         writer.close()
 
     async def dropped(self) -> float:
-        """Return the number of dropped lines that the metrics tell."""
+        """Return the number of dropped lines according to the metrics."""
         text = (await self.client.get("/metrics")).raise_for_status().text
         return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith(DROPPED))
 
     async def end(self) -> tuple[int | None, str]:
-        """Tell it to stop, wait until it has, and return its exit code, and what it wrote to standard error."""
+        """Stop it, wait until it has ended, and return its exit code and what it wrote to standard error."""
         self.process.terminate()
         with anyio.fail_after(60):
             _, errors = await self.process.communicate()
         return self.process.returncode, errors.decode()
 
     async def read(self, number: float = math.inf) -> list[dict[str, Any]]:
-        """Read so many lines and what comes with them, or all until the end; each line must be whole."""
+        """Read at least this many lines, or all until the end; each line must be complete."""
         data = b""
         while data.count(b"\n") < number and (more := await asyncio.to_thread(os.read, self.reader, 65_536)):
             data += more
@@ -77,7 +77,7 @@ class Served:
 async def unread(
     upstream: ScriptedUpstream, *, reader: bool = True, command: tuple[str, ...] = PARLEY, **variables: str
 ) -> AsyncIterator[Served]:
-    """Start `parley` with a small pipe that nobody reads, or whose reader has gone."""
+    """Start `parley` with a small pipe whose reader does not read, or has gone."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     if not reader:
@@ -91,7 +91,7 @@ async def unread(
     os.close(write_end)
     try:
         with anyio.fail_after(60):
-            while (url := listening_address(process.pid)) is None:  # noqa: ASYNC110  # the kernel tells nobody when
+            while (url := listening_address(process.pid)) is None:  # noqa: ASYNC110  # the kernel sends no event
                 await anyio.sleep(0.05)
         async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
             yield Served(process, read_end, client)
@@ -105,7 +105,7 @@ async def unread(
 
 @pytest.mark.long
 async def test_logs_that_nobody_reads_stop_neither_answers_nor_the_end(upstream: ScriptedUpstream) -> None:
-    """What finds no room is dropped, and the metrics of all workers say how much."""
+    """Lines that find no room are dropped, and the metrics count those of all workers."""
     async with unread(upstream, PARLEY_WORKERS="2") as served:
         await served.ask(MANY)
         assert await served.dropped() > 0
@@ -115,7 +115,7 @@ async def test_logs_that_nobody_reads_stop_neither_answers_nor_the_end(upstream:
 
 @pytest.mark.long
 async def test_a_reader_that_comes_back_learns_how_much_it_missed(upstream: ScriptedUpstream) -> None:
-    """All that was not dropped is whole and in order; the number of what was is a line like any other."""
+    """The lines that were not dropped are complete and in order; another line tells how many were dropped."""
     async with unread(upstream, PARLEY_LOG_LEVEL="info") as served:
         await served.ask(MANY)
         dropped = await served.dropped()
@@ -131,26 +131,26 @@ async def test_a_reader_that_comes_back_learns_how_much_it_missed(upstream: Scri
 
 
 def is_at_rest(pid: int) -> bool:
-    """Tell whether all threads of a process wait for something."""
+    """Return whether all threads of a process are waiting."""
     return all(
         status.read_text().rpartition(")")[2].split()[0] == "S" for status in Path(f"/proc/{pid}/task").glob("*/stat")
     )
 
 
 async def test_a_reader_that_has_gone_changes_nothing(upstream: ScriptedUpstream) -> None:
-    """No line is tried again and again, no error is shown, and the end is as clean as with a reader."""
+    """Parley does not retry any line, shows no error, and exits as cleanly as with a reader."""
     async with unread(upstream, reader=False) as served:
         for _ in range(9):
             assert (await served.client.post("/chat", json=REQUEST)).status_code == 200
         assert await served.dropped() >= 9
         with anyio.fail_after(60):
-            while not is_at_rest(served.process.pid):  # noqa: ASYNC110  # the kernel tells nobody when
+            while not is_at_rest(served.process.pid):  # noqa: ASYNC110  # the kernel sends no event
                 await anyio.sleep(0.01)
         assert await served.end() == (0, "")
 
 
 async def test_a_standard_output_that_is_closed_changes_nothing(upstream: ScriptedUpstream) -> None:
-    """Also at the start."""
+    """Standard output is closed from the start."""
     script = ("sh", "-c", f"exec {' '.join(PARLEY)} >&-")
     async with unread(upstream, command=script) as served:
         assert (await served.client.post("/chat", json=REQUEST)).status_code == 200
@@ -186,7 +186,7 @@ else:
 
 
 async def test_what_a_library_prints_does_not_hold_up_the_end() -> None:
-    """The interpreter's own writing at exit would wait for the reader for ever."""
+    """Otherwise, the interpreter would flush at exit, and wait for the reader forever."""
     read_end, write_end = os.pipe()
     fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", AT_THE_END, stdout=write_end)
@@ -197,7 +197,7 @@ async def test_what_a_library_prints_does_not_hold_up_the_end() -> None:
 
 
 async def test_a_process_that_is_forked_logs_too() -> None:
-    """No line is lost, or there twice."""
+    """No line is lost or duplicated."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-Wignore", "-c", FORKED, stdout=pipe)
     output, _ = await process.communicate()

@@ -1,4 +1,4 @@
-"""The event loops: uvloop, and asyncio's where there is no uvloop. Clients and upstreams see no difference."""
+"""The event loops: uvloop, or asyncio's if uvloop is not installed. Clients and upstreams see no difference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ each_loop = pytest.mark.parametrize("loop", LOOPS)
 
 
 def chat(path: str) -> bytes:
-    """Return a request."""
+    """Return the bytes of a request."""
     body = b'{"message":"Hi"}'
     return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
         path.encode(),
@@ -43,7 +43,7 @@ def chat(path: str) -> bytes:
 
 
 async def endless(exchange: Exchange) -> None:
-    """Send text for as long as Parley takes it."""
+    """Send text for as long as Parley reads it."""
     await exchange.head()
     while not exchange.gone.is_set():
         await exchange.events(*[delta("word " * 100)] * 100)
@@ -63,7 +63,7 @@ async def test_parley_runs_on_uvloop_if_it_is_installed(upstream: ScriptedUpstre
 
 @each_loop
 async def test_clients_that_do_not_read_fill_no_memory_and_are_cut_off(upstream: ScriptedUpstream, loop: str) -> None:
-    """The upstream could send without end; the write deadline runs from when the buffer is full."""
+    """The upstream can send without end; the write timeout starts when the buffer is full."""
     upstream.script = endless
     variables = leading_to(upstream, PARLEY_WRITE_TIMEOUT_S=str(WRITE_TIMEOUT_S), PARLEY_MAX_OUTPUT_TOKENS="1000000")
     async with parley(*LOOPS[loop], **variables) as served, served.client() as client, AsyncExitStack() as stack:
@@ -83,7 +83,7 @@ async def test_clients_that_do_not_read_fill_no_memory_and_are_cut_off(upstream:
 
 @each_loop
 async def test_a_client_that_reads_slowly_but_steadily_gets_all(upstream: ScriptedUpstream, loop: str) -> None:
-    """It takes longer than the write deadline, but takes something within each."""
+    """The client takes longer than the write timeout in total, but reads something within each."""
     text = "x" * 900_000
     upstream.script = answer(text)
     variables = leading_to(upstream, PARLEY_WRITE_TIMEOUT_S=str(WRITE_TIMEOUT_S))
@@ -96,7 +96,7 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_all(upstream: Script
         received = b""
         while (missing := len(text) - received.count(b"x")) > 0:
             received += await reader.readexactly(min(missing, 60_000))
-            await asyncio.sleep(WRITE_TIMEOUT_S / 5)  # it is slow
+            await asyncio.sleep(WRITE_TIMEOUT_S / 5)  # the client is slow
         assert asyncio.get_running_loop().time() - begun > 2 * WRITE_TIMEOUT_S
         assert served.logs.lines("connection_timed_out") == []
 
@@ -106,7 +106,7 @@ async def test_a_client_that_reads_slowly_but_steadily_gets_all(upstream: Script
 
 @each_loop
 async def test_a_second_ctrl_c_tells_the_caller_and_ends_parley(upstream: ScriptedUpstream, loop: str) -> None:
-    """Both signals come while the loop waits for something else."""
+    """Both signals arrive while the loop waits for something else."""
     upstream.script = Gated()
     async with parley(*LOOPS[loop], **leading_to(upstream)) as served, served.client() as client:
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "Hi"}) as source:
@@ -126,7 +126,7 @@ async def test_a_second_ctrl_c_tells_the_caller_and_ends_parley(upstream: Script
 
 @each_loop
 async def test_clients_and_upstreams_can_use_ipv6(loop: str) -> None:
-    """Callers are told apart by their addresses, so Parley must see them."""
+    """Parley tells callers apart by their addresses, so it must see them."""
     async with (
         ScriptedUpstream(host="::1") as upstream,
         parley(*LOOPS[loop], **leading_to(upstream, PARLEY_HOST="::1", PARLEY_REQUESTS_PER_MINUTE="1")) as served,
@@ -150,7 +150,7 @@ async def ask(client: httpx.AsyncClient, word: str) -> str:
 async def test_a_connection_that_spoke_out_of_turn_is_not_used_again(
     tmp_path: Path, loop: str, *, is_encrypted: bool
 ) -> None:
-    """Whether it sent a response, or a part of one, or closed."""
+    """The upstream sends a response or a part of one, or closes the connection."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -171,7 +171,7 @@ async def test_a_connection_that_spoke_out_of_turn_is_not_used_again(
 
 @each_loop
 async def test_a_kept_connection_is_used_again(upstream: ScriptedUpstream, loop: str) -> None:
-    """If the upstream has sent nothing but its answers."""
+    """The upstream has sent nothing but its responses over it."""
     async with parley(*LOOPS[loop], **leading_to(upstream)) as served, served.client() as client:
         for _ in range(10):
             assert json.loads((await client.post("/chat/complete", json={"message": "Hi"})).content)["text"] == "Hello"

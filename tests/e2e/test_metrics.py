@@ -1,4 +1,4 @@
-"""What Prometheus is told is what has happened, to the token."""
+"""The metrics count exactly what happened, to the token."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 REQUEST = {"message": "hi"}
 
-# What depends on the clock: texts that come together leave together.
+# Metrics that depend on timing: texts that arrive together are sent together.
 MEASURED = re.compile(r".*_(sum|bucket|created)|parley_text_gap_seconds_count|parley_http_.*")
 
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
-    """Return what is counted, and is not 0, by name and labels."""
+    """Return the counts other than 0, by name and labels."""
     text = (await client.get("/metrics")).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {
@@ -37,7 +37,7 @@ async def counted(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 async def http(client: httpx.AsyncClient) -> dict[str, float]:
-    """Return what is counted of HTTP, but for what depends on the clock, by name, method, path and status."""
+    """Return the HTTP counts that do not depend on timing, by name, method, path and status."""
     text = (await client.get("/metrics")).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     names = ("method", "path", "status_code")
@@ -49,7 +49,7 @@ async def http(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> None:
-    """Answers of 7 tokens to 3 as the upstream counts them, one that it does not count, refusals, retries."""
+    """Some answers have usage (7 and 3 tokens), some do not; there are refusals, retries and a fallback."""
     key = "sk-canary-5Xq9-for-the-fake-upstream"
     variables = leading_to(upstream, PARLEY_API_KEYS=key, PARLEY_FALLBACK_MODEL="scripted-2", PARLEY_RETRIES="1")
     async with parley(**variables) as served, served.client() as client:
@@ -96,7 +96,7 @@ async def test_the_metrics_equal_what_was_done(upstream: ScriptedUpstream) -> No
 
 
 async def test_http_is_counted_by_method_route_and_status(upstream: ScriptedUpstream) -> None:
-    """Paths, methods and preflights that no route takes have no metrics: callers choose them."""
+    """Paths, methods and preflights that match no route have no metrics, because clients choose them."""
     variables = leading_to(upstream, PARLEY_CORS_ORIGINS="https://a.example")
     async with parley(**variables) as served, served.client() as client:
         for _ in range(2):
@@ -132,7 +132,7 @@ async def test_http_is_counted_by_method_route_and_status(upstream: ScriptedUpst
 async def test_a_response_in_the_apps_place_counts_with_the_status_that_the_client_got(
     upstream: ScriptedUpstream,
 ) -> None:
-    """What the app wanted to answer meanwhile, nobody has seen."""
+    """The client never saw the response that the app would have sent."""
     async with parley(**leading_to(upstream)) as served:
         reader, writer = await asyncio.open_connection(*served.url.removeprefix("http://").split(":"))
         head = b"POST /chat HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -149,7 +149,7 @@ async def test_a_response_in_the_apps_place_counts_with_the_status_that_the_clie
 
 @pytest.mark.long
 async def test_any_worker_tells_what_all_have_counted(upstream: ScriptedUpstream) -> None:
-    """Also of one that was killed in the middle of an answer: what it has done counts, what it was doing does not."""
+    """A killed worker's finished chats still count; what it was doing does not."""
 
     async def endless(exchange: Exchange) -> None:
         await exchange.head()
@@ -166,7 +166,7 @@ async def test_any_worker_tells_what_all_have_counted(upstream: ScriptedUpstream
                 assert (await counted(client))["parley_chats_total stop"] == 20
         upstream.script = endless
         async with served.client() as client, client.stream("POST", "/chat", json=REQUEST) as response:
-            texts = response.aiter_raw()  # which closes the stream when nobody holds it
+            texts = response.aiter_raw()  # held by name: the stream closes when this is collected
             await anext(texts)
             async with served.client() as other:
                 assert (await counted(other))["parley_streams_in_flight"] == 1

@@ -33,7 +33,7 @@ NEVER = {f"PARLEY_{name}_S": "60" for name in ("HEARTBEAT", "HOLD_HEADERS", "FIR
 
 
 class Server(NamedTuple):
-    """A server as its section of the page on proxies has it: the file that it shows, and what runs it."""
+    """A server as documented in its section of docs/proxies.md: the file that the section shows, and the commands."""
 
     file: str
     command: str
@@ -65,7 +65,7 @@ SERVERS = {
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the packages of all of them."""
+    """Install the packages of all servers."""
     need("node", "npm")
     folder = tmp_path_factory.mktemp("servers")
     install(folder, "servers")
@@ -74,7 +74,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def serving(workshop: Path, name: str, url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a server before this Parley, and yield a client that takes compressed answers."""
+    """Run a server in front of Parley, and yield a client that accepts compressed responses."""
     server = SERVERS[name]
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = str(free.getsockname()[1])
@@ -107,7 +107,7 @@ async def serving(workshop: Path, name: str, url: str) -> AsyncIterator[httpx.As
 
 
 async def listening(client: httpx.AsyncClient) -> None:
-    """Wait until a server answers; none of them tells."""
+    """Wait until a server answers; none of them sends a signal when it does."""
     with anyio.fail_after(60):
         while True:
             with suppress(httpx.TransportError):
@@ -120,7 +120,7 @@ async def listening(client: httpx.AsyncClient) -> None:
 async def test_a_server_hands_on_each_text_each_leave_and_each_break(
     upstream: ScriptedUpstream, workshop: Path, name: str
 ) -> None:
-    """With what is documented; each request reaches the model once."""
+    """The servers have their documented configuration; each request reaches the model once."""
     gated = Gated()
     async with parley(**leading_to(upstream, **NEVER)) as served, serving(workshop, name, served.url) as client:
         upstream.script = gated
@@ -128,13 +128,13 @@ async def test_a_server_hands_on_each_text_each_leave_and_each_break(
             lines = response.aiter_lines()
             while await anext(lines) != "event: text":
                 pass
-            gated.may_end.set()  # the first text has come before the last is made
+            gated.may_end.set()  # the first text has arrived before the model ends
             assert [line async for line in lines if line.startswith("event: ")] == ["event: text", "event: done"]
         upstream.script = Gated()
         upstream.received.clear()
         async with client.stream("POST", SERVERS[name].path, json=REQUEST) as response:
             await anext(response.aiter_lines())
-        with anyio.fail_after(30):  # no heartbeat would tell by then
+        with anyio.fail_after(30):  # no heartbeat would detect it by then
             await (await upstream.next_exchange()).gone.wait()
         upstream.script = hang
         with anyio.CancelScope() as scope:

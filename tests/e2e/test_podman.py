@@ -1,4 +1,4 @@
-"""Parley in podman: what the recipes build and run, what it may do there, and how it ends."""
+"""Parley in podman: the images and containers of the recipes, what a container may do, and how it ends."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from tests.support.process import Parley
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # images are built
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # the tests build images
 
 ROOT = Path(__file__).parents[2]
 KEY, OTHER_KEY = "a-key-of-the-test", "another-key-of-the-test"
 NAME = "parley-test"
 SLIM = "parley-test-slim"
 HI = {"message": "Hi"}
-# What a start imports and would have to compile.
+# Lists the modules of a start that are not compiled yet.
 UNCOMPILED = """
 import sys
 from importlib.util import cache_from_source
@@ -60,7 +60,7 @@ def _images() -> None:
 async def served(
     _images: None, free_tcp_port_factory: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Parley]:
-    """Serve as an operator does, with a key in the environment, and one in a file that nobody else may read."""
+    """Serve as an operator does, with one key in the environment, and one in a file that only its owner can read."""
     port = free_tcp_port_factory()
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(OTHER_KEY)
@@ -74,14 +74,14 @@ async def served(
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[ScriptedUpstream]:
-    """Run the scripted upstream where containers reach it."""
+    """Run the scripted upstream at an address that containers can reach."""
     async with ScriptedUpstream(host="0.0.0.0") as upstream:  # noqa: S104
         yield upstream
 
 
 @asynccontextmanager
 async def serving(image: str, upstream: ScriptedUpstream, port: int) -> AsyncIterator[Parley]:
-    """Serve from an image without a model, by that upstream, with a second for answers to end in."""
+    """Serve from an image without a model, with that upstream and a drain timeout of one second."""
     url = upstream.url.replace("0.0.0.0", "host.containers.internal")  # noqa: S104
     options = (*HARDENED, "--replace", "--name", SLIM, "--publish", f"127.0.0.1:{port}:8000", "--env", "PARLEY_*")
     command = ("podman", "run", "--rm", *options, "--env", "OPENAI_BASE_URL", image)
@@ -98,7 +98,7 @@ async def slim(upstream: ScriptedUpstream, free_tcp_port: int) -> AsyncIterator[
 
 
 async def test_the_embedded_model_answers_in_a_container_that_may_do_nothing_else(served: Parley) -> None:
-    """To who brings the key; it is no root, has no capability, can write nowhere but to /tmp, and is held to 512 MB."""
+    """Callers need a key; the process is not root, has no capability, writes only to /tmp, and gets at most 512 MB."""
     async with served.client() as client:
         assert (await client.post("/chat", json=HI)).status_code == 401
         france = {"message": "What is the capital of France?"}
@@ -114,7 +114,7 @@ async def test_the_embedded_model_answers_in_a_container_that_may_do_nothing_els
 
 
 async def test_a_callers_key_is_nowhere_but_in_its_secret(served: Parley) -> None:
-    """On no command line, which every user of the machine can read, and not in what podman keeps of the container."""
+    """No key is on a command line, which every user can read, or in podman's record of the container."""
     async with served.client() as client:
         for key in (KEY, OTHER_KEY):
             assert (await client.get("/metrics", headers={"Authorization": f"Bearer {key}"})).status_code == 200
@@ -126,7 +126,7 @@ async def test_a_callers_key_is_nowhere_but_in_its_secret(served: Parley) -> Non
 
 @pytest.mark.parametrize("image", ["parley", "parley:slim"])
 async def test_an_image_says_what_it_is(image: str) -> None:
-    """And runs as nobody, whoever starts it."""
+    """The image runs as an unprivileged user, whoever starts it."""
     config = json.loads(await podman("inspect", image, "--format", "{{json .Config}}"))
     assert config["User"] == "10001:10001"
     label = "org.opencontainers.image."
@@ -135,13 +135,13 @@ async def test_an_image_says_what_it_is(image: str) -> None:
 
 
 async def test_a_start_has_nothing_to_compile(served: Parley) -> None:
-    """It could not keep what it compiles, and would do so at each start."""
+    """The container could not store what it compiles, and would compile it at each start."""
     assert served.process.returncode is None
     assert await podman("exec", NAME, "python", "-c", UNCOMPILED) == "[]"
 
 
 async def test_the_image_knows_whether_its_parley_lives(served: Parley) -> None:
-    """Without curl; a Parley that hangs is unhealthy."""
+    """The check needs no curl, and reports a Parley that hangs as unhealthy."""
     assert served.process.returncode is None
     await podman("healthcheck", "run", NAME)
     await podman("kill", "--signal", "STOP", NAME)
@@ -156,7 +156,7 @@ async def test_the_image_knows_whether_its_parley_lives(served: Parley) -> None:
 async def test_a_container_that_is_stopped_lets_its_streams_end(
     upstream: ScriptedUpstream, slim: Parley, kind: type[DoneChunk | ErrorChunk]
 ) -> None:
-    """By themselves, or when their time is up; then it goes, and with no error: its Parley has no parent to tell."""
+    """Streams end by themselves or at the drain timeout; then the container, without a parent to tell, exits with 0."""
     is_stopping = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -184,7 +184,7 @@ async def test_a_container_that_is_stopped_lets_its_streams_end(
 
 
 async def test_the_slim_image_needs_an_upstream() -> None:
-    """And says so."""
+    """The error message says so."""
     output = await podman("run", "--rm", *HARDENED, "parley:slim", exit_code=3)
     assert "The embedded model cannot start: its packages are not installed" in output
     assert "or set OPENAI_BASE_URL and PARLEY_MODEL to use another model." in output
@@ -193,7 +193,7 @@ async def test_the_slim_image_needs_an_upstream() -> None:
 async def test_an_agent_answers_from_an_image_with_its_module_on_top(
     upstream: ScriptedUpstream, free_tcp_port: int
 ) -> None:
-    """Built and run as the example's README says; the health check of the image below is still there."""
+    """The image is built and run as the example's README says, and keeps the health check of its base image."""
     image = await podman("build", "--quiet", "--format=docker", str(ROOT / "examples" / "agent"))
     upstream.script = in_turn(call("order_status", '{"number": "A-1001"}'), answer("Tomorrow."))
     async with serving(image, upstream, free_tcp_port) as served, served.client() as client:
@@ -204,14 +204,14 @@ async def test_an_agent_answers_from_an_image_with_its_module_on_top(
 
 
 async def layers(image: str) -> list[str]:
-    """Return the layers of an image, the lowest first."""
+    """Return the layers of an image, from the lowest up."""
     digests: list[str] = json.loads(await podman("inspect", image, "--format", "{{json .RootFS.Layers}}"))
     return digests
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """Return a copy of what an image is built from, to be changed."""
+    """Return a copy of the files that an image is built from, for tests to change."""
     for name in ("Containerfile", ".containerignore", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for lock in ROOT.glob("requirements*.lock"):
@@ -221,7 +221,7 @@ def sources(tmp_path: Path) -> Path:
 
 
 async def test_a_package_that_is_not_the_locked_one_is_not_installed(sources: Path) -> None:
-    """Its hash says so."""
+    """Its hash does not match."""
     lock = sources / "requirements-build.lock"
     lock.write_text(re.sub(r"sha256:.{8}", "sha256:00000000", lock.read_text()))
     built = await anyio.run_process(["podman", "build", "--target=slim", str(sources)], check=False)
@@ -230,21 +230,21 @@ async def test_a_package_that_is_not_the_locked_one_is_not_installed(sources: Pa
 
 
 async def test_an_image_can_be_built_anew_after_a_change_of_a_lock(sources: Path) -> None:
-    """Although all before that step is kept from the last build."""
+    """All steps before the lock come from the cache of the last build."""
     with (sources / "requirements-embedded.lock").open("a") as lock:
         lock.write("# changed\n")
     await podman("rmi", await podman("build", "--quiet", "--format=docker", "--target=embedded", str(sources)))
 
 
 async def test_what_is_not_named_as_a_source_is_none(sources: Path) -> None:
-    """It can neither get into an image, nor make it be built anew."""
+    """Such a file does not get into an image, and does not cause a new build of a layer."""
     (sources / "notes").touch()
     built = await podman("build", "--quiet", "--format=docker", "--target=slim", str(sources))
     assert await layers(built) == await layers("parley:slim")
 
 
 async def test_a_change_of_the_code_moves_one_small_layer(sources: Path) -> None:
-    """All below stays what it was."""
+    """All layers below stay the same."""
     (sources / "src" / "parley" / "changed.py").touch()
     changed = await podman("build", "--quiet", "--format=docker", "--target=slim", str(sources))
     *below, top = await layers(changed)
@@ -256,7 +256,7 @@ async def test_a_change_of_the_code_moves_one_small_layer(sources: Path) -> None
 
 
 async def test_the_manifest_of_kubernetes_runs_in_podman(free_tcp_port: int, tmp_path: Path) -> None:
-    """One pod of it, with the embedded model and the secret's key; but for the port, which is podman's to publish."""
+    """The test runs one pod, with the embedded model and the secret's key; podman publishes another port."""
     manifest = (ROOT / "deploy" / "kubernetes" / "deployment.yaml").read_text()
     manifest = manifest.replace("8000", str(free_tcp_port)).replace(
         "env:\n", f'env:\n            - name: PARLEY_PORT\n              value: "{free_tcp_port}"\n'
@@ -266,7 +266,7 @@ async def test_the_manifest_of_kubernetes_runs_in_podman(free_tcp_port: int, tmp
     key = base64.b64encode(KEY.encode()).decode()
     number = await podman("version", "--format", "{{.Client.Version}}")
     publish: tuple[str, ...] = ()
-    if tuple(map(int, number.split(".")[:2])) < (4, 4):  # it publishes every port, and takes no secret of Kubernetes
+    if tuple(map(int, number.split(".")[:2])) < (4, 4):  # older ones publish every port, and take no Kubernetes secret
         secret = tmp_path / "secret.json"
         secret.write_text(json.dumps({"PARLEY_API_KEYS": key}))
         await podman("secret", "create", "parley", str(secret))
@@ -284,7 +284,7 @@ async def test_the_manifest_of_kubernetes_runs_in_podman(free_tcp_port: int, tmp
                 assert problem(await client.post("/chat", json=HI)).code is ErrorCode.UNAUTHORIZED
                 chunks = await stream(client, HI, headers={"Authorization": f"Bearer {KEY}"})
             assert isinstance(chunks[-1], DoneChunk)
-            await podman("stop", "--time=60", name)  # `kube down` gives no time
+            await podman("stop", "--time=60", name)  # `kube down` gives it no time
             await served.logs.line("stopped")
     finally:
         await podman("kube", "down", str(path))

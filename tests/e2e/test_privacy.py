@@ -1,6 +1,6 @@
-"""The privacy proof: a canary in every place by which something comes in, and none in any by which something goes out.
+"""The privacy proof: a canary in every input, and no canary in any output.
 
-What may hold one: the answer's text, which is the product; and the request that goes upstream.
+Two outputs may have one: the answer's text, which is the product, and the request to the upstream.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     Job = Callable[[], Awaitable[None]]
 
-# The loudest level is that of both formats: all that a quieter one writes is part of it.
+# Debug runs in both formats: its log contains everything that a quieter level logs.
 RUNS = [("debug", "json"), ("debug", "console"), ("info", "json"), ("warning", "json"), ("error", "json")]
-# asyncio's and openai's debugging, and all of Python's warnings.
+# Debug modes of asyncio and openai, and all of Python's warnings.
 LOUD = {"PYTHONDEVMODE": "1", "PYTHONASYNCIODEBUG": "1", "OPENAI_LOG": "debug"}
 PLACES, QUEUE = 16, 8
 AT_ONCE = 2
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process's arg
 
 
 class Proof:
-    """Drives Parleys with canaries, looks into all that comes out of them, and counts."""
+    """Runs Parleys with canaries, searches all of their outputs, and counts the searches."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
         self.canaries = Canaries()
@@ -63,17 +63,17 @@ class Proof:
         upstream.models_script = respond(200, self.canaries["the upstream's models"])
 
     def look(self, sink: str, text: str) -> None:
-        """Look for canaries where none may be."""
+        """Search a text in which no canary may be."""
         self.looks[sink] += 1
         self.leaks |= {f"{place}, in {sink}" for place in self.canaries.found_in(text)}
 
     def look_at_arguments(self, served: Parley) -> None:
-        """Look at the command lines of Parley and its children."""
+        """Search the command lines of Parley and its children."""
         for command in arguments(served.process.pid).values():
             self.look("a process's arguments", " ".join(command))
 
     def look_at_output(self, served: Parley, log_format: str) -> None:
-        """Look at what a Parley that has ended has written; each line must have the form that Parley gives it."""
+        """Search the output of a Parley that has ended; each line must have the form that Parley gives it."""
         self.look("standard output", served.logs.getvalue())
         self.look("standard error", served.errors.getvalue())
         assert "unexpected_error" not in served.logs.getvalue()
@@ -82,7 +82,7 @@ class Proof:
             check_line(line, log_format)
 
     def variables(self, **more: str) -> dict[str, str]:
-        """Return settings with a canary in each that is a secret, or text; the way to the upstream is a proxy."""
+        """Return settings with a canary in each secret and text; a proxy leads to the upstream."""
         proxy = self._upstream.url.removesuffix("/v1").replace("://", f"://user:{self.canaries['the proxy password']}@")
         return {
             "HTTP_PROXY": proxy,
@@ -110,7 +110,7 @@ class Proof:
         }
 
     async def run(self, level: str, log_format: str, collector: Collector) -> None:
-        """Drive one Parley with all that there is, until it has ended."""
+        """Run one Parley through all requests and faults, until it has ended."""
         variables = self.variables(PARLEY_LOG_LEVEL=level, PARLEY_LOG_FORMAT=log_format)
         variables |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, **(LOUD if level == "debug" else {})}
         async with parley(**variables) as served, served.client() as client:
@@ -122,7 +122,7 @@ class Proof:
         self.look_at_output(served, log_format)
 
     async def run_agent(self, collector: Collector) -> None:
-        """Drive a Parley with an agent of the operator's, at its loudest."""
+        """Run a Parley with an operator's agent, at the most verbose level."""
         variables = self.variables(PARLEY_LOG_LEVEL="debug", PARLEY_LOG_FORMAT="json")
         variables |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, **LOUD}
         variables |= {"PARLEY_AGENT": "tests.support.agents:private", "PRIVATE": self.canaries["the agent's own words"]}
@@ -143,7 +143,7 @@ class Proof:
             yield partial(self._leave, client, path, "stall")
 
     async def ask(self, client: httpx.AsyncClient, method: str, path: str, options: dict[str, Any]) -> None:
-        """Send a request, and look at its answer."""
+        """Send a request, and search the response."""
         options = options | {"headers": headers(self.canaries) | options.get("headers", {})}
         query = {self.canaries["the query's name"]: self.canaries["the query's value"] + ODD}
         response = await client.request(method, path, **options, params=query)
@@ -156,17 +156,17 @@ class Proof:
     async def chat(
         self, client: httpx.AsyncClient, path: str, fault: str, caller: str = CALLERS[0], **fields: object
     ) -> None:
-        """Ask for an answer; the upstream shows a fault."""
+        """Ask for an answer while the upstream shows a fault."""
         body = chat(self.canaries, fault, **fields)
         await self.ask(client, "POST", path, {"json": body, "headers": headers(self.canaries, caller)})
 
     async def _leave(self, client: httpx.AsyncClient, path: str, fault: str) -> None:
-        """Ask, and do not wait for the answer's end."""
+        """Ask, and leave before the end of the answer."""
         with anyio.move_on_after(0.2):
             await self.chat(client, path, fault)
 
     async def _write(self, client: httpx.AsyncClient, data: bytes) -> None:
-        """Send bytes, and look at what comes until Parley closes."""
+        """Send bytes, and search everything that Parley sends until it closes the connection."""
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(data)
         answer = b""
@@ -175,13 +175,13 @@ class Proof:
                 while more := await reader.read(65_536):
                     answer += more
         except ConnectionError:
-            pass  # it did not read it all
+            pass  # Parley closed before it had read everything
         finally:
             writer.close()
         self.look("the answer to what is hardly HTTP", answer.decode("latin-1"))
 
     async def _overload_and_stop(self, served: Parley, client: httpx.AsyncClient) -> None:
-        """Ask for more than a caller may, and than there is room for; then stop Parley, and with it the rest."""
+        """Send more than a caller may, and more than there is room for; then stop Parley while the rest still waits."""
         first, second = asyncio.Event(), asyncio.Event()
 
         async def ask(path: str, caller: str, is_over: asyncio.Event) -> None:
@@ -198,7 +198,7 @@ class Proof:
             served.process.terminate()
 
     async def _show(self, exchange: Exchange) -> None:
-        """Show the fault that the message names; what the caller sent beside it may not have come along."""
+        """Show the fault that the message names; nothing else that the caller sent may have been passed on."""
         sent = {name: value for name, value in exchange.headers.items() if not name.endswith("authorization")}
         self.look("what goes upstream beside the key and the body", str(sent))
         key = self.canaries["the fallback key" if "second.example" in exchange.path else "the key"]
@@ -209,7 +209,7 @@ class Proof:
 
 
 async def _at_once(jobs: Iterator[Job]) -> None:
-    """Do these, as many at once as there are places."""
+    """Run the jobs, at most one per place at a time."""
     places = anyio.Semaphore(PLACES)
 
     async def do(job: Job) -> None:
@@ -222,7 +222,7 @@ async def _at_once(jobs: Iterator[Job]) -> None:
 
 
 def without_answer(path: str, response: httpx.Response) -> str:
-    """Return a body without the text that the model has said."""
+    """Return a body without the text of the model."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         return "\n".join(line for line in response.text.split("\n") if not line.startswith('data: {"type":"text"'))
     if path == "/chat/complete" and response.status_code == 200:
@@ -231,7 +231,7 @@ def without_answer(path: str, response: httpx.Response) -> str:
 
 
 def check_line(line: str, log_format: str) -> None:
-    """Check that an event is a line of the form that Parley gives it, with nothing in it that a terminal obeys."""
+    """Check that a log line has the form that Parley gives it, and contains nothing that a terminal obeys."""
     if log_format == "json":
         assert list(json.loads(line))[:3] == ["timestamp", "level", "event"]
     else:
@@ -244,7 +244,7 @@ def check_line(line: str, log_format: str) -> None:
 async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
     upstream: ScriptedUpstream, record_property: Callable[[str, object], None]
 ) -> None:
-    """Over every endpoint, every fault, both operations, every log level and both formats; every error is met."""
+    """The test covers every endpoint, fault, operation, log level and format; every error code occurs."""
     proof = Proof(upstream)
     at_once = anyio.Semaphore(AT_ONCE)
 
@@ -271,7 +271,7 @@ async def test_nothing_that_comes_in_goes_out_but_in_the_answer(
 
 @pytest.mark.long
 async def test_nothing_is_in_the_arguments_of_the_processes_that_parley_starts(upstream: ScriptedUpstream) -> None:
-    """The embedded model gets its key, which nobody else may know, by standard input; workers by a pipe."""
+    """The embedded model gets its secret key through standard input; workers get theirs through a pipe."""
     proof = Proof(upstream)
     variables = proof.variables(OPENAI_BASE_URL="", OPENAI_API_KEY="", PARLEY_WORKERS="2")
     async with parley(**variables) as served, served.client() as client:

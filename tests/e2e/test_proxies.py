@@ -1,4 +1,4 @@
-"""Parley behind the proxies whose configurations are documented: what clients get, and what upstreams are told."""
+"""Parley behind the documented proxy configurations: what clients receive, and what upstreams are asked."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.long
 
-# What a busy machine disturbs is measured anew; a proxy's own delay is there each time.
+# A busy machine disturbs single measurements, so they are repeated; a proxy's own delay is in all of them.
 ROUNDS = 3
 
 PACE_S = 0.02
 TEXTS = 150
-SILENCE_S = 16.0  # Envoy's routes have a timeout of 15 s, unless they are told otherwise
+SILENCE_S = 16.0  # the timeout of Envoy's routes is 15 s by default
 REST_S = 5.0
 CONNECTIONS, REQUESTS = 50, 4
 NEVER_S = "60"
 
 
 async def text(response: httpx.Response, number: int = 1) -> None:
-    """Read until a text of this number has come."""
+    """Read until the text of this number has come."""
     async for line in response.aiter_lines():
         number -= line == "event: text"
         if not number:
@@ -47,15 +47,15 @@ async def text(response: httpx.Response, number: int = 1) -> None:
 
 
 def kinds(response: httpx.Response) -> list[str]:
-    """Return the kinds of a stream's chunks."""
+    """Return the types of a stream's chunks."""
     return [kind(chunk) for chunk in read_chunks(response.content)]
 
 
 async def measure(take: Callable[[], Awaitable[dict[str, float]]], most: Callable[[dict[str, float]], float]) -> None:
-    """Take figures for each way, until all are small enough."""
+    """Measure each way, and repeat this until all figures are small enough."""
     for _ in range(ROUNDS):
         figures = await take()
-        print({way: round(figure, 4) for way, figure in figures.items()})  # noqa: T201  # for who looks with -rP
+        print({way: round(figure, 4) for way, figure in figures.items()})  # noqa: T201  # shown by pytest -rP
         slow = [way for way, figure in figures.items() if figure > most(figures)]
         if not slow:
             return
@@ -63,7 +63,7 @@ async def measure(take: Callable[[], Awaitable[dict[str, float]]], most: Callabl
 
 
 async def test_each_text_comes_when_the_model_makes_it(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """The gap that 99% of the texts stay below is that of the direct way, but for 30 ms."""
+    """The 99th percentile of the gaps is at most 30 ms above that of the direct connection."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -89,13 +89,13 @@ async def test_each_text_comes_when_the_model_makes_it(upstream: ScriptedUpstrea
 
 
 async def test_no_silence_cuts_a_stream(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Neither before the first text nor between two; heartbeats come all the time."""
+    """The silence is before the first text, or between two texts; heartbeats come all the time."""
 
     async def script(exchange: Exchange) -> None:
         if exchange.message == "early":
             await exchange.head()
             await exchange.events(delta("a"))
-        await asyncio.sleep(SILENCE_S)  # what is tested is that time; of the proxies' clocks, none can be turned
+        await asyncio.sleep(SILENCE_S)  # this time is under test; the proxies' clocks cannot be changed
         await answer("b")(exchange) if exchange.message == "late" else await end(exchange)
 
     async def end(exchange: Exchange) -> None:
@@ -114,7 +114,7 @@ async def test_no_silence_cuts_a_stream(upstream: ScriptedUpstream, tmp_path: Pa
 
 
 async def test_a_client_that_leaves_stops_the_model(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Within a second, without a heartbeat that would find out: between texts, in a silence, before the headers."""
+    """Parley stops it within a second, without a heartbeat: between texts, in a silence, and before the headers."""
     scripts: dict[str, Script] = {"paced": Gated(pace_s=PACE_S), "silent": Gated(), "late": hang}
     asked: dict[str, asyncio.Future[Exchange]] = {}
 
@@ -157,7 +157,7 @@ async def test_a_client_that_leaves_stops_the_model(upstream: ScriptedUpstream, 
 
 
 async def test_a_failure_upstream_reaches_the_client_as_it_is(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """In mid-stream as a chunk, before it as a status; no proxy asks anew, nor answers itself."""
+    """The failure is a chunk in mid-stream, and a status before that; no proxy retries, or answers by itself."""
 
     async def cut(exchange: Exchange) -> None:
         await exchange.head()
@@ -181,7 +181,7 @@ async def test_a_failure_upstream_reaches_the_client_as_it_is(upstream: Scripted
 
 
 async def test_the_quotas_are_those_of_the_callers_not_of_the_proxy(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Each says whose request it is."""
+    """Each proxy tells Parley whose request it is."""
     gated = upstream.script = Gated()
 
     async def ask_twice(way: str) -> list[int]:
@@ -204,14 +204,14 @@ async def test_the_quotas_are_those_of_the_callers_not_of_the_proxy(upstream: Sc
 async def test_requests_that_come_as_often_as_connections_used_to_close_all_succeed(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    """200 through each proxy, 5.0 s apart on each connection: none may close while it gets a request."""
+    """There are 200 per proxy, about 5.0 s apart per connection: no connection may close while a request arrives."""
     rests_s = {way: iter([REST_S + number / 2000 for number in range(-50, 50, 2)]) for way in PROXIES}
 
     async def keep_asking(way: str) -> list[int]:
         rest_s = next(rests_s[way])
         statuses = []
         for number in range(REQUESTS):
-            await asyncio.sleep(rest_s if number else 0)  # what is tested is that time
+            await asyncio.sleep(rest_s if number else 0)  # this time is under test
             statuses.append((await it.ask(way, path="/chat/complete")).status_code)
         return statuses
 
@@ -225,7 +225,7 @@ async def test_requests_that_come_as_often_as_connections_used_to_close_all_succ
 
 
 async def test_a_parley_that_is_killed_never_looks_like_an_end(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Its streams break, its other requests fail and are not repeated; those of the other Parley go on."""
+    """Its streams break, and its other requests fail and are not retried; those of the other Parley continue."""
     gated = Gated()
     ready = asyncio.Barrier(2 * 4 * len(PROXIES) + 1)
 

@@ -1,4 +1,4 @@
-"""Clients that would send a request again: with what the page about them says to set, one question is one POST."""
+"""Clients that might send a request again: with the documented settings, one question is one POST."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def ask(folder: Path, url: str, *clients: str) -> dict[str, Ended]:
-    """Run the programs at the same time, each asking with its own name; return how each ended."""
+    """Run the programs at the same time, each with its own name as the message; return how each ended."""
     ended: dict[str, Ended] = {}
 
     async def run(client: str) -> None:
@@ -74,7 +74,7 @@ async def ask(folder: Path, url: str, *clients: str) -> dict[str, Ended]:
 async def test_an_answer_is_asked_for_once(
     folder: Path, upstream: ScriptedUpstream, make_settings: Callable[..., Settings], logs: Logs
 ) -> None:
-    """Also by a client that takes the end of a stream for a loss."""
+    """One of the clients takes the end of a stream for a lost connection."""
     upstream.script = answer("first, ", "\u2028last")
     async with running(make_settings(), logs) as client:
         ended = await ask(folder, str(client.base_url).rstrip("/"), *CLIENTS)
@@ -89,7 +89,7 @@ async def test_an_answer_is_asked_for_once(
 async def test_a_refusal_is_not_answered_with_another_request(
     folder: Path, upstream: ScriptedUpstream, make_settings: Callable[..., Settings], logs: Logs
 ) -> None:
-    """Although 503 says that another may succeed."""
+    """The status 503 says that another request may succeed."""
     upstream.script = respond(429, {})
     async with running(make_settings(), logs) as client:
         ended = await ask(folder, str(client.base_url).rstrip("/"), *CLIENTS)
@@ -99,7 +99,7 @@ async def test_a_refusal_is_not_answered_with_another_request(
 
 
 async def test_a_connection_that_breaks_is_not_followed_by_another(folder: Path) -> None:
-    """Here, the upstream is in the place of a Parley that is killed in mid-stream."""
+    """The upstream stands in for a Parley that is killed in mid-stream."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -114,8 +114,8 @@ async def test_a_connection_that_breaks_is_not_followed_by_another(folder: Path)
 
 
 async def test_a_connection_that_is_dead_is_given_up(folder: Path) -> None:
-    """After three heartbeats; what is tested is that time, and of the programs' clocks, none can be turned."""
-    clients = CLIENTS.keys() - {"eventsource"}  # which has no means for it
+    """The clients give up after three heartbeat intervals, in real time, as the programs' clocks cannot be changed."""
+    clients = CLIENTS.keys() - {"eventsource"}  # it has no setting for this
     now = asyncio.get_running_loop().time
 
     async def script(exchange: Exchange) -> None:

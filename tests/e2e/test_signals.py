@@ -1,4 +1,4 @@
-"""A signal to stop, at any moment of `parley`'s start: it ends, with no error shown and nothing left behind."""
+"""A signal to stop, at any moment of `parley`'s start: it exits without an error, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = [
 ]
 
 SCRIPT = (str(Path(sys.executable).with_name("parley")),)
-# Milliseconds of its CPU time: first the entry point, then the imports, the app, and the model or the workers.
+# Milliseconds of CPU time: first the entry point, then the imports, the app, and the model or the workers.
 MOMENTS = (0, 30, 60, 200, 500, 900, 1500)
-# Of these, a process has one in its memory as soon as it has imported anything that takes time.
+# A process has one of these in its memory as soon as it has imported anything that takes time.
 HEAVY = ("/_socket.", "/_ssl.", "/msgspec/")
 
 
 class End(NamedTuple):
-    """How it ended, and when it was told to."""
+    """How a process ended, and its state when the signal was sent."""
 
     moment: int
     had_handlers: bool
@@ -42,13 +42,13 @@ class End(NamedTuple):
 
 
 def has_handlers(pid: int) -> bool:
-    """Tell whether a process has a handler for SIGTERM; Python itself has one for SIGINT."""
+    """Return whether a process has a handler for SIGTERM; for SIGINT, Python itself has one."""
     caught = int(Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def has_imported(pid: int) -> bool:
-    """Tell whether a process has imported anything that takes time."""
+    """Return whether a process has imported anything that takes time."""
     mapped = Path(f"/proc/{pid}/maps").read_text()
     return any(name in mapped for name in HEAVY)
 
@@ -56,7 +56,7 @@ def has_imported(pid: int) -> bool:
 async def ended(
     command: tuple[str, ...], number: signal.Signals, moment: int, temporary: Path, variables: dict[str, str]
 ) -> End:
-    """Start it, and send the signal at this moment of its CPU time, or when it serves."""
+    """Start a process, and send the signal at this moment of its CPU time, or when it serves if that is earlier."""
     await anyio.Path(temporary).mkdir()
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -68,8 +68,8 @@ async def ended(
             group.create_task(read(process.stdout, logs))
             group.create_task(read(process.stderr, errors))
             while cpu_s(process.pid) * 1000 < moment and '"event":"serving"' not in logs.getvalue():  # noqa: ASYNC110
-                await anyio.sleep(0.001)  # the kernel tells nobody when
-            had_imported = has_imported(process.pid)  # looked at first, as the handlers may come meanwhile
+                await anyio.sleep(0.001)  # the kernel sends no event
+            had_imported = has_imported(process.pid)  # read first, because the handlers may be set in between
             had_handlers = has_handlers(process.pid)
             process.send_signal(number)
             exit_code = await process.wait()
@@ -98,10 +98,10 @@ async def test_a_signal_at_any_moment_of_the_start_ends_it_without_a_trace(
     *,
     is_embedded: bool,
 ) -> None:
-    """Only before it has run its first line can a signal have its default action."""
+    """A signal may have its default action only before the process has run its first line."""
     variables = {"PARLEY_WORKERS": workers} if is_embedded else leading_to(upstream, PARLEY_WORKERS=workers)
     ends = [await ended(command, number, moment, tmp_path / str(moment), variables) for moment in MOMENTS]
-    while all(end.had_handlers for end in ends) and len(ends) < 20:  # on a busy machine the first look may come late
+    while all(end.had_handlers for end in ends) and len(ends) < 20:  # on a busy machine, the first look may be late
         ends.append(await ended(command, number, 0, tmp_path / f"again {len(ends)}", variables))
     for end in ends:
         assert end.had_handlers or not end.had_imported, end

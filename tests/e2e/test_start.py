@@ -1,4 +1,4 @@
-"""`parley` as a process: how it starts, what it says, and what stops it from starting."""
+"""`parley` as a process: how it starts, what it logs, and what prevents its start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REQUEST = {"message": CANARY}
 
 
 class Life(NamedTuple):
-    """One Parley's whole life, with one request."""
+    """The whole life of one Parley, with one request."""
 
     chunks: list[StreamChunk]
     exchanges: list[Exchange]
@@ -39,7 +39,7 @@ class Life(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def life() -> AsyncIterator[Life]:
-    """Run it once for all that look at it."""
+    """Run it once for all tests that look at it."""
     async with ScriptedUpstream() as upstream:
         limits = {"PARLEY_API_KEYS": CANARY_KEY, "PARLEY_REQUESTS_PER_MINUTE": "9", "PARLEY_MAX_TOKENS": "5"}
         more = {"PARLEY_FALLBACK_MODEL": "scripted-2", "PARLEY_HOST": "0.0.0.0"}  # noqa: S104
@@ -49,7 +49,7 @@ async def life() -> AsyncIterator[Life]:
 
 
 async def test_the_environment_chooses_the_upstream(life: Life) -> None:
-    """Key, address and model are those of the variables; the logs are JSON, as standard output is no terminal."""
+    """Key, address and model come from the variables; the logs are JSON, as standard output is not a terminal."""
     start = life.chunks[0]
     assert isinstance(start, StartChunk)
     assert start.model == "scripted-1"
@@ -59,13 +59,13 @@ async def test_the_environment_chooses_the_upstream(life: Life) -> None:
 
 
 async def test_a_setting_that_does_not_exist_is_told(life: Life) -> None:
-    """It stops nothing: the variable may be another program's."""
+    """The setting does not stop the start, because the variable may belong to another program."""
     (line,) = life.logs.lines("unknown_setting")
     assert (line["setting"], line["did_you_mean"]) == ("PARLEY_MAX_TOKENS", "PARLEY_MAX_OUTPUT_TOKENS")
 
 
 async def test_the_log_tells_what_serves_within_which_limits_and_that_it_has_ended(life: Life) -> None:
-    """Without a secret: keys are counted."""
+    """The lines contain no secret: keys are only counted."""
     (line,) = life.logs.lines("serving")
     assert line["version"] == version("parley")
     assert (line["models"], line["is_embedded"]) == (["scripted-1", "scripted-2"], False)
@@ -74,12 +74,12 @@ async def test_the_log_tells_what_serves_within_which_limits_and_that_it_has_end
 
 
 async def test_a_parley_that_wants_keys_may_listen_everywhere(life: Life) -> None:
-    """It is not open to everybody, and does not say so."""
+    """Parley with keys is not open to everyone, and does not warn about it."""
     assert life.logs.lines("open_to_everybody") == []
 
 
 async def test_a_key_alone_serves_the_embedded_model_and_says_what_is_missing() -> None:
-    """Many shells have one, for other programs; it is sent to nobody."""
+    """Many shells have such a key for other programs; Parley sends it to no server."""
     async with parley(OPENAI_API_KEY=CANARY_KEY) as served, served.client() as client:
         start, *_, done = await stream(client, {"message": "What is the capital of France?"})
     assert isinstance(start, StartChunk)
@@ -91,7 +91,7 @@ async def test_a_key_alone_serves_the_embedded_model_and_says_what_is_missing() 
 async def test_settings_can_be_in_a_file_but_the_environment_takes_precedence(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    """The file `.env`, in the folder in which it is started."""
+    """The file is `.env`, in the folder in which Parley is started."""
     text = f'# ours\nexport OPENAI_BASE_URL="{upstream.url}"\nPARLEY_MODEL=of-the-file\nPARLEY_MAX_QUEUE=7\n'
     (tmp_path / ".env").write_text(text)
     variables = {"PYTHON_DOTENV_DISABLED": "", "PARLEY_MODEL": "of-the-environment"}
@@ -105,7 +105,7 @@ async def test_settings_can_be_in_a_file_but_the_environment_takes_precedence(
 async def test_a_file_of_settings_that_cannot_be_read_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: bytes
 ) -> None:
-    """With a line that says so."""
+    """An error message says so."""
     (tmp_path / ".env").write_bytes(b"PARLEY_MODEL=" + value + b"\n")
     monkeypatch.chdir(tmp_path)
     code, output, errors = await command(PYTHON_DOTENV_DISABLED="")
@@ -113,7 +113,7 @@ async def test_a_file_of_settings_that_cannot_be_read_stops_the_start(
 
 
 async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:
-    """On standard error, with the exit code for wrong usage; there is no log yet."""
+    """The lines go to standard error, with the exit code for wrong usage, because there is no log yet."""
     code, output, errors = await command(PARLEY_PORT="eighty", OPENAI_API_KEY=f"{CANARY_KEY} ")
     assert (code, output) == (2, "")
     assert errors.splitlines() == [
@@ -123,7 +123,7 @@ async def test_a_wrong_setting_stops_the_start_with_one_line_each() -> None:
 
 
 async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream) -> None:
-    """With a line that says so, and no other."""
+    """Parley logs one line, which says so."""
     port = upstream.url.rpartition(":")[2].removesuffix("/v1")
     code, output, errors = await command(**leading_to(upstream, PARLEY_PORT=port))
     assert (code, errors) == (3, "")
@@ -132,14 +132,14 @@ async def test_a_port_that_is_taken_stops_the_start(upstream: ScriptedUpstream) 
 
 
 async def test_an_address_that_is_none_stops_the_start() -> None:
-    """Likewise."""
+    """Parley logs a failed start."""
     code, output, errors = await command(OPENAI_BASE_URL="http://127.0.0.1:9/v1", PARLEY_MODEL="x", PARLEY_HOST="ü..x")
     assert (code, errors) == (3, "")
     assert "start_failed" in output.splitlines()[-1]
 
 
 async def test_an_embedded_model_that_cannot_be_imported_stops_the_start(tmp_path: Path) -> None:
-    """With one line, which names the command that mends it; and the process ends."""
+    """Parley logs one line, which names the command that fixes the problem, and exits."""
     code = "raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')"
     exit_code, output, errors = await command(PYTHONPATH=await broken_module(tmp_path, "xllamacpp", code))
     assert (exit_code, errors) == (3, "")
@@ -154,7 +154,7 @@ async def test_an_embedded_model_that_cannot_be_imported_stops_the_start(tmp_pat
     [("127.0.0.1", CANARY_KEY), ("::", CANARY_KEY), ("0.0.0.0", "")],  # noqa: S104
 )
 async def test_its_health_can_be_asked_without_a_client(listens_on: str, key: str) -> None:
-    """With no key, wherever it listens; an upstream that cannot be reached does not stop the start, and it says so."""
+    """The command needs no key, for any listening address; an unreachable upstream does not stop the start."""
     variables = {"PARLEY_HOST": listens_on, "PARLEY_API_KEYS": key}
     async with parley(**variables, OPENAI_BASE_URL="http://127.0.0.1:9/v1", PARLEY_MODEL="x") as served:
         address = {"PARLEY_HOST": listens_on, "PARLEY_PORT": served.url.rpartition(":")[2]}
@@ -168,13 +168,13 @@ async def test_its_health_can_be_asked_without_a_client(listens_on: str, key: st
                 "/chat", json=REQUEST, headers={"Authorization": f"Bearer {key}"} if key else {}
             )
             assert problem(response).code is ErrorCode.UPSTREAM_UNREACHABLE
-    # Whoever reaches its address can spend the operator's money.
+    # Anyone who can reach the address could spend the operator's money.
     warned = [(line["level"], line["host"]) for line in served.logs.lines("open_to_everybody")]
     assert warned == ([] if key else [("critical", listens_on)])
 
 
 async def test_where_nothing_answers_health_says_so() -> None:
-    """Another setting that is wrong does not matter."""
+    """An invalid value of an unrelated setting does not matter."""
     code, output, errors = await command("health", PARLEY_PORT="9", PARLEY_WORKERS="none")
     assert (code, output) == (1, "")
     assert errors == "parley: no Parley answers at 127.0.0.1, port 9 (ConnectionRefusedError).\n"

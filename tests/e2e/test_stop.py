@@ -1,4 +1,4 @@
-"""`parley` as a process: how it ends, and its workers, and what it still does for those that it serves."""
+"""`parley` as a process: how it and its workers end, and what it still does for its clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STREAMS = 100
 
 
 async def refused(url: httpx.URL) -> None:
-    """Wait until nobody listens there."""
+    """Wait until the address refuses connections."""
     with anyio.fail_after(60):
         while True:
             await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def refused(url: httpx.URL) -> None:
                 socket.create_connection((url.host, url.port)).close()
             except ConnectionRefusedError:
                 return
-            except ConnectionResetError:  # it closed just then
+            except ConnectionResetError:  # Parley closed it at this moment
                 continue
 
 
@@ -52,12 +52,12 @@ async def refused(url: httpx.URL) -> None:
 async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
     upstream: ScriptedUpstream, workers: int
 ) -> None:
-    """New prompts over a connection that is open; nobody can make a new one. Then the process ends by itself."""
+    """New prompts come over an open connection, as Parley accepts no new one. Then the process ends by itself."""
     gated = upstream.script = Gated()
     variables = leading_to(upstream, PARLEY_WORKERS=str(workers))
     async with parley(**variables) as served, served.client() as client:
         await served.logs.line("Application startup complete.", number=workers)
-        # A request whose body is not whole yet keeps its connection open.
+        # A request with an incomplete body keeps its connection open.
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{")
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
@@ -83,7 +83,7 @@ async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
 async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(
     upstream: ScriptedUpstream, workers: int
 ) -> None:
-    """A hundred of a hundred get an error chunk and what they cost; then the process ends, without a second signal."""
+    """All hundred get an error chunk and their usage; then the process ends, without a second signal."""
     begun = 0
     all_begun = asyncio.Event()
 
@@ -123,7 +123,7 @@ async def test_streams_that_do_not_end_in_time_are_ended_with_the_truth(
 
 
 async def test_who_waits_for_a_first_text_or_a_turn_is_told_too(upstream: ScriptedUpstream) -> None:
-    """By an HTTP error, as nothing was sent yet."""
+    """Both get an HTTP error, because nothing has been sent yet."""
     upstream.script = hang
     variables = leading_to(upstream, PARLEY_DRAIN_TIMEOUT_S="0.5", PARLEY_MAX_STREAMS="1", PARLEY_QUEUE_TIMEOUT_S="60")
     responses: list[httpx.Response] = []
@@ -136,7 +136,7 @@ async def test_who_waits_for_a_first_text_or_a_turn_is_told_too(upstream: Script
             group.start_soon(ask)
             await upstream.next_exchange()
             group.start_soon(ask)
-            await client.get("/health/live")  # it has come in by then
+            await client.get("/health/live")  # the second request has arrived by then
             served.process.send_signal(signal.SIGTERM)
             assert await served.wait() == 0
     assert [problem(response).code for response in responses] == [ErrorCode.SHUTTING_DOWN] * 2
@@ -145,7 +145,7 @@ async def test_who_waits_for_a_first_text_or_a_turn_is_told_too(upstream: Script
 
 @asynccontextmanager
 async def starting(said: str, **variables: str) -> AsyncIterator[Process]:
-    """Start `parley`, as a group of processes; yield it when this is the first thing that it says."""
+    """Start `parley` as a group of processes; yield when the first line of its output contains `said`."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *PARLEY, env=environment(**variables), stdout=pipe, stderr=pipe, start_new_session=True
@@ -165,14 +165,14 @@ async def starting(said: str, **variables: str) -> AsyncIterator[Process]:
 async def test_a_signal_while_it_starts_ends_it_without_a_trace(
     tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
-    """Before the model is loaded and a worker serves: no error, and nothing left behind."""
+    """The signal comes before the model is loaded or a worker serves: there is no error, and no file stays behind."""
     variables = {"PARLEY_HOST": "0.0.0.0", "PARLEY_WORKERS": workers, "TMPDIR": str(tmp_path)}  # noqa: S104
     async with starting("open_to_everybody", **variables) as process:
         process.send_signal(number)
         output, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
     assert b'"level":"error"' not in output
-    assert os.listdir(tmp_path) == []  # noqa: PTH208  # pathlib is none for async functions
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  # Ruff forbids pathlib in async functions
 
 
 @pytest.mark.parametrize("command", [("uv", "run", "parley"), ("uv", "run", "just", "serve")])
@@ -181,7 +181,7 @@ async def test_a_signal_while_it_starts_ends_it_without_a_trace(
 async def test_what_the_readme_starts_ends_with_all_its_processes(
     upstream: ScriptedUpstream, command: tuple[str, ...], number: signal.Signals
 ) -> None:
-    """SIGTERM goes to the first process, as a supervisor sends it; SIGINT to all of them, as Ctrl-C does."""
+    """SIGTERM goes to the first process, as from a supervisor; SIGINT goes to all processes, as from Ctrl-C."""
     need("uv", "just")
     variables = environment(**leading_to(upstream), UV_NO_SYNC="1", PARLEY_LOG_FORMAT="json")
     process = await asyncio.create_subprocess_exec(
@@ -189,7 +189,7 @@ async def test_what_the_readme_starts_ends_with_all_its_processes(
         env=variables,
         cwd=Path(__file__).parents[2],
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,  # just says that it was interrupted
+        stderr=asyncio.subprocess.DEVNULL,  # just reports that it was interrupted
         start_new_session=True,
     )
     logs = Logs()
@@ -222,7 +222,7 @@ def members(group: int) -> list[int]:
 
 
 def workers_with(library: str, parent: int) -> int:
-    """Count the workers of a process that have this library in their memory already."""
+    """Count the workers of a process that have loaded this library."""
     workers = [pid for pid, command in arguments(parent).items() if "spawn_main" in " ".join(command)]
     return sum(library in Path(f"/proc/{pid}/maps").read_text() for pid in workers)
 
@@ -232,17 +232,17 @@ def workers_with(library: str, parent: int) -> int:
 async def test_a_signal_to_all_while_workers_start_ends_them_without_a_trace(
     upstream: ScriptedUpstream, number: signal.Signals
 ) -> None:
-    """As Ctrl-C and systemd send it; a worker that is gone before it has answered is not waited for."""
+    """Ctrl-C and systemd send it like this; Parley does not wait for a worker that is gone before it has answered."""
     async with starting("Started parent process", **leading_to(upstream, PARLEY_WORKERS="2")) as process:
-        while workers_with("pydantic_core", process.pid) < 2:  # noqa: ASYNC110  # which is in the middle of their start
-            await anyio.sleep(0.02)  # a busy loop would slow their start
+        while workers_with("pydantic_core", process.pid) < 2:  # noqa: ASYNC110  # loaded halfway
+            await anyio.sleep(0.02)  # a busy loop would slow down their start
         os.killpg(process.pid, number)
         _, errors = await process.communicate()
     assert (process.returncode, errors) == (0, b"")
 
 
 async def test_workers_do_not_outlive_their_parent(upstream: ScriptedUpstream) -> None:
-    """Even where nothing could tell them: nobody would stop them any more."""
+    """Workers end even if the parent could not tell them; otherwise, nothing would ever stop them."""
     async with parley(**leading_to(upstream, PARLEY_WORKERS="2")) as served:
         await served.logs.line("Application startup complete.", number=2)
         pids = [int(number) for number in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())]
@@ -256,7 +256,7 @@ async def test_workers_do_not_outlive_their_parent(upstream: ScriptedUpstream) -
 
 @pytest.mark.long
 async def test_a_worker_that_takes_anothers_place_has_its_settings(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Those of the start: workers with other keys would let the same caller in or not, by chance."""
+    """A new worker has the settings of the start: with different keys, it would accept the same caller by chance."""
     keys = anyio.Path(tmp_path / "keys")
     await keys.write_text(CANARY_KEY)
     async with parley(**leading_to(upstream, PARLEY_WORKERS="2", PARLEY_API_KEYS_FILE=str(keys))) as served:

@@ -1,4 +1,4 @@
-"""`parley chat`: the terminal client, against a Parley that serves."""
+"""`parley chat`: the terminal client, used with a running Parley."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def url(client: httpx.AsyncClient) -> str:
-    """Give the address of a Parley on the scripted upstream."""
+    """Return the address of a Parley with the scripted upstream."""
     return str(client.base_url)
 
 
 async def chat(
     *arguments: str | bytes, given: str | bytes | None = None, **variables: str
 ) -> tuple[int | None, str, str]:
-    """Run `parley chat` with this on its standard input; return exit code, output and errors."""
+    """Run `parley chat` with this standard input; return exit code, output and errors."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *PARLEY, "chat", *arguments, env=environment(**variables), stdin=pipe, stdout=pipe, stderr=pipe
@@ -44,7 +44,7 @@ async def chat(
 
 
 async def test_a_message_as_an_argument_is_answered(url: str, upstream: ScriptedUpstream) -> None:
-    """The answer alone is the output; what it took stands beside it."""
+    """Standard output has only the answer; tokens and time go to standard error."""
     code, output, errors = await chat("--url", url, "Say", "hello")
     assert (code, output) == (0, "Hello\n")
     assert errors.startswith("[3 tokens, ")
@@ -52,14 +52,14 @@ async def test_a_message_as_an_argument_is_answered(url: str, upstream: Scripted
 
 
 async def test_a_message_from_a_pipe_is_answered(url: str, upstream: ScriptedUpstream) -> None:
-    """Without the line end that `echo` adds."""
+    """The line end that `echo` adds is removed."""
     code, output, _ = await chat("--url", url, given="Say\nhello\n")
     assert (code, output) == (0, "Hello\n")
     assert upstream.exchanges[0].json["messages"] == [{"role": "user", "content": "Say\nhello"}]
 
 
 async def test_what_is_not_utf8_is_replaced(url: str, upstream: ScriptedUpstream) -> None:
-    """In an argument, in a pipe; and what cannot be shown is a question mark."""
+    """Invalid bytes in an argument or a pipe are replaced; a character that cannot be shown becomes a question mark."""
     await chat("--url", url, b"caf\xe9")
     await chat("--url", url, given=b"caf\xe9")
     assert [exchange.json["messages"][0]["content"] for exchange in upstream.exchanges] == ["caf\ufffd"] * 2
@@ -68,7 +68,7 @@ async def test_what_is_not_utf8_is_replaced(url: str, upstream: ScriptedUpstream
 
 
 async def test_a_reader_that_has_had_enough_stops_the_answer(url: str, upstream: ScriptedUpstream) -> None:
-    """As in `parley chat | head`: no traceback, and the model stops."""
+    """As in `parley chat | head`: there is no traceback, and the model stops."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -92,7 +92,7 @@ async def test_a_reader_that_has_had_enough_stops_the_answer(url: str, upstream:
 
 
 async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) -> None:
-    """Client and server read the same variables; the server's others, and a proxy, do not matter here."""
+    """Client and server read the same variables; the server's other variables and a proxy do not matter here."""
     variables = {
         "PARLEY_PORT": str(client.base_url.port),
         "OPENAI_API_KEY": "no model beside it",
@@ -106,7 +106,7 @@ async def test_the_address_is_that_of_the_settings(client: httpx.AsyncClient) ->
 async def test_a_key_in_the_file_of_settings_is_sent_to_no_address_that_is_given(
     upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be another Parley's, or nobody's."""
+    """The address may be that of another Parley, or of anything else."""
     (tmp_path / ".env").write_text(f"PARLEY_API_KEYS={CANARY_KEY}\n")
     monkeypatch.chdir(tmp_path)
     upstream.script = respond(500, {})
@@ -115,7 +115,7 @@ async def test_a_key_in_the_file_of_settings_is_sent_to_no_address_that_is_given
 
 
 async def test_an_answer_cut_short_says_why(url: str, upstream: ScriptedUpstream) -> None:
-    """It ended by length, and that is no failure."""
+    """An answer that reached its maximum length is not a failure."""
     upstream.script = answer("cut", finish_reason="length")
     code, _, errors = await chat("--url", url, "Hi")
     assert code == 0
@@ -123,7 +123,7 @@ async def test_an_answer_cut_short_says_why(url: str, upstream: ScriptedUpstream
 
 
 async def test_a_failure_is_told_in_three_sentences(url: str, upstream: ScriptedUpstream) -> None:
-    """With the code and the correlation id; before the first text and after it."""
+    """The error includes the code and the correlation id, before the first text and after it."""
     upstream.script = respond(401, {})
     code, output, errors = await chat("--url", url, "Hi")
     assert (code, output) == (1, "")
@@ -139,14 +139,14 @@ async def test_a_failure_is_told_in_three_sentences(url: str, upstream: Scripted
 
 
 async def test_a_server_that_is_not_there_is_told() -> None:
-    """With the command that starts one."""
+    """The error names the command that starts a server."""
     code, output, errors = await chat("Hi", PARLEY_PORT="9")
     assert (code, output) == (1, "")
     assert errors == "Nothing answers at http://127.0.0.1:9. Start Parley there: `uv run parley`.\n"
 
 
 async def test_another_server_is_told(upstream: ScriptedUpstream) -> None:
-    """Whatever it says."""
+    """The response does not matter."""
     upstream.script = respond(200, {"object": "list"})
     code, output, errors = await chat("--url", upstream.url, "Hi")
     assert (code, output) == (1, "")
@@ -154,7 +154,7 @@ async def test_another_server_is_told(upstream: ScriptedUpstream) -> None:
 
 
 async def test_control_characters_do_not_reach_the_terminal(url: str, upstream: ScriptedUpstream) -> None:
-    """A model could be made to say what a terminal obeys."""
+    """An attacker could make a model print control sequences."""
     upstream.script = answer("a\x1b[2Jb\x07\tc\n東")
     _, output, _ = await chat("--url", url, "Hi")
     assert output == "a[2Jb\tc\n東\n"
@@ -171,8 +171,8 @@ class Terminal:
         )
 
     async def expect(self, text: str) -> None:
-        """Wait until it has printed this."""
-        await anyio.to_thread.run_sync(self.process.expect_exact, text)  # its own async leaves a pipe open
+        """Wait until the program has printed this text."""
+        await anyio.to_thread.run_sync(self.process.expect_exact, text)  # pexpect's own async leaves a pipe open
 
     def type(self, line: str) -> None:
         """Type a line."""
@@ -181,7 +181,7 @@ class Terminal:
 
 @pytest.fixture
 async def terminal(make_settings: Callable[..., Settings]) -> AsyncIterator[Terminal]:
-    """Run a conversation with a Parley on the scripted upstream."""
+    """Run a conversation with a Parley that uses the scripted upstream."""
     async with running(make_settings()) as client:
         terminal = Terminal(str(client.base_url))
         await terminal.expect("> ")
@@ -190,7 +190,7 @@ async def terminal(make_settings: Callable[..., Settings]) -> AsyncIterator[Term
 
 
 async def test_a_conversation_keeps_its_turns(terminal: Terminal, upstream: ScriptedUpstream) -> None:
-    """The server keeps none; Ctrl-D ends."""
+    """The server stores none of them; Ctrl-D ends the program."""
     terminal.type("One")
     await terminal.expect("Hello")
     await terminal.expect("[3 tokens")
@@ -210,7 +210,7 @@ async def test_a_conversation_keeps_its_turns(terminal: Terminal, upstream: Scri
 
 
 async def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, upstream: ScriptedUpstream) -> None:
-    """In mid-answer, before the first text, and at the prompt; the model stops too."""
+    """Ctrl-C works in mid-answer, before the first text, and at the prompt; the model stops too."""
 
     async def endless(exchange: Exchange) -> None:
         await exchange.head()
@@ -245,7 +245,7 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, u
 async def test_a_conversation_too_long_goes_on_without_its_older_half(
     terminal: Terminal, upstream: ScriptedUpstream
 ) -> None:
-    """The model would refuse it for ever."""
+    """Otherwise, the model would refuse the conversation forever."""
     too_long = respond(400, {"error": {"code": "context_length_exceeded"}})
     upstream.script = in_turn(answer("A"), answer("B"), answer("C"), too_long, answer("D"))
     for number in range(3):

@@ -1,4 +1,4 @@
-"""Owns the agents of the tests, which stand for an operator's own."""
+"""The agents of the tests, which stand for an operator's own agents."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def broken_tool() -> str:
 
 @input_guardrail(run_in_parallel=False)
 async def no_secrets(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
-    """Trip over a word."""
+    """Trip if the message contains a forbidden word."""
     return GuardrailFunctionOutput(CANARY, "forbidden" in str(message))
 
 
@@ -83,14 +83,14 @@ async def asking(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> Gu
 
 @input_guardrail
 async def hanging_guardrail(_: RunContextWrapper[None], __: Agent[Any], ___: Any) -> GuardrailFunctionOutput:
-    """Never come to a verdict."""
+    """Never return a verdict."""
     await asyncio.get_running_loop().create_future()
     return GuardrailFunctionOutput(None, False)  # noqa: FBT003
 
 
 @output_guardrail
 async def short_answers(_: RunContextWrapper[None], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
-    """Trip over a long answer."""
+    """Trip if the answer is long."""
     return GuardrailFunctionOutput(CANARY, len(answer) > 20)
 
 
@@ -108,7 +108,7 @@ def failing_tool(about: str) -> str:
 
 @input_guardrail
 async def private_guardrail(_: RunContextWrapper[None], __: Agent[Any], message: Any) -> GuardrailFunctionOutput:
-    """Trip over the name of a script, with words that nobody may see."""
+    """Trip if the message has the name of a script; the guardrail's output must stay secret."""
     return GuardrailFunctionOutput(os.environ["PRIVATE"], "trips_the_guardrail" in str(message))
 
 
@@ -126,7 +126,7 @@ tooled = Agent[None](
 
 
 async def watch(_: AgentToolStreamEvent) -> None:
-    """Look at what the helper says."""
+    """Receive the helper's events."""
 
 
 @function_tool
@@ -192,10 +192,10 @@ no_agent = 5
 
 
 def make() -> Agent[None]:
-    """Make an agent."""
+    """Return an agent."""
     return plain
 
 
 def make_in_vain() -> Agent[None]:
-    """Fail."""
+    """Fail to make an agent."""
     raise RuntimeError(CANARY)

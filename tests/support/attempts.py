@@ -1,4 +1,4 @@
-"""Owns the attempts of tests that ask nobody."""
+"""Attempts for tests that send no request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the canaries: what is put into everything that must not come out again, and the search for it."""
+"""The canaries: strings that tests put into everything that must stay inside, and the search for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FRAGMENT = 8
 
 
 class Canaries:
-    """A canary of its own for each place that one is put into, so that a leak names its source."""
+    """A separate canary for each place, so that a leak names its source."""
 
     def __init__(self) -> None:
         self.places: set[str] = set()
@@ -33,7 +33,7 @@ class Canaries:
         return canary
 
     def found_in(self, text: str) -> set[str]:
-        """Return the places whose canary stands there: eight characters of it in any case, or six of them in base64."""
+        """Return the places whose canary is in the text: any eight characters of it, or six of them in base64."""
         text = text.lower()
         fragments = (text[start : start + _FRAGMENT] for start in range(len(text) - _FRAGMENT + 1))
         return {self._places[fragment] for fragment in fragments if fragment in self._places}
@@ -46,7 +46,7 @@ class Canaries:
 
 
 def _in_base64(data: bytes) -> Iterator[str]:
-    """Yield what base64 makes of this within something longer, which depends on where it stands there."""
+    """Yield the base64 forms of the data inside something longer; they depend on its offset there."""
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + data + bytes(-(before + len(data)) % 3)).decode()
         yield encoded[4 if before else 0 : len(encoded) - 4]

@@ -23,7 +23,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         """Seconds that this clock is ahead of the machine's."""
 
     def time(self) -> float:
-        """Return the time on the loop's clock, in seconds."""
+        """Return the time of the loop's clock, in seconds."""
         return super().time() + self.ahead_s
 
 
@@ -33,7 +33,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for sockets, but only for a moment; then let the clock jump by what is left of the time."""
+        """Wait for sockets, but only for a moment; then move the clock forward by the rest of the timeout."""
         if timeout is None or timeout <= _IDLE_S:
             return super().select(timeout)
         events = super().select(_IDLE_S)

@@ -1,4 +1,4 @@
-"""Owns the collector of traces: an OTLP endpoint on a real socket, which keeps the spans that it is sent."""
+"""The trace collector: an OTLP endpoint on a real socket, which keeps the spans that it receives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 class Collector(ScriptedUpstream):
-    """Takes traces at `endpoint`; whatever else it shall do instead, its `script` says."""
+    """Accepts traces at `endpoint`; set `script` to make it do something else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class Collector(ScriptedUpstream):
 
     @property
     def endpoint(self) -> str:
-        """The address to give to Parley."""
+        """The endpoint to configure in Parley."""
         return self.url.removesuffix("/v1")
 
     def spans(self, kind: str) -> list[Span]:
-        """Return the spans of a kind that have come, in the order in which they started."""
+        """Return the received spans of a kind, in the order in which they started."""
         found = []
         for exchange in self.exchanges:
             assert exchange.path == "/v1/traces"

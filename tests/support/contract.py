@@ -1,4 +1,4 @@
-"""Owns the committed contract as the tests use it: does a body have its shape, does a new contract break an old one."""
+"""The committed contract for the tests: it checks bodies against their shapes, and finds changes that break clients."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 FOLDER: Final = Path(__file__).parents[2] / "contracts"
 
-# What a generated client does not depend on.
+# Generated clients do not depend on these.
 _PROSE: Final = {"description", "example", "examples", "title"}
 
 
 def read(name: str = "chat-api.yaml") -> Any:
-    """Return a contract, as a copy that may be changed."""
+    """Return a contract, as a copy that the caller may change."""
     return copy.deepcopy(_read(name))
 
 
@@ -30,7 +30,7 @@ def _read(name: str) -> Any:
 
 
 def check(shape: str, body: object) -> None:
-    """Raise `jsonschema_rs.ValidationError` where the body is not what the contract says of this shape."""
+    """Raise `jsonschema_rs.ValidationError` if the body does not match this shape of the contract."""
     _validator(shape).validate(body)
 
 
@@ -42,9 +42,9 @@ def _validator(shape: str) -> jsonschema_rs.Validator:
 
 
 def breaks(old: Any, new: Any) -> Iterator[str]:
-    """Yield each change that may break a client made from the old contract.
+    """Yield each change that may break a client that was generated from the old contract.
 
-    What is not known to be harmless counts: better a version too many than a client too few.
+    A change counts unless it is known to be harmless: a needless new version is better than a broken client.
     """
     old, new = _inlined(old, old), _inlined(new, new)
     if version(new) < version(old):
@@ -78,7 +78,7 @@ def _gone(was: Any, now: Any, where: str) -> Iterator[str]:
 
 
 def _inlined(node: Any, document: Any) -> Any:
-    """Replace references by what they refer to."""
+    """Replace references with their targets."""
     match node:
         case {"$ref": reference}:
             return _inlined(document["components"]["schemas"][reference.rpartition("/")[2]], document)
@@ -115,7 +115,7 @@ def _in_body(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
 
 
 def _in_named(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
-    """Compare parameters, headers, or bodies by media type: what has a schema each, and may have to be there."""
+    """Compare parameters, headers, or bodies by media type: each has a schema, and may be required."""
     yield from _gone(was, now, where)
     for name, new in now.items():
         old = was.get(name, {})
@@ -135,7 +135,7 @@ def _in_schema(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str
                 for name in old.keys() & new.keys():
                     yield from _in_schema(old[name], new[name], f"{where}: {name}", is_sent=is_sent)
             case list() as old, list() as new if keyword in {"required", "enum"}:
-                # Nothing more may be asked of a client; nothing more may come to it where the list was closed.
+                # A client must not have to send more, and must not receive more if the list was closed.
                 more_is_worse = (keyword == "required") is is_sent
                 worse = set(new) - set(old) if more_is_worse else set(old) - set(new)
                 yield from (f"{where}: {keyword} {name}" for name in worse)

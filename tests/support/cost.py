@@ -1,4 +1,4 @@
-"""Owns the measure of what something costs a process, and everybody else who waits for its loop."""
+"""Measures what something costs a process, and how long other clients wait for its loop."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _PAUSE_S = 0.01
 
 @dataclass
 class Cost:
-    """What a process spent beside the probes; CPU time, as a busy machine makes any other time long."""
+    """What a process spent, without the probes; in CPU time, because a busy machine makes all other times longer."""
 
     cpu_s: float = 0.0
     growth_kb: int = 0
-    """From its resident memory to its peak."""
+    """From the resident memory at the start to the peak."""
     stalls_s: list[float] = field(default_factory=list)
-    """CPU time of the loop's thread from each probe of its health to the answer."""
+    """For each health probe, the CPU time of the loop's thread from request to response."""
 
     @property
     def stall_s(self) -> float:
-        """The stall that 99% of the probes stayed below."""
+        """The 99th percentile of the stalls."""
         return sorted(self.stalls_s)[int(len(self.stalls_s) * 0.99)]
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ def measuring(served: Parley) -> Iterator[Cost]:
             cost.stalls_s.append(_probe(address, pid))
             is_over.wait(_PAUSE_S)
 
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak is of what follows
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # reset the peak
     before_kb, before_s = _kb(pid, "VmRSS"), _cpu_s(pid)
     prober = threading.Thread(target=keep_probing)
     prober.start()
@@ -67,13 +67,13 @@ def measuring(served: Parley) -> Iterator[Cost]:
         prober.join()
         cost.cpu_s = _cpu_s(pid) - before_s - len(cost.stalls_s) * probe_s
         cost.growth_kb = _kb(pid, "VmHWM") - before_kb
-        print(cost)  # noqa: T201  # the figures of the tests that fail, or with -rP of all
+        print(cost)  # noqa: T201  # the figures, for tests that fail, or for all with -rP
 
 
 def _probe(address: str, pid: int) -> float:
     before_s = _cpu_s(pid, pid)
     connection = http.client.HTTPConnection(address, timeout=_PROBE_TIMEOUT_S)
-    with suppress(OSError):  # the stall says it
+    with suppress(OSError):  # the stall shows it
         connection.request("GET", "/health/live")
         connection.getresponse().read()
     connection.close()

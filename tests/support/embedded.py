@@ -1,4 +1,4 @@
-"""Owns what the tests ask the embedded model, and how they break it."""
+"""The messages of the tests for the embedded model, and a way to break its packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def complete(client: httpx.AsyncClient, **request: Any) -> ChatResponse:
 
 
 async def broken_module(folder: Path, name: str, code: str) -> str:
-    """Put a module that cannot be imported before the installed one; return the PYTHONPATH for it."""
+    """Put a module with this code before the installed one, so that its import fails; return the PYTHONPATH for it."""
     package = anyio.Path(folder / name)
     await package.mkdir()
     await (package / "__init__.py").write_text(code)

@@ -1,4 +1,4 @@
-"""Owns our own suites of evaluation, and the upstream that the contract suite is for."""
+"""Our own evaluation suites, and the upstream that the contract suite needs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SETTINGS: Final[dict[str, Any]] = {
     "temperature": 0.3,
     "retries": 0,
 }
-"""Of the Parley that the contract suite is for."""
+"""The settings of the Parley that the contract suite needs."""
 
 VARIABLES: Final = {f"PARLEY_{name.upper()}": str(value) for name, value in SETTINGS.items()}
-"""The same, for a process."""
+"""The same settings, for a process."""
 
-# A file of Parley, a line in it, and what stands there instead.
+# A file of Parley, a line in it, and the line that replaces it.
 LOSES_HISTORY: Final = (
     "web/schema.py",
     'messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)]',
@@ -42,7 +42,7 @@ LOSES_FIRST_TEXT: Final = (
 
 
 def broken_parley(folder: Path, file: str, line: str, broken: str) -> str:
-    """Make a copy of Parley in which one line is another; return the PYTHONPATH for it."""
+    """Copy Parley with one line replaced; return the PYTHONPATH for the copy."""
     package = Path(__file__).parents[2] / "src" / "parley"
     shutil.copytree(package, folder / "parley", ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "parley" / file

@@ -1,6 +1,6 @@
-"""Owns the faults: all that an upstream is known to do wrong, each by name, with what Parley's client must learn of it.
+"""The known faults of upstreams, each by name, with what Parley's client must receive.
 
-Run as a program (`just faulty`), it serves an upstream that shows the fault which the message names.
+Run as a program (`just faulty`), this module serves an upstream that shows the fault that the message names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.upstream import USAGE, Exchange, Script, ScriptedUpstream, an
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Upstreams are known to quote the prompt and the key.
+# Some upstreams quote the prompt and the key.
 ECHO = {"error": {"message": f"{CANARY} {CANARY_KEY}", "type": CANARY, "param": CANARY, "code": CANARY}}
 ABC = ("a", "b", "c")
 MANY = 100_000
@@ -31,33 +31,33 @@ UNICODE = 'Zürich 東京 🎉 "quoted"\n\u2028 end'
 
 @dataclass(frozen=True)
 class Fault:
-    """What the upstream does, and what must come of it."""
+    """What the upstream does, and what the client must receive."""
 
     script: Script
     text: str | None = "abc"
-    """The text that reaches the client; `None` where there is no stream, but an HTTP error."""
+    """The text that reaches the client; `None` if there is an HTTP error instead of a stream."""
     code: ErrorCode | None = None
-    """The error; `None` where the answer is done."""
+    """The error; `None` if the answer is done."""
     finish_reason: FinishReason = FinishReason.STOP
     source: UsageSource = UsageSource.ESTIMATE
-    """Who counted, in the stream's last chunk."""
+    """The source of the usage in the stream's last chunk."""
     retryable: bool = True
     retry_after_s: int | None = None
     upstream_status: int | None = None
 
 
 def failing(script: Script, code: ErrorCode = ErrorCode.UPSTREAM_ERROR, **more: object) -> Fault:
-    """Make a fault from which no text comes."""
+    """Return a fault that gives no text."""
     return Fault(script, text=None, code=code, source=UsageSource.NONE, **more)  # type: ignore[arg-type]
 
 
 def breaking(script: Script, code: ErrorCode = ErrorCode.UPSTREAM_TRUNCATED) -> Fault:
-    """Make a fault that breaks the answer after `abc`."""
+    """Return a fault that breaks off the answer after `abc`."""
     return Fault(script, code=code)
 
 
 def status(number: int, code: ErrorCode = ErrorCode.UPSTREAM_ERROR, *, retryable: bool = True, **headers: str) -> Fault:
-    """Make a refusal by HTTP status, whose body quotes what it should not."""
+    """Return a refusal by HTTP status; its body quotes what it should not."""
     return failing(respond(number, ECHO, **headers), code, retryable=retryable, upstream_status=number)
 
 
@@ -73,7 +73,7 @@ def say(body: bytes, content_type: str = "text/event-stream") -> Script:
 
 
 def say_in_pieces(body: bytes, size: int) -> Script:
-    """Answer 200 with these bytes, cut without regard for what they are."""
+    """Answer 200 with these bytes, cut into pieces of this size without regard to characters."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -85,13 +85,13 @@ def say_in_pieces(body: bytes, size: int) -> Script:
 
 
 def sse(*payloads: object, end: str = "\n\n") -> bytes:
-    """Encode events; a string goes as it is, all else as JSON."""
+    """Encode events; a string is sent as it is, and everything else as JSON."""
     texts = (payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False) for payload in payloads)
     return "".join(f"data: {text}{end}" for text in texts).encode()
 
 
 def in_cycle(*scripts: Script) -> Script:
-    """Do these one after the other, one for each request, again and again."""
+    """Run these scripts in turn, one for each request, over and over."""
     turns = cycle(scripts)
 
     async def script(exchange: Exchange) -> None:
@@ -101,7 +101,7 @@ def in_cycle(*scripts: Script) -> Script:
 
 
 def after(texts: Iterable[str], then: Script) -> Script:
-    """Stream texts, then do this."""
+    """Stream these texts, then run this script."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -118,7 +118,7 @@ async def pause(exchange: Exchange, seconds: float) -> None:
 
 
 async def ping(exchange: Exchange) -> None:
-    """Send comments for ever, and no text."""
+    """Send comments without end, and no text."""
     while not exchange.gone.is_set():
         await exchange.write(b": ping\n\n")
         await pause(exchange, 0.02)
@@ -135,18 +135,18 @@ async def close(exchange: Exchange) -> None:
 
 
 async def end(exchange: Exchange) -> None:
-    """End the body in good order."""
+    """End the body properly."""
     await exchange.end()
 
 
 async def headers_late(exchange: Exchange) -> None:
-    """Think for a while before anything is said."""
+    """Wait before the headers."""
     await pause(exchange, 0.2)
     await answer(*ABC)(exchange)
 
 
 async def text_late(exchange: Exchange) -> None:
-    """Think for a while after the headers."""
+    """Wait after the headers."""
     await exchange.head()
     await pause(exchange, 0.2)
     await exchange.events(*(delta(text) for text in ABC), delta(finish_reason="stop"), {"choices": [], "usage": USAGE})
@@ -154,13 +154,13 @@ async def text_late(exchange: Exchange) -> None:
 
 
 async def reason_then_reset(exchange: Exchange) -> None:
-    """Say why the answer ends, and break the connection before its usage."""
+    """Send a finish reason, and break the connection before the usage."""
     await exchange.events(_STOP)
     exchange.abort()
 
 
 async def reason_then_hang(exchange: Exchange) -> None:
-    """Say why the answer ends, and nothing more."""
+    """Send a finish reason, and nothing more."""
     await exchange.events(_STOP)
     await exchange.gone.wait()
 
@@ -177,7 +177,7 @@ _TOOL = {
 
 FAULTS: dict[str, Fault] = {
     "none": Fault(answer(*ABC), source=_COUNTED),
-    # It says nothing, or too late.
+    # The upstream sends nothing, or sends it too late.
     "hang": failing(hang, _TIMEOUT),
     "headers_then_hang": failing(after((), hang), _TIMEOUT),
     "pings_only": failing(after((), ping), _TIMEOUT),
@@ -185,7 +185,7 @@ FAULTS: dict[str, Fault] = {
     "text_late": Fault(text_late, source=_COUNTED),
     "stall": breaking(after(ABC, hang), _IDLE),
     "stall_with_pings": breaking(after(ABC, ping), _IDLE),
-    # It breaks off.
+    # The upstream breaks off.
     "reset": failing(reset, ErrorCode.UPSTREAM_UNREACHABLE),
     "close": failing(close, ErrorCode.UPSTREAM_UNREACHABLE),
     "headers_then_reset": failing(after((), reset), ErrorCode.UPSTREAM_TRUNCATED),
@@ -201,7 +201,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "reset_after_reason": Fault(after(ABC, reason_then_reset)),
     "hang_after_reason": Fault(after(ABC, reason_then_hang)),
-    # It says something else.
+    # The upstream sends something else.
     "html": failing(say(b"<html>" + CANARY.encode() + b"</html>", "text/html")),
     "json": failing(say(b'{"choices": []}', "application/json")),
     "malformed": failing(say(b'data: {"choices": [' + CANARY.encode() + b"\n\n")),
@@ -219,7 +219,7 @@ FAULTS: dict[str, Fault] = {
         say_in_pieces(sse(delta(UNICODE), _STOP, "[DONE]", end="\r\n\r\n"), 7), text=UNICODE
     ),
     "tool_call": failing(say(sse(_TOOL, delta(finish_reason="tool_calls"), "[DONE]")), retryable=False),
-    # It refuses.
+    # The upstream refuses the request.
     "301": status(301, retryable=False, location="/v1/elsewhere"),
     "400": status(400, retryable=False),
     "401": status(401, ErrorCode.UPSTREAM_AUTH, retryable=False),
@@ -256,7 +256,7 @@ FAULTS: dict[str, Fault] = {
         retryable=False,
         upstream_status=400,
     ),
-    # It answers, in a way that is easily taken wrong.
+    # The upstream answers in a way that is easy to misread.
     "length": Fault(answer(*ABC, finish_reason="length"), finish_reason=FinishReason.LENGTH, source=_COUNTED),
     "content_filter": Fault(
         answer(*ABC, finish_reason="content_filter"), finish_reason=FinishReason.CONTENT_FILTER, source=_COUNTED
@@ -274,7 +274,7 @@ FAULTS: dict[str, Fault] = {
 
 
 SCRIPTS = {name: fault.script for name, fault in FAULTS.items()} | {
-    # Twice of three times, for whoever tries the retries by hand.
+    # Fails two of three times, to try retries by hand.
     "fails_twice": in_cycle(respond(503, ECHO), respond(503, ECHO), answer(*ABC))
 }
 

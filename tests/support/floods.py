@@ -1,8 +1,8 @@
-"""Owns the floods: answers that never end, or unpack to far more than was sent, each by name.
+"""The floods: answers that never end, or unpack to far more than was sent, each by name.
 
-Run as a program, it answers with the flood that the message names, or that the path names for the list of models; an
-agent has to call its tool before. It writes its port to standard output. It is a process
-of its own with blocking sockets, so that it can send faster than Parley reads.
+Run as a program, this module answers with the flood that the message names, or for the list of models, the path; an
+agent must call its tool first. It prints its port to standard output. It is a separate process with blocking sockets,
+so that it can send faster than Parley reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# What has no end ends here, to spare the machine.
+# Endless floods end at this size, to spare the machine.
 MOST_BYTES = 200 << 20
 _BLOCK = 1 << 16
 LONG_TEXT = "x" * 900_000
@@ -31,15 +31,15 @@ CALL = "call"
 
 @dataclass(frozen=True)
 class Flood:
-    """What is sent; a piece goes into a segment of its own, if the network lets it."""
+    """What the upstream sends; each piece goes into its own segment, if the network allows it."""
 
     pieces: Callable[[], Iterator[bytes]]
     text: str | None = None
-    """The whole answer, if there is one: it may be given, or refused for its length."""
+    """The whole answer, if there is one: Parley may return it, or refuse it for its length."""
 
 
 def head(status: str = "200 OK", *headers: str, content_type: str = "text/event-stream") -> bytes:
-    """Return status line and headers of an answer that ends with its connection, unless a header says otherwise."""
+    """Return status line and headers; unless a header says otherwise, the end of the connection ends the body."""
     return "\r\n".join([f"HTTP/1.1 {status}", f"content-type: {content_type}", *headers, "", ""]).encode()
 
 
@@ -50,12 +50,12 @@ ERROR = head("500 Error", content_type="application/json")
 
 
 def event(payload: object) -> bytes:
-    """Encode an event; a string goes as it is."""
+    """Encode an event; a string is sent as it is."""
     return b"data: %b\n\n" % (payload if isinstance(payload, str) else json.dumps(payload)).encode()
 
 
 def delta(reason: str | None = None, **content: Any) -> bytes:
-    """Encode a chunk."""
+    """Encode a chunk of an answer."""
     return event({"choices": [{"index": 0, "delta": content, "finish_reason": reason}]})
 
 
@@ -64,7 +64,7 @@ LONG_EVENT = delta(content=LONG_TEXT) + delta("stop") + event("[DONE]")
 
 
 def endless(start: bytes, unit: bytes, text: str | None = None) -> Flood:
-    """Send this over and over again."""
+    """Send `start`, and then `unit` over and over."""
 
     def pieces() -> Iterator[bytes]:
         yield start
@@ -76,7 +76,7 @@ def endless(start: bytes, unit: bytes, text: str | None = None) -> Flood:
 
 
 def bytewise(start: bytes, body: bytes, text: str | None = None) -> Flood:
-    """Send a body a byte at a time, each in a segment of its own."""
+    """Send a body one byte at a time, each in its own segment."""
 
     def pieces() -> Iterator[bytes]:
         yield start
@@ -87,7 +87,7 @@ def bytewise(start: bytes, body: bytes, text: str | None = None) -> Flood:
 
 
 def chunkwise(start: bytes, body: bytes, text: str | None = None) -> Flood:
-    """Send a body in HTTP chunks of a byte, many in a segment; the last chunk follows."""
+    """Send a body in HTTP chunks of one byte, many per segment, and then the last chunk."""
 
     def pieces() -> Iterator[bytes]:
         yield start
@@ -99,7 +99,7 @@ def chunkwise(start: bytes, body: bytes, text: str | None = None) -> Flood:
 
 
 def packed(start: bytes, unit: bytes, number: int) -> Flood:
-    """Send a compressed body, in spite of `Accept-Encoding: identity`."""
+    """Send a compressed body, despite `Accept-Encoding: identity`."""
 
     def pieces() -> Iterator[bytes]:
         data = gzip.compress(unit * number, 9)
@@ -110,7 +110,7 @@ def packed(start: bytes, unit: bytes, number: int) -> Flood:
 
 
 def holding(unit: str) -> Flood:
-    """Send chunks that hold this, over and over again."""
+    """Send this payload in event after event, over and over."""
     return endless(HEAD, event(unit))
 
 
@@ -126,10 +126,10 @@ _IN_CHUNKS = CHUNKED + b"%x\r\n%b\r\n" % (len(WHOLE), WHOLE)
 FLOODS = {
     PLAIN: Flood(lambda: iter([HEAD, WHOLE, event("[DONE]")]), "whole"),
     CALL: Flood(lambda: iter([HEAD, _CALL, event("[DONE]")])),
-    # It is compressed.
+    # The answer is compressed.
     "gzip of empty lines": packed(HEAD, b"data:\n", 10_000_000),
     "gzip of an error": packed(ERROR, b"x", 80_000_000),
-    # It holds no text.
+    # The answer has no text.
     "empty objects": endless(HEAD, b"data: {}\n\n"),
     "blank lines": endless(HEAD, b"\n"),
     "data lines without data": endless(HEAD, b"data:\n"),
@@ -140,7 +140,7 @@ FLOODS = {
     "nested error": holding(f'{{"choices":[],"error":{_DEEP}}}'),
     "nested in an unknown field": holding(f'{{"choices":[],"x":{_DEEP}}}'),
     "digits in an error": holding(f'{{"error":{{"code":{_DIGITS}}}}}'),
-    # It is cut into bytes.
+    # The answer is cut into single bytes.
     "a long event in segments of a byte": bytewise(HEAD, LONG_EVENT, LONG_TEXT),
     "a long event in chunks of a byte": chunkwise(CHUNKED, LONG_EVENT, LONG_TEXT),
     "chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
@@ -150,23 +150,23 @@ FLOODS = {
     "trailers": endless(_IN_CHUNKS + b"0\r\n", b"x-trailer: 1\r\n", "whole"),
     "100 Continue": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "line ends before the answer": endless(b"", b"\r\n"),
-    # It holds text.
+    # The answer has text.
     "text": endless(HEAD, delta(content="word ")),
     "a MB of text at a time": endless(HEAD, delta(content="x" * 1_000_000)),
-    # It calls tools, for whoever has some.
+    # The answer calls tools, for agents that have some.
     "arguments": endless(HEAD, delta(tool_calls=[{"index": 0, "function": {"name": "weather", "arguments": "xx"}}])),
     "a MB of arguments at a time": endless(
         HEAD, delta(tool_calls=[{"index": 0, "function": {"arguments": "x" * 1_000_000}}])
     ),
     "pieces of tool calls that hold nothing": endless(HEAD, delta(tool_calls=[{}] * 100)),
     "a million tool calls": holding('{"choices":[{"delta":{"tool_calls":[' + "{}," * 340_000 + "{}]}}]}"),
-    # It goes on after the end.
+    # The answer continues after its end.
     "chunks after DONE": endless(_IN_CHUNKS + b"e\r\ndata: [DONE]\n\n\r\n", b"1\r\nx\r\n", "whole"),
     "comments after the finish reason": endless(HEAD + WHOLE, b":\n\n", "whole"),
-    # It is an error.
+    # The answer is an error.
     "an error": endless(ERROR, b"x"),
     "an error in chunks of a byte": endless(head("500 Error", "transfer-encoding: chunked"), b"1\r\nx\r\n"),
-    # It is the list of models.
+    # The answer is the list of models.
     "models": endless(JSON + _MODELS, b'{"id":"x"},'),
     "models in chunks of a byte": endless(CHUNKED, b"1\r\nx\r\n"),
     "gzip of models": packed(JSON, b'{"id":"x"},', 8_000_000),
@@ -178,7 +178,7 @@ OF_TOOLS = [name for name in FLOODS if "tool" in name or "arguments" in name]
 
 @contextmanager
 def flooding() -> Iterator[str]:
-    """Run the flooding upstream in a process of its own; yield where it is, up to the name of the flood."""
+    """Run the upstream that sends floods in its own process; yield its URL, without the flood's name."""
     with Popen([sys.executable, "-m", "tests.support.floods"], stdout=PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -211,7 +211,7 @@ def _serve(connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """Serve until it is killed."""
+    """Serve until the process is killed."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         print(listener.getsockname()[1], flush=True)  # noqa: T201
         while True:

@@ -1,4 +1,4 @@
-"""Owns hostile traffic: requests and upstream answers that hold a canary in every place where something can stand."""
+"""Hostile traffic: requests and upstream responses with a canary in every place that can hold text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.support.canaries import Canaries
     from tests.support.upstream import Script
 
-# What forges lines and colours where it is not escaped: line ends, ANSI and C1 sequences, an override of direction.
+# Unescaped, these forge lines and colours: line ends, ANSI and C1 sequences, a text direction override.
 ODD = "\"'\\ \n\r\x1b[31m\x07\x7f\x85\x9b31m\u2028\u2029\u202e\ufeff 東\U0001f389"
 
 OPERATIONS = ("/chat", "/chat/complete")
@@ -35,7 +35,7 @@ _HEADERS = (
     "Tracestate",
     "User-Agent",
     "X-API-Key",
-    "X-Correlation-ID",  # which is not a valid one
+    "X-Correlation-ID",  # its value is not a valid id
     "X-Custom",
     "X-Forwarded-For",
     "X-Request-ID",
@@ -46,20 +46,20 @@ _CLOSE = "Host: x\r\nConnection: close\r\n"
 
 
 def headers(canaries: Canaries, caller: str = CALLERS[0]) -> dict[str, str]:
-    """Return a request's headers; the key is one of those that Parley knows, as it would look at nothing else."""
+    """Return a request's headers; the key is a known one, as without it Parley would look at nothing else."""
     return {"Authorization": f"Bearer {canaries[caller]}"} | {
         name: f"{canaries[f'the header {name}']}!" for name in _HEADERS
     }
 
 
 def chat(canaries: Canaries, fault: str, **fields: object) -> dict[str, object]:
-    """Return a request's body, whose message names a fault."""
+    """Return a request's body; its message names a fault."""
     history = [{"role": role, "content": canaries[f"the {role}'s turn"] + ODD} for role in ("user", "assistant")]
     return {"message": f"{canaries['the message']}{ODD} {fault}", "history": history, **fields}
 
 
 def requests(canaries: Canaries) -> Iterator[Request]:
-    """Yield requests to every path, by every method, with every wrong body: method, path, httpx's options."""
+    """Yield requests for every path, with every method and every invalid body: method, path, httpx's options."""
     path, method = canaries["the path"], canaries["the method"]
     unknown = (f"/{path}", f"/chat/{path}", f"/schema/{path}", f"/%0d%0a%1b[31m{path}", f"/%00{path}")
     for there in (*OPERATIONS, *PAGES, *unknown):
@@ -103,13 +103,13 @@ def _wrong_bodies(canaries: Canaries) -> Iterator[bytes]:
 
 
 def bytes_of_requests(canaries: Canaries) -> Iterator[bytes]:
-    """Yield what is no HTTP, or hardly: each on a connection of its own, which Parley has to close."""
+    """Yield data that is not HTTP, or barely: each on its own connection, which Parley must close."""
     text = canaries["what is no HTTP"]
     yield f"{text}\r\n\r\n".encode()
     yield f"GET /{text} HTTP/9.9\r\n\r\n".encode()
-    yield f"GET /{text}".encode()  # and nothing more
-    yield f"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{text}".encode()  # likewise
-    # Within a request's line and its headers, one byte or many that may not be there.
+    yield f"GET /{text}".encode()  # nothing more follows
+    yield f"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{text}".encode()  # nothing more follows
+    # In the request line and in headers: one or more bytes that are not allowed there.
     for odd in ("\n", "\r", "\x1b[31m", "\0", "\x7f", "\x85", "\x9b", "\u2028", "\r\n ", "x" * (1 << 20)):
         forged = f'{canaries["a forged correlation id"]}{odd}{{"event":"forged"}}'
         yield f"GET /health/live HTTP/1.1\r\n{_CLOSE}X-Correlation-ID: {forged}\r\n\r\n".encode()
@@ -130,7 +130,7 @@ def bytes_of_requests(canaries: Canaries) -> Iterator[bytes]:
 
 
 def scripts(canaries: Canaries) -> dict[str, Script]:
-    """Return all faults by name: those of the matrix, and those that put a canary where no other has one."""
+    """Return all faults by name: those of the matrix, and more that put a canary into every other place."""
     words, text = canaries["the upstream's words"] + ODD, canaries["the answer's text"]
 
     def say_raw(data: str) -> Script:
@@ -141,7 +141,7 @@ def scripts(canaries: Canaries) -> dict[str, Script]:
         return script
 
     def quoted(exchange: Exchange) -> dict[str, object]:
-        """Quote all that was asked, with the key that it was asked with, as upstreams are known to."""
+        """Quote the whole request, including its key, as some upstreams do."""
         quote = f"{words} {exchange.path} {exchange.headers} {exchange.body.decode()}"
         return {"error": {"message": quote, "type": quote, "param": quote, "code": quote}}
 

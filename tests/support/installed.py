@@ -1,4 +1,4 @@
-"""Owns what becomes of a test that lacks what it needs."""
+"""What happens to a test that lacks a program or another requirement."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 
 def need(*programs: str) -> None:
-    """Skip, and say so, where one of these is not installed; in CI fail instead."""
+    """Skip the test if one of these programs is not installed; in CI, fail it."""
     if missing := [program for program in programs if shutil.which(program) is None]:
         lack(f"not installed: {', '.join(missing)}")
 
 
 def lack(reason: str) -> NoReturn:
-    """Skip for this reason; in CI fail instead."""
+    """Skip the test for this reason; in CI, fail it."""
     outcome = pytest.fail if "CI" in os.environ else pytest.skip
     outcome(reason)

@@ -1,4 +1,4 @@
-"""Owns the tests' view of the logs: the standard output that the server under test writes to."""
+"""The logs as tests see them: the standard output of the server under test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 class RequestLine(Record, kw_only=True, forbid_unknown_fields=True):
-    """A request's line, with what every line has."""
+    """The log line of a request, with the fields that every line has."""
 
     timestamp: str
     level: Literal["debug", "info", "warning"]
@@ -26,19 +26,19 @@ class RequestLine(Record, kw_only=True, forbid_unknown_fields=True):
 
 
 class Logs(io.StringIO):
-    """What was written so far, as lines."""
+    """The output so far, as lines."""
 
     def __init__(self) -> None:
         super().__init__()
         self._written = asyncio.Event()
 
     def write(self, text: str) -> int:
-        """Take a line."""
+        """Receive a line."""
         self._written.set()
         return super().write(text)
 
     def lines(self, event: str) -> list[dict[str, Any]]:
-        """Return the lines of an event; those of health probes are left out."""
+        """Return the lines of an event, without those of health checks."""
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
         for line in lines:
             if line["event"] == "request":
@@ -46,7 +46,7 @@ class Logs(io.StringIO):
         return [line for line in lines if line["event"] == event and not str(line.get("route")).startswith("/health")]
 
     async def line_of(self, correlation_id: str) -> dict[str, Any]:
-        """Wait for the request line of this correlation id, and return it."""
+        """Wait for the request line with this correlation id, and return it."""
         with anyio.fail_after(60):
             while True:
                 for line in self.lines("request"):
@@ -55,12 +55,12 @@ class Logs(io.StringIO):
                 await self.written()
 
     async def written(self) -> None:
-        """Wait until something more is written."""
+        """Wait until more is written."""
         self._written.clear()
         await self._written.wait()
 
     async def line(self, event: str = "request", number: int = 1) -> dict[str, Any]:
-        """Wait for an event's line of this number, the last of its kind, and return it."""
+        """Wait for the line of this number for an event; it must be the last one of the event. Return it."""
         with anyio.fail_after(60):
             while len(lines := self.lines(event)) < number:
                 await self.written()

@@ -1,4 +1,4 @@
-"""Owns what the tests take from npm: programs of others that stand between Parley and its users."""
+"""The npm packages of the tests: other people's programs, which run between Parley and its users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROOT: Final = Path(__file__).parents[2]
 
 
 def documented(page: str, heading: str) -> str:
-    """Return the first program that a page of the documentation has under this heading."""
+    """Return the first program under this heading of a page of the documentation."""
     _, _, section = (_ROOT / "docs" / page).read_text().partition(f"\n## {heading}\n")
     found = re.search(r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert found, heading
@@ -22,7 +22,7 @@ def documented(page: str, heading: str) -> str:
 
 
 def install(folder: Path, packages: str = "node") -> None:
-    """Install the packages of a folder in tests/clients in this one."""
+    """Install the packages of a folder of tests/clients into this folder."""
     need("npm")
     shutil.copytree(_ROOT / "tests" / "clients" / packages, folder, dirs_exist_ok=True)
-    subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)  # noqa: S607  # the npm that is installed
+    subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)  # noqa: S607  # the installed npm

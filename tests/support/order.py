@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no type hints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ _TOGETHER: Final = re.compile(
 _WORKERS_PER_CORE: Final = 1.5
 
 
-class _Units(LoadScopeScheduling):  # type: ignore[misc]  # likewise
+class _Units(LoadScopeScheduling):  # type: ignore[misc]  # it has no type hints
     """Sends each worker single tests; tests that share something expensive stay on one worker."""
 
     def _split_scope(self, nodeid: str) -> str:

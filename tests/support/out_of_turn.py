@@ -1,4 +1,4 @@
-"""Owns the ways in which an upstream speaks out of turn on a kept connection, each by name."""
+"""The ways in which an upstream sends data out of turn on a kept connection, each by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.upstream import ScriptedUpstream
 
-# Seconds after the answer's end; below 0 in one write with all of the answer, or with its end.
+# Seconds after the end of the answer; below 0, in one write with the whole answer, or with its end.
 WITH_THE_ANSWER, WITH_ITS_END = -2.0, -1.0
 WHENS = {
     "with the answer": WITH_THE_ANSWER,
@@ -37,22 +37,22 @@ WHOLE = sse(delta("first"), delta(finish_reason="stop"), "[DONE]")
 
 
 def chunk(body: bytes) -> bytes:
-    """Frame a chunk of a body."""
+    """Encode one chunk of a body."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 def head(status: str = "200 OK", *headers: str, content_type: str = "text/event-stream") -> bytes:
-    """Return status line and headers."""
+    """Return a status line and headers."""
     return "\r\n".join([f"HTTP/1.1 {status}", f"content-type: {content_type}", *headers, "", ""]).encode()
 
 
 def chunked(body: bytes) -> bytes:
-    """Return a response of one chunk, without the last chunk."""
+    """Return a response with one chunk, without the last chunk."""
     return head("200 OK", "transfer-encoding: chunked") + chunk(body)
 
 
 def sized(body: bytes, status: str = "200 OK", content_type: str = "text/event-stream") -> bytes:
-    """Return a response with a content-length."""
+    """Return a response with a Content-Length header."""
     return head(status, f"content-length: {len(body)}", content_type=content_type) + body
 
 
@@ -63,22 +63,22 @@ def refused(status: str) -> bytes:
 
 @dataclass(frozen=True)
 class Way:
-    """What the upstream does after an answer's end."""
+    """What the upstream does after the end of an answer."""
 
     says: bytes = b""
     then: Callable[[Exchange], None] = lambda _: None
     rest: bytes = b""
-    """What it says when it has got the next request."""
+    """What the upstream sends when it has received the next request."""
 
 
 def half_close(exchange: Exchange) -> None:
-    """Send a FIN, and go on reading."""
+    """Send a FIN, and continue to read."""
     exchange.writer.write_eof()
 
 
 _ANSWER = chunked(STALE) + LAST_CHUNK
 WAYS = {
-    # A whole response.
+    # A complete response.
     "a chunked answer": Way(_ANSWER),
     "an answer with a content-length": Way(sized(STALE)),
     "an answer that a FIN ends": Way(head() + STALE, Exchange.close),
@@ -95,7 +95,7 @@ WAYS = {
     "500": Way(refused("500 Internal Server Error")),
     "408 that announces the close": Way(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n"),
     "408 and a FIN": Way(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n", Exchange.close),
-    # Part of a response.
+    # A part of a response.
     "half a status line": Way(b"HTTP/1.1 20"),
     "a status line": Way(b"HTTP/1.1 200 OK\r\n"),
     "half of the headers": Way(_ANSWER[:40]),
@@ -104,18 +104,18 @@ WAYS = {
     "half a status line, the rest later": Way(_ANSWER[:11], rest=_ANSWER[11:]),
     "half of the headers, the rest later": Way(_ANSWER[:40], rest=_ANSWER[40:]),
     "half a body, the rest later": Way(_ANSWER[:120], rest=_ANSWER[120:]),
-    # A response that is none yet.
+    # An interim response.
     "100": Way(b"HTTP/1.1 100 Continue\r\n\r\n"),
     "102": Way(b"HTTP/1.1 102 Processing\r\n\r\n"),
     "103": Way(b"HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\n\r\n"),
     "100, an answer later": Way(b"HTTP/1.1 100 Continue\r\n\r\n", rest=_ANSWER),
     "101": Way(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"),
-    # More of the answer that has ended.
+    # More of the response that has ended.
     "a chunk after the last": Way(chunk(STALE) + LAST_CHUNK),
     "the last chunk again": Way(LAST_CHUNK),
     "trailers after the end": Way(b"x-trailer: 1\r\n\r\n"),
     "events without HTTP": Way(STALE),
-    # Something else.
+    # Data that is not part of a response.
     "a line end": Way(b"\r\n"),
     "a thousand line ends": Way(b"\r\n" * 1000),
     "one byte": Way(b"x"),
@@ -126,7 +126,7 @@ WAYS = {
     "a request": Way(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"),
     "a TLS alert": Way(b"\x15\x03\x03\x00\x02\x02\x28"),
     "HTTP/2": Way(b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
-    # An end.
+    # The end of the connection.
     "FIN": Way(then=Exchange.close),
     "RST": Way(then=Exchange.abort),
     "half-close": Way(then=half_close),
@@ -135,7 +135,7 @@ WAYS = {
     "an answer and half-close": Way(_ANSWER, half_close),
 }
 
-# An answer that seems whole, and what comes long after it.
+# An answer that seems complete, and what follows much later.
 LATE_ENDS = {
     "the last chunk": (chunked(WHOLE), LAST_CHUNK),
     "half of the last chunk": (chunked(WHOLE) + LAST_CHUNK[:2], LAST_CHUNK[2:]),
@@ -151,7 +151,7 @@ LATE_ENDS = {
 
 @dataclass(frozen=True)
 class First:
-    """A first exchange: what is answered, and how Parley is asked."""
+    """A first exchange: the upstream's response, and how to call Parley."""
 
     says: bytes
     ask: Callable[[httpx.AsyncClient], Awaitable[None]]
@@ -161,7 +161,7 @@ class First:
 
 
 class OutOfTurn:
-    """The upstream's script: a first exchange, a way to speak out of turn; then answers that are not kept."""
+    """The upstream's script: a first exchange and data out of turn; after that, responses that close the connection."""
 
     def __init__(self, upstream: ScriptedUpstream, first: First, way: Way, when: float) -> None:
         self.left = asyncio.Event()
@@ -173,7 +173,7 @@ class OutOfTurn:
         upstream.script = upstream.models_script = self
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Answer."""
+        """Answer a request."""
         if self.spoke:
             if self._way.rest:
                 self.spoke[0].send_raw(self._way.rest)
@@ -198,7 +198,7 @@ class OutOfTurn:
 
 
 async def echo(exchange: Exchange) -> None:
-    """Answer with the last word of the message."""
+    """Answer with the last word of the message, and close the connection."""
     if exchange.path.endswith("/models"):
         await respond(200, {}, connection="close")(exchange)
         return
@@ -208,7 +208,7 @@ async def echo(exchange: Exchange) -> None:
 
 
 async def speak(exchange: Exchange, way: Way, turns: int = 0) -> bool:
-    """Speak out of turn after so many turns of the loop, unless the next request has come by then."""
+    """Send out of turn after `turns` turns of the loop, if no request has come by then; return whether it was sent."""
     connection = exchange.writer.get_extra_info("socket")
     with suppress(OSError):  # Parley may have closed the connection
         before = received(connection)
@@ -222,7 +222,7 @@ async def speak(exchange: Exchange, way: Way, turns: int = 0) -> bool:
 
 
 def received(connection: socket.socket) -> int:
-    """Return the bytes that the kernel has received on a connection, read or not."""
+    """Return how many bytes the kernel has received on a connection, whether read or not."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     count: int = struct.unpack_from("Q", info, 128)[0]
     return count

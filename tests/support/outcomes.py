@@ -1,4 +1,4 @@
-"""Owns what came of a request, read from either operation, and how it differs from what a wire case expects."""
+"""The outcome of a request, read from either operation, and its differences from what a wire case expects."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What came of a request."""
+    """The outcome of a request."""
 
     ending: str
-    """`done` or `error`, and the finish reason or the code."""
+    """`done` with the finish reason, or `error` with the code."""
     text: str | None = None
-    """`None` if there was none to be seen, as in an HTTP error."""
+    """`None` if the response has no text, as in an HTTP error."""
     reasoning: str | None = None
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 
 
 async def ask(client: httpx.AsyncClient, path: str, **more: object) -> Outcome:
-    """Send a message, and read what comes of it; the shape is checked on the way."""
+    """Send a message, and return the outcome; this also checks the shape of the response."""
     with anyio.fail_after(120):
         response = await client.post(path, json={"message": CANARY, **more})
     if response.status_code != 200:
@@ -46,7 +46,7 @@ async def ask(client: httpx.AsyncClient, path: str, **more: object) -> Outcome:
 
 
 def of_chunks(chunks: list[dict[str, Any]]) -> Outcome:
-    """Return what a whole stream says, checked for what holds for every stream."""
+    """Return the outcome of a complete stream, after checks that hold for every stream."""
     *begun, last = chunks
     assert [chunk["seq"] for chunk in chunks] == list(range(len(chunks)))
     assert [chunk["type"] for chunk in begun[:1]] in (["start"], []), chunks
@@ -60,7 +60,7 @@ def of_chunks(chunks: list[dict[str, Any]]) -> Outcome:
 
 
 def differing(expected: Expected, outcome: Outcome, tries: int) -> Iterator[str]:
-    """Yield what is not as expected."""
+    """Yield each difference from what is expected."""
     endings = [f"done {one}" for one in listed(expected.done)] + [f"error {one}" for one in listed(expected.error)]
     if outcome.ending not in endings:
         yield f"{outcome.ending} instead of {' or '.join(endings)}"
@@ -84,12 +84,12 @@ def differing(expected: Expected, outcome: Outcome, tries: int) -> Iterator[str]
 
 
 def listed(value: object) -> list[Any]:
-    """Return a value, or the alternatives, as a list."""
+    """Return a value, or its alternatives, as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def is_usage(usage: dict[str, Any], expected: str) -> bool:
-    """Return whether the usage is the one that is written like `9/4/13 cached=5`."""
+    """Return whether the usage matches a notation such as `9/4/13 cached=5`."""
     if expected in {"*", "none"}:
         return expected == "*" or usage["source"] != "upstream"
     counts, *parts = expected.split(" ")

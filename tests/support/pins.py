@@ -1,4 +1,4 @@
-"""Owns the pins: the version of each package that a clone installs, listed in pyproject.toml, where uv obeys them.
+"""The pins: the version of each package that a clone installs. pyproject.toml lists them, and uv obeys them.
 
 uv.lock has the same versions, but names the registry that each package came from, so it is not committed.
 """
@@ -21,7 +21,7 @@ def locked(folder: Path = ROOT) -> list[str]:
     return [
         f"{package['name']}=={package['version']}{_marker(package)}"
         for package in _read(folder / "uv.lock")["package"]
-        if "registry" in package["source"]  # all but Parley itself
+        if "registry" in package["source"]  # every package except Parley
     ]
 
 
@@ -32,7 +32,7 @@ def pinned(folder: Path = ROOT) -> list[str]:
 
 
 def write(constraints: list[str]) -> None:
-    """Replace the constraints in pyproject.toml, and those for the build with the ones that concern it."""
+    """Replace the constraints in pyproject.toml, and the build constraints with those that apply to the build."""
     path = ROOT / "pyproject.toml"
     builders = {re.split(r"[^\w-]", name)[0].replace("_", "-") for name in _read(path)["build-system"]["requires"]}
     lists = {

@@ -1,4 +1,4 @@
-"""Owns the containers of the tests: the images that the recipes build, and a Parley that serves from one."""
+"""Containers for the tests: the base image of the builds, and a Parley that serves from a container."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HARDENED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
 
 
 def succeeds(*command: str) -> bool:
-    """Run a command whose output nobody needs."""
+    """Run a command, ignore its output, and return whether it succeeded."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
 
 
 def prepare() -> None:
-    """Have the base image, or what stands in for it where no registry can be reached; skip where podman cannot run."""
+    """Get the base image, or a stand-in if no registry can be reached; skip the test if podman cannot run."""
     need("podman", "just")
     if not succeeds("podman", "image", "exists", BASE) and not succeeds("podman", "pull", BASE):
         need("mmdebstrap")
@@ -44,8 +44,8 @@ def prepare() -> None:
 
 
 async def podman(*arguments: str, exit_code: int = 0) -> str:
-    """Run podman, which ends with this code, and return its output."""
-    with anyio.fail_after(300):  # an image is built
+    """Run podman, which must end with this exit code, and return its output."""
+    with anyio.fail_after(300):  # it may build an image
         process = await anyio.run_process(["podman", *arguments], check=False, stderr=None)
     assert process.returncode == exit_code
     return process.stdout.decode().strip()
@@ -53,14 +53,14 @@ async def podman(*arguments: str, exit_code: int = 0) -> str:
 
 @asynccontextmanager
 async def container(name: str, port: int, *command: str, **variables: str) -> AsyncIterator[Parley]:
-    """Run the command, which serves from a container of this name at this port; stop it unless it already has ended."""
+    """Run a command that serves from a container with this name and port; stop the container unless it has ended."""
     process = await asyncio.create_subprocess_exec(
         *command, env=environment(**variables), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
     served = Parley(process, Logs())
     reader = asyncio.create_task(read(process.stdout, served.logs))
     try:
-        await address(served.logs)  # which is the one inside
+        await address(served.logs)  # the log has the address inside the container
         served.url = f"http://127.0.0.1:{port}"
         yield served
     finally:

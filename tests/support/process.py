@@ -1,4 +1,4 @@
-"""Owns the Parley of the end-to-end tests: `parley` as a process of its own, as an operator starts it."""
+"""The Parley of the end-to-end tests: `parley` as a separate process, as an operator starts it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PARLEY = (sys.executable, "-m", "parley")
 
-# Runs the command that follows, `PARLEY`, as if uvloop were not installed.
+# Runs the `PARLEY` command that follows it, as if uvloop were not installed.
 _WITHOUT_UVLOOP = """
 import runpy, sys
 sys.modules["uvloop"] = None
@@ -33,11 +33,11 @@ del sys.argv[1:4]
 runpy.run_module("parley", run_name="__main__", alter_sys=True)
 """
 LOOPS = {"uvloop": (), "asyncio": (sys.executable, "-c", _WITHOUT_UVLOOP)}
-"""For each event loop, what comes before `PARLEY` in a command that runs it on this loop."""
+"""For each event loop, the command to put before `PARLEY` to run it on this loop."""
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return an environment in which only these settings are made, on a free port, and everything is logged."""
+    """Return an environment with no settings but these, a free port and the log level debug."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARLEY_", "OPENAI_", "OTEL_"))}
     ours = {"PARLEY_PORT": "0", "PARLEY_LOG_LEVEL": "debug", "PYTHON_DOTENV_DISABLED": "1"}
     return {**kept, **ours, **variables}
@@ -49,7 +49,7 @@ def leading_to(upstream: ScriptedUpstream, **variables: str) -> dict[str, str]:
 
 
 class Parley:
-    """A Parley that serves: its process, its logs, and a client for it."""
+    """A running Parley: its process, its logs, and clients for it."""
 
     def __init__(self, process: Process, logs: Logs) -> None:
         self.process = process
@@ -58,7 +58,7 @@ class Parley:
         self.url = ""
 
     def client(self) -> httpx.AsyncClient:
-        """Make a client."""
+        """Return a new client."""
         return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
 
     async def wait(self) -> int:
@@ -69,9 +69,9 @@ class Parley:
 
 @asynccontextmanager
 async def parley(*prefix: str, **variables: str) -> AsyncIterator[Parley]:
-    """Start `parley` with these variables; yield when it serves; let it end by SIGTERM unless it already has.
+    """Start `parley` with these variables; yield when it serves; stop it with SIGTERM unless it has ended already.
 
-    `prefix` is a command that runs it in its own place, if it needs one.
+    `prefix` is a command that runs the following `parley` command in its own process, if a test needs one.
     """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -96,14 +96,14 @@ async def parley(*prefix: str, **variables: str) -> AsyncIterator[Parley]:
 
 
 async def read(stream: asyncio.StreamReader | None, logs: Logs) -> None:
-    """Write what comes from a process to the logs."""
+    """Write the output of a process to the logs."""
     assert stream is not None
     async for line in stream:
         logs.write(line.decode())
 
 
 async def address(logs: Logs) -> str:
-    """Wait for the line that says where it serves."""
+    """Wait for the log line with the URL, and return the URL."""
     with anyio.fail_after(60):
         while not (found := re.search(r"url\b.{1,20}?(http://(?:\[\S+?\]|[^\s\[]+?):\d+)", logs.getvalue())):
             await logs.written()
@@ -111,26 +111,26 @@ async def address(logs: Logs) -> str:
 
 
 async def _listening(pid: int) -> str:
-    """Wait until it serves; the kernel knows where."""
+    """Wait until the process listens, and return its URL, as the kernel knows it."""
     with anyio.fail_after(60):
-        while (url := listening_address(pid)) is None:  # noqa: ASYNC110  # the kernel tells nobody when
+        while (url := listening_address(pid)) is None:  # noqa: ASYNC110  # the kernel sends no event
             await anyio.sleep(0.05)
     return url
 
 
 def listening_address(pid: int) -> str | None:
-    """Return where a process listens, as Linux tells it."""
+    """Return the URL at which a process listens, according to Linux, or `None`."""
     sockets = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, *_, inode = line.split()[:10]
-        if state == "0A" and f"socket:[{inode}]" in sockets:  # it listens
+        if state == "0A" and f"socket:[{inode}]" in sockets:  # the state LISTEN
             address, _, port = local.partition(":")
             return f"http://{socket.inet_ntoa(bytes.fromhex(address)[::-1])}:{int(port, 16)}"
     return None
 
 
 async def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
-    """Run `parley`, which ends by itself, with these arguments and variables; return exit code, output and errors."""
+    """Run a `parley` that ends by itself, with these arguments and variables; return exit code, output and errors."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *PARLEY, *arguments, env=environment(**variables), stdout=pipe, stderr=pipe
@@ -147,12 +147,12 @@ def cpu_s(pid: int) -> float:
 
 
 def resident_kb(pid: int) -> int:
-    """Return a process's resident memory."""
+    """Return a process's resident memory, in KiB."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
 
 
 def arguments(pid: int) -> dict[int, list[str]]:
-    """Return the command lines of a process and of all that descend from it."""
+    """Return the command lines of a process and of all its descendants, by process id."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/status"):
         with suppress(OSError):  # it has ended
@@ -165,7 +165,7 @@ def arguments(pid: int) -> dict[int, list[str]]:
 
 @contextmanager
 def watched(pid: int) -> Iterator[asyncio.Event]:
-    """Watch a process that is not our child; the event is set when it has ended."""
+    """Watch a process that is not our child; the event is set when the process has ended."""
     gone = asyncio.Event()
     descriptor = os.pidfd_open(pid)
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Owns the Prometheus of the tests: the real one, which scrapes a Parley as `deploy/` tells it to, only more often."""
+"""The Prometheus of the tests: a real one, with the configuration of `deploy/`, which scrapes Parley more often."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _OFTEN = "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval:
 
 
 class Prometheus:
-    """A Prometheus that runs."""
+    """A running Prometheus."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
     async def get(self, path: str, **parameters: str) -> Any:
-        """Return what its API tells."""
+        """Return the data of a response of its API."""
         answer = (await self._client.get(f"/api/v1/{path}", params=parameters)).json()
         assert answer["status"] == "success", (parameters, answer)
         return answer["data"]
 
     async def has(self, expression: str) -> bool:
-        """Tell whether an expression has a value, and one that is a number."""
+        """Return whether an expression has a value that is a number."""
         results = (await self.get("query", query=expression))["result"]
         return any(result["value"][1] != "NaN" for result in results)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what nobody tells but who is asked."""
+    """Wait until a condition is true; it can only be polled."""
     with anyio.fail_after(60):
         while not await condition():  # noqa: ASYNC110  # there is no event to wait for
             await anyio.sleep(0.1)
@@ -47,7 +47,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 @asynccontextmanager
 async def prometheus(parley_url: str, key: str, folder: Path) -> AsyncIterator[Prometheus]:
-    """Start it with the configuration of `deploy/`, in a folder of its own; yield when it has scraped Parley once."""
+    """Start Prometheus with the configuration of `deploy/`, in this folder; yield when it has scraped Parley once."""
     shutil.copytree(DEPLOY / "prometheus", folder, dirs_exist_ok=True)
     (folder / "key").write_text(key)
     config = folder / "prometheus.yaml"
@@ -72,7 +72,7 @@ async def prometheus(parley_url: str, key: str, folder: Path) -> AsyncIterator[P
 
 
 async def _address(log: asyncio.StreamReader | None) -> str:
-    """Wait for the line that says where it serves."""
+    """Wait for the log line with the address, and return the URL."""
     assert log is not None
     text = ""
     with anyio.fail_after(60):

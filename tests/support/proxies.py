@@ -1,4 +1,4 @@
-"""Owns the proxies of the tests: real ones, run with the files that are documented, and clients for each of them."""
+"""The proxies of the tests: real ones, which run with the documented files, and clients for each of them."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ PROXIES: Final = tuple(_PROXIES)
 
 @asynccontextmanager
 async def proxy(name: str, folder: Path, first: str, second: str) -> AsyncIterator[str]:
-    """Run a proxy before two replicas, which may be the same; yield its URL when it passes requests on.
+    """Run a proxy for two replicas, which may be the same; yield its URL when it forwards requests.
 
-    Only the ports are not those of its documented file.
+    Only the ports differ from those of the documented file.
     """
     file, command = _PROXIES[name]
     need(command[0])
@@ -81,7 +81,7 @@ async def proxy(name: str, folder: Path, first: str, second: str) -> AsyncIterat
 
 
 async def ready(client: httpx.AsyncClient) -> None:
-    """Wait until a proxy passes on what it gets; none of them tells."""
+    """Wait until a proxy forwards requests; none of them sends a signal when it does."""
     with anyio.fail_after(60):
         while True:
             with suppress(httpx.TransportError):  # it does not listen yet
@@ -91,7 +91,7 @@ async def ready(client: httpx.AsyncClient) -> None:
 
 
 class Ways:
-    """The ways to one Parley, or two: directly, and through each proxy; `asked` counts the chats."""
+    """The ways to one Parley, directly and through each proxy, or to two, through proxies; `asked` counts the chats."""
 
     def __init__(self, urls: dict[str, str]) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
@@ -102,7 +102,7 @@ class Ways:
         self.asked = 0
 
     async def each(self, ask: Ask, times: int = 1) -> dict[str, list[Any]]:
-        """Do the same over all ways at once; return what comes of it."""
+        """Run `ask` for all ways at once, and return the results."""
         results: dict[str, list[Any]] = {way: [] for way in self.clients}
 
         async def one(way: str) -> None:
@@ -115,13 +115,13 @@ class Ways:
 
     @asynccontextmanager
     async def asking(self, way: str, message: str = "hi", path: str = "/chat") -> AsyncIterator[httpx.Response]:
-        """Ask; yield the response when its headers have come."""
+        """Send a message; yield the response when its headers have arrived."""
         self.asked += 1
         async with self.clients[way].stream("POST", path, json={"message": message}) as response:
             yield response
 
     async def ask(self, way: str, message: str = "hi", path: str = "/chat") -> httpx.Response:
-        """Ask, and return the response when it is complete."""
+        """Send a message, and return the response when it is complete."""
         async with self.asking(way, message, path) as response:
             await response.aread()
         return response
@@ -129,7 +129,7 @@ class Ways:
 
 @asynccontextmanager
 async def ways(folder: Path, first: str, second: str | None = None) -> AsyncIterator[Ways]:
-    """Run the proxies before these; with one Parley, also yield the direct way to it."""
+    """Run the proxies for one or two Parleys; for one, also provide the direct way to it."""
     async with AsyncExitStack() as stack:
         urls = {} if second else {"direct": first}
         for name in PROXIES:
@@ -142,7 +142,7 @@ async def ways(folder: Path, first: str, second: str | None = None) -> AsyncIter
 
 @asynccontextmanager
 async def before_one(folder: Path, upstream: ScriptedUpstream, **variables: str) -> AsyncIterator[Ways]:
-    """Run one Parley, and the proxies before it; in the end, the upstream was asked once for each chat."""
+    """Run one Parley with the proxies in front of it; at the end, check that each chat asked the upstream once."""
     async with (
         parley(**leading_to(upstream, PARLEY_RETRIES="0", **variables)) as served,
         ways(folder, served.url) as it,

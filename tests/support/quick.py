@@ -1,6 +1,6 @@
 """Defines the mark `process`. A test without it fails if it starts a process, which keeps `just test-quick` fast.
 
-A pytest plugin. It hears of all ways to start a process but multiprocessing.
+A pytest plugin. It detects all ways to start a process except multiprocessing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _END_TO_END: Final = Path(__file__).parents[1] / "e2e"
-# The audit events by which Python tells that a process is about to be started.
+# The audit events that Python raises before it starts a process.
 _STARTS: Final = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 
 _forbidden = False
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
     """Forbid processes in tests without the mark."""
-    global _forbidden  # noqa: PLW0603  # an audit hook is for the whole interpreter
+    global _forbidden  # noqa: PLW0603  # an audit hook is global to the interpreter
     _forbidden = item.get_closest_marker("process") is None
     try:
         return (yield)

@@ -1,4 +1,4 @@
-"""Owns the replay of a wire case: the script that sends its bytes."""
+"""The replay of a wire case: the script that sends its bytes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
 class Replay:
-    """A script of the upstream that replays a case, and counts the tries."""
+    """A script of the upstream that replays a case, and counts the requests."""
 
     def __init__(self, case: WireCase) -> None:
         self.tries = 0
@@ -54,7 +54,7 @@ class Replay:
             await reply.end()
 
     async def _play(self, steps: list[Any], reply: _Reply) -> bool:
-        """Do these steps; return whether the reply is still to be ended."""
+        """Run these steps; return whether the reply still has to be ended."""
         for step in steps:
             match step:
                 case {"when": {"tries": tries}, "then": then}:
@@ -77,7 +77,7 @@ class Replay:
 
 
 class _Reply:
-    """One response, byte by byte."""
+    """One response, sent byte by byte."""
 
     def __init__(self, format_: Format, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -87,7 +87,7 @@ class _Reply:
         self._compressor = zlib.compressobj(wbits=_WINDOW_BITS[name]) if name else None
 
     async def say(self, step: Any) -> None:
-        """Send what a step says."""
+        """Send what a step describes."""
         match step:
             case {"wait": seconds}:
                 await self._wait(seconds)
@@ -177,7 +177,7 @@ class _Reply:
 
 
 def _said(step: Any, format_: Format) -> bytes:
-    """Return the bytes of the body that a step stands for."""
+    """Return the bytes of the body that a step describes."""
     if isinstance(step, str):
         return b"".join(_event(payload, format_) for payload in _WORDS[step])
     fields = dict(step)

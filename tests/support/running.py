@@ -1,4 +1,4 @@
-"""Owns the running Parley of the integration tests: the real server on a real socket, in the test's own loop."""
+"""The Parley of the integration tests: the real server on a real socket, in the test's own event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize("agent", [None, FORECASTER], ids=["plain", "agent
 
 
 def with_tool(agent: str | None, usage: Usage) -> Usage:
-    """Return what a request costs whose last model call costs this: an agent has called its tool before."""
+    """Return the cost of a request whose last model call costs `usage`: an agent has called its tool before that."""
     return usage if agent is None else Usage.sum([_TOOL_COST, usage])
 
 
@@ -42,7 +42,7 @@ _TOOL_COST = Usage(input_tokens=100, output_tokens=10, total_tokens=110, source=
 
 @asynccontextmanager
 async def running(settings: Settings, output: TextIO | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve, logging to `output` if that is given, and yield a client."""
+    """Run Parley, log to `output` if it is given, and yield a client."""
     with redirect_stdout(output or sys.stdout):
         server = uvicorn.Server(uvicorn.Config(create_app(settings), **options(settings)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -61,34 +61,34 @@ async def running(settings: Settings, output: TextIO | None = None) -> AsyncIter
 async def sending(
     client: httpx.AsyncClient, data: bytes
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Transport]]:
-    """Open a connection and send this; yield what reads the answer, a little at a time."""
+    """Open a connection and send these bytes; yield a reader with a small buffer, and the transport."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-    connection.setblocking(False)  # noqa: FBT003  # its only parameter
+    connection.setblocking(False)  # noqa: FBT003  # it has no other parameter
     await asyncio.get_running_loop().sock_connect(connection, (client.base_url.host, client.base_url.port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
     try:
         writer.write(data)
-        yield reader, writer.transport  # type: ignore[misc]  # it reads and writes
+        yield reader, writer.transport  # type: ignore[misc]  # it can read and write
     finally:
         writer.transport.abort()
 
 
 def read_chunks(data: bytes) -> list[StreamChunk]:
-    """Read the chunks of a whole body."""
+    """Return the chunks of a complete body."""
     response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=data)
     return [decode_chunk(event.data) for event in httpx_sse.EventSource(response).iter_sse()]
 
 
 def decode_chunk(data: str) -> StreamChunk:
-    """Decode through the union that the contract publishes, and hold it against the contract itself."""
+    """Decode a chunk as the published union, and check it against the contract."""
     contract.check("StreamChunk", json.loads(data))
     chunk: StreamChunk = msgspec.json.decode(data, type=StreamChunk)
     return chunk
 
 
 async def stream(client: httpx.AsyncClient, request: object, **options: Any) -> list[StreamChunk]:
-    """POST to /chat and return the whole stream, checked for what holds for every stream."""
+    """POST to /chat and return the whole stream, after checks that hold for every stream."""
     async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=request, **options) as source:
         assert source.response.status_code == 200, await source.response.aread()
         events = [event async for event in source.aiter_sse()]
@@ -101,12 +101,12 @@ async def stream(client: httpx.AsyncClient, request: object, **options: Any) -> 
 
 
 def kind(chunk: StreamChunk) -> str:
-    """Return the chunk's type as it stands on the wire."""
+    """Return the chunk's type as it is on the wire."""
     return str(chunk.__struct_config__.tag)
 
 
 def problem(response: httpx.Response) -> ErrorResponse:
-    """Return the error of a refused request, checked for what holds for every error."""
+    """Return the error of a refused request, after checks that hold for every error."""
     assert response.headers["content-type"] == "application/json"
     contract.check("ErrorResponse", response.json())
     error = msgspec.json.decode(response.content, type=ErrorResponse, strict=True)

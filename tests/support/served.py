@@ -1,4 +1,4 @@
-"""Owns the contract as the app serves it: prints the OpenAPI document as YAML, in its order, for `just contract`."""
+"""Prints the OpenAPI document that the app serves as YAML, in the document's own order, for `just contract`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from parley.web.docs import as_yaml
 
 
 def contract() -> str:
-    """Return the document."""
+    """Return the document as YAML."""
     return f"# Written by `just contract`.\n{as_yaml(create_app(Settings()).openapi_schema.to_schema())}"
 
 

@@ -1,6 +1,6 @@
-"""Owns the tables in the documentation that are made from the code: `python -m tests.support.tables` writes them.
+"""The documentation's tables that are made from the code; `python -m tests.support.tables` writes them.
 
-A table stands in a page between `<!-- settings -->` and `<!-- /settings -->`.
+A table is in a page, between `<!-- settings -->` and `<!-- /settings -->`, for example.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def _errors() -> Iterator[Iterable[str]]:
 
 def _metrics() -> Iterator[Iterable[str]]:
     yield "metric", "type", "labels", "meaning"
-    metrics()  # which registers them
-    for collector in REGISTRY._collector_to_names:  # noqa: SLF001  # there is no public way to ask for labels
+    metrics()  # registers all metrics
+    for collector in REGISTRY._collector_to_names:  # noqa: SLF001  # there is no public access to labels
         if isinstance(collector, MetricWrapperBase):
             (family,) = collector.describe()
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            labels = ", ".join(f"`{label}`" for label in collector._labelnames)  # noqa: SLF001  # likewise
+            labels = ", ".join(f"`{label}`" for label in collector._labelnames)  # noqa: SLF001  # also private
             yield f"`{name}`", family.type, labels, family.documentation
 
 
@@ -85,12 +85,12 @@ def table(name: str) -> str:
 
 
 def written(page: str) -> str:
-    """Return a page with its tables as the code has them."""
+    """Return a page with its tables made from the code."""
     return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", lambda found: table(found[1]), page, flags=re.DOTALL)
 
 
 def pages() -> list[Path]:
-    """Return the pages of the documentation."""
+    """Return the paths of the documentation's pages."""
     return sorted(DOCS.glob("*.md"))
 
 

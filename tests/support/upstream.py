@@ -1,4 +1,4 @@
-"""Owns the scripted upstream: a real HTTP server on a real socket whose every byte and pause the test decides."""
+"""The scripted upstream: a real HTTP server on a real socket; the test decides on every byte and pause."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOOL_USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110
 
 @dataclass
 class Connection:
-    """One connection in the ledger; times are the loop's."""
+    """One connection in the ledger; times are those of the event loop, in seconds."""
 
     opened: float
     closed: float | None = None
@@ -30,7 +30,7 @@ class Connection:
 
 @dataclass
 class Exchange:
-    """One request as the upstream saw it, and the means to answer it byte by byte."""
+    """One request as the upstream received it, and the methods to answer it byte by byte."""
 
     path: str
     headers: dict[str, str]
@@ -38,11 +38,11 @@ class Exchange:
     connection: Connection
     writer: asyncio.StreamWriter
     headers_of_all: dict[str, str]
-    """What each answer's head has besides."""
+    """Additional headers of every response."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the connection is closed, by whomever."""
+    """Set when the connection is closed, by either side."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the connection is closed, or the answer was sent to its end."""
+    """Set when the connection is closed, or when the answer has been sent completely."""
 
     @property
     def json(self) -> Any:
@@ -56,22 +56,22 @@ class Exchange:
 
     @property
     def follows_a_tool(self) -> bool:
-        """Whether the model is given the result of a tool that it has called."""
+        """Whether the request has the result of a tool that the model called."""
         return bool(self.json["messages"][-1]["role"] == "tool")
 
     async def head(self, status: int = 200, content_type: str = "text/event-stream", **headers: str) -> None:
-        """Send status line and headers."""
+        """Send the status line and headers."""
         lines = [f"HTTP/1.1 {status} Scripted", f"content-type: {content_type}", "transfer-encoding: chunked"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in {**self.headers_of_all, **headers}.items()]
         await self._send("\r\n".join([*lines, "", ""]).encode())
 
     async def write(self, data: bytes) -> None:
         """Send bytes of the body."""
-        if data:  # an empty chunk would be the end
+        if data:  # an empty chunk would end the body
             await self._send(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def events(self, *payloads: object) -> None:
-        """Send server-sent events; a string goes as it is, all else as JSON."""
+        """Send server-sent events; a string is sent as it is, and everything else as JSON."""
         for payload in payloads:
             text = payload if isinstance(payload, str) else json.dumps(payload)
             await self.write(f"data: {text}\n\n".encode())
@@ -82,7 +82,7 @@ class Exchange:
         self.over.set()
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are, in one segment where they fit into it; nobody needs to take them."""
+        """Send bytes as they are, in one segment if they fit; do not wait until Parley reads them."""
         self.writer.write(data)
 
     def abort(self) -> None:
@@ -105,20 +105,20 @@ class Exchange:
     async def _send(self, data: bytes) -> None:
         self.writer.write(data)
         await self.writer.drain()
-        await asyncio.sleep(0)  # draining alone does not let Parley, in the same loop, have its turn
+        await asyncio.sleep(0)  # draining alone does not let Parley, in the same loop, run
 
 
 Script = Callable[[Exchange], Awaitable[None]]
 
 
 def delta(text: str | None = None, finish_reason: str | None = None, **more: object) -> dict[str, object]:
-    """Make a chunk that adds text, or says why the answer ends."""
+    """Return a chunk with a text, a finish reason, or both."""
     content = {} if text is None else {"content": text}
     return {"choices": [{"index": 0, "delta": content, "finish_reason": finish_reason}], **more}
 
 
 def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAGE) -> Script:
-    """Answer as OpenAI does: a role, the texts, a finish reason, the usage, `[DONE]`; without a reason, break off."""
+    """Answer like OpenAI: role, texts, finish reason, usage, `[DONE]`; without a finish reason, omit `[DONE]`."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -136,9 +136,9 @@ def answer(*texts: str, finish_reason: str | None = "stop", usage: object = USAG
 
 
 class Gated:
-    """A script that sends its first text at once, and its last when it may; it counts the answers that have begun.
+    """A script that sends its first text at once, and its last when `may_end` is set; it counts the begun answers.
 
-    With a pace, it sends the first text again every so many seconds meanwhile.
+    With `pace_s`, it repeats the first text every so many seconds until then.
     """
 
     def __init__(self, first: str = "first", last: str = "last", pace_s: float | None = None) -> None:
@@ -149,7 +149,7 @@ class Gated:
         self.may_end = asyncio.Event()
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Answer."""
+        """Answer a request."""
         first, last = self._texts
         await exchange.head()
         await exchange.events(delta(first))
@@ -164,14 +164,14 @@ class Gated:
         await exchange.end()
 
     async def begin(self, number: int) -> None:
-        """Wait until so many answers have begun."""
+        """Wait until this many answers have begun."""
         while self._begun < number:
             self._has_begun.clear()
             await self._has_begun.wait()
 
 
 def call(name: str, *arguments: str, text: str = "") -> Script:
-    """Call a tool, the arguments in pieces."""
+    """Call a tool, with the arguments in pieces."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head()
@@ -190,12 +190,12 @@ call_weather = call("weather", '{"ci', 'ty": "Paris"}')
 
 
 def tool_calls(*calls: object) -> dict[str, object]:
-    """Make a chunk that adds pieces of tool calls."""
+    """Return a chunk with pieces of tool calls."""
     return {"choices": [{"index": 0, "delta": {"tool_calls": calls}}]}
 
 
 def in_turn(*scripts: Script) -> Script:
-    """Do these one after the other, one for each request; the last for all that follow."""
+    """Run these scripts in turn, one for each request; the last one also answers all further requests."""
     remaining = list(scripts)
 
     async def script(exchange: Exchange) -> None:
@@ -205,7 +205,7 @@ def in_turn(*scripts: Script) -> Script:
 
 
 def respond(status: int, body: object, **headers: str) -> Script:
-    """Answer with JSON, as for an HTTP error."""
+    """Answer with a JSON body, as an HTTP error does."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.head(status, "application/json", **headers)
@@ -221,10 +221,11 @@ async def hang(exchange: Exchange) -> None:
 
 
 class ScriptedUpstream:
-    """Runs `script` for each chat completion; `models_script` answers GET /models; `headers` go with all answers.
+    """Runs `script` for each chat completion; `models_script` answers GET /models; every response has `headers`.
 
-    `exchanges` holds what it was asked, `connections` is the ledger of who connected and who closed. With a
-    `tool_script`, it runs that for each first model call of an agent, and `script` for those with a tool's result.
+    `exchanges` holds the requests that `script` answered, and `connections` records each connection and which side
+    closed it. If `tool_script` is set, it answers the model calls of an agent that do not follow a tool, and `script`
+    answers those with a tool's result.
     """
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
@@ -243,7 +244,7 @@ class ScriptedUpstream:
 
     @property
     def url(self) -> str:
-        """The base URL to give to Parley."""
+        """The base URL to configure in Parley."""
         port = self._server.sockets[0].getsockname()[1]
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{port}/v1"
@@ -259,7 +260,7 @@ class ScriptedUpstream:
         await asyncio.gather(*self._handlers, return_exceptions=True)
 
     async def next_exchange(self) -> Exchange:
-        """Wait for the next chat completion that is asked for."""
+        """Wait for the next request for a chat completion."""
         await self.received.wait()
         self.received.clear()
         return self.exchanges[-1]
@@ -271,7 +272,7 @@ class ScriptedUpstream:
         now = asyncio.get_running_loop().time
         connection = Connection(opened=now())
         self.connections.append(connection)
-        # A browser's connection is still open when the upstream goes.
+        # A browser may keep its connection open when the upstream stops.
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             start = b""
             while True:

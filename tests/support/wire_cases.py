@@ -1,26 +1,26 @@
-"""Owns the wire cases: what real upstreams send, as data in `tests/wire_cases/`, and what must come of it.
+"""The wire cases: what real upstreams send, as data in `tests/wire_cases/`, and the outcome that each must have.
 
-Each file holds the cases of one kind. A case without `seen` is ours: a shape like those that were seen. `upstream` is
-the list of steps that answer one request:
+Each file has the cases of one kind. We made up a case without `seen`; its form is similar to those that were seen.
+`upstream` is the list of steps that answer one request:
 
-    role, stop, usage, done     an event: the opening one, a finish reason, the counts 9/4/13, `[DONE]`
-    text; start, rest           events with the whole text of `ANSWER`; with its first word, and with what follows
-    {delta: …, reason: …, …}    an event whose choice 0 has this delta and this finish reason; more are the event's
+    role, stop, usage, done     an event: the first one, a finish reason, the counts 9/4/13, `[DONE]`
+    text; start, rest           events with the whole text of `ANSWER`; with its first word; with the rest
+    {delta: …, reason: …, …}    an event whose choice 0 has this delta and finish reason; other fields are the event's
     {choice: …, …}              an event whose choice 0 has these fields
-    {event: …}, {data: text}    an event of this JSON; of this text
-    {body: text}, {hex: digits} these bytes of the body, as they are
-    {raw: text}                 these bytes outside of the body
-    {head: …}                   status line and headers, if not those of a stream: status, http, content_type, headers,
-                                framing (`close` for a body that only the close ends)
-    {status: …, …}              a whole response: json or body, content_type, headers
+    {event: …}, {data: text}    an event with this JSON; with this text
+    {body: text}, {hex: digits} these bytes in the body, as they are
+    {raw: text}                 these bytes outside the body
+    {head: …}                   status line and headers unless those of a stream: status, http, content_type, headers,
+                                framing (`close` if only the end of the connection ends the body)
+    {status: …, …}              a complete response: json or body, content_type, headers
     {wait: seconds}, hang       silence
-    close, reset                the end of the connection, without the end of the body; otherwise the body ends last
-    {repeat: times, steps: …}
-    {when: …, then: …}          an answer of its own for the first tries (`tries`) or if the request has a parameter
+    close, reset                end the connection, but not the body; without either, the body ends after the last step
+    {repeat: times, steps: …}   these steps, this many times
+    {when: …, then: …}          a different answer to the first requests (`tries`), or if the request has a parameter
                                 (`has`)
 
-`format` says how events are written: `prefix` and `after` each, `indent` of their JSON; and how the body is sent:
-`pieces` of so many bytes, `compressed`.
+`format` says how events are written (`prefix` and `after` each event, `indent` of their JSON) and how the body is sent
+(in `pieces` of this many bytes, `compressed`).
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ _OneOrMore = str | list[str]
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What must come of a case; a list names alternatives, and what is not named may be anything.
+    """The outcome that a case must have; a list has alternatives, and what is not named may be anything.
 
-    With both `done` and `error`, either will do.
+    If both `done` and `error` are set, either is right.
     """
 
-    done: _OneOrMore = ()  # type: ignore[assignment]  # a default has to be immutable
+    done: _OneOrMore = ()  # type: ignore[assignment]  # a default must be immutable
     """The finish reason."""
     error: _OneOrMore = ()  # type: ignore[assignment]
-    """The code."""
+    """The error code."""
     text: str | None = None
-    """`*` for any. Unset: all of `ANSWER` if the answer is done, anything if it failed."""
+    """The text, or `*` for any. If unset: all of `ANSWER` if the answer is done, anything if it failed."""
     reasoning: str | None = None
-    """What the model thought, for a request that asks for it."""
+    """The model's reasoning, for a request that asks for it."""
     usage: _OneOrMore = _ANY
-    """As `input/output/total`, with `cached=` and `reasoning=` after it; `none` if the upstream did not count."""
+    """The counts `input/output/total`, then `cached=` and `reasoning=`; `none` if the upstream reports no usage."""
     retryable: bool | None = None
     retry_after_s: int | list[int | None] | msgspec.UnsetType | None = msgspec.UNSET
     detail: str = ""
-    """A part of it."""
+    """A part of the error's detail."""
     tries: int | list[int] = ()  # type: ignore[assignment]
-    """The requests that the upstream receives, with two retries."""
+    """The number of requests that the upstream receives, with two retries."""
     tries_again: int | None = None
-    """The same for a later request, if it differs."""
+    """The number for a later request, if it differs."""
 
     @property
     def whole_text(self) -> str:
-        """The text that a reader who understands everything finds."""
+        """The text that a client that understands everything would find."""
         return ANSWER if self.text is None else self.text
 
 
@@ -82,26 +82,26 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class WireCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One shape of an upstream's answer."""
+    """One form of an upstream's answer."""
 
     name: str
     seen: str = ""
-    """Where; empty if it is ours."""
+    """Where the form was seen; empty if we made it up."""
     upstream: list[str | dict[str, Any]]
     expect: Expected
     format: Format = Format()
     settings: dict[str, Any] = {}
     kind: str = ""
-    """The file that it stands in."""
+    """The name of the file that contains the case."""
 
     @property
     def has_an_answer(self) -> bool:
-        """Whether a reader could find a whole answer in it, whatever it asked with."""
+        """Whether a client could find a complete answer in the response to any request."""
         return self.kind != "requests" and (bool(self.expect.done) or "text" in self.upstream)
 
 
 def load() -> dict[str, WireCase]:
-    """Return all cases by name, each kind's in their order."""
+    """Return all cases by name, each kind's cases in their own order."""
     cases = [
         msgspec.structs.replace(case, kind=path.stem)
         for path in sorted(_FOLDER.glob("*.yaml"))
