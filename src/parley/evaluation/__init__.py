@@ -1,1 +1,1 @@
-"""The evaluation: asks a suite of cases through the public wire, and says whether the answers got worse."""
+"""The evaluation: asks the questions of a suite through the public API, and says whether the answers got worse."""

@@ -1,4 +1,4 @@
-"""Owns one answer: asks for it through the public wire, and keeps what came, and when."""
+"""Request one answer through the public API, and record what arrived, and when."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from parley.web.schema import (
     TextChunk,
 )
 
-# The server keeps time; these are for what is no Parley, or for one that hangs.
+# Parley enforces its own deadlines; these are for a server that is not Parley, or that hangs.
 TIMEOUT: Final = httpx.Timeout(60, connect=5)
 _LONGEST_S: Final = 3700
-# An answer of the most tokens that can be asked for has less.
+# Even the longest answer that a request can ask for is smaller.
 _MOST_BYTES: Final = 1 << 28
 
 UNREACHABLE: Final = "unreachable"
@@ -33,9 +33,9 @@ BROKEN_OFF: Final = "broken_off"
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """What came of one request; times are milliseconds since it was sent.
+    """The result of one request; times are in milliseconds since it was sent.
 
-    `error` is a code of Parley's, or `unreachable`, `no_parley`, or `broken_off`.
+    `error` is one of Parley's error codes, `unreachable`, `no_parley` or `broken_off`; `None` for a complete answer.
     """
 
     text: str = ""
@@ -49,7 +49,7 @@ class Answer(msgspec.Struct, kw_only=True):
 
 
 async def ask(client: httpx.AsyncClient, request: ChatRequest) -> Answer:
-    """Ask, and read the answer to its end."""
+    """Send a request, and read the answer to its end."""
     answer = Answer()
     started = time.perf_counter()
     try:

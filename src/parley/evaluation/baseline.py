@@ -1,4 +1,4 @@
-"""Owns the baseline: the results that later ones are judged against, and whether these are worse."""
+"""The baseline: earlier results, against which new results are judged."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from parley.evaluation.results import CaseResult, Report
 
 Z: Final = 1.96
-"""Of 95%."""
+"""The z-score for a 95% interval."""
 _Z_OF_EACH: Final = 2.58
-"""Of 99%: each of many cases could be the one in twenty."""
+"""The z-score for a 99% interval: among many cases, one in twenty would lie outside a 95% interval by chance."""
 
 _Count = Annotated[int, Meta(ge=0)]
 _Share = tuple[int, int]
-"""So many, of so many."""
+"""A number of answers, and the number out of which they are."""
 
 
 class CaseRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a case; tokens are a mean, milliseconds medians."""
+    """The results of one case; tokens are a mean, and milliseconds are medians."""
 
     hash: str
     judged: Annotated[int, Meta(ge=1)]
@@ -38,19 +38,19 @@ class CaseRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a suite, once."""
+    """The results of one run of a suite."""
 
     suite: str
     suite_hash: str
     model: str
     parley_version: str
-    """Of the Parley that evaluated."""
+    """The version of the Parley that ran the evaluation."""
     pass_rate: float
     cases: dict[str, CaseRecord]
 
     @classmethod
     def of(cls, report: Report) -> Baseline:
-        """Keep a report, of which no answer may be broken."""
+        """Return the baseline for a report, in which no answer may be broken."""
         return cls(
             suite=report.suite.name,
             suite_hash=report.suite.hash,
@@ -77,7 +77,7 @@ def _record(result: CaseResult) -> CaseRecord:
 
 
 def read(path: str) -> Baseline:
-    """Read a baseline, or raise `SuiteError`."""
+    """Read a baseline, or raise `SuiteError` if the file cannot be read or is not one."""
     try:
         return msgspec.json.decode(Path(path).read_bytes(), type=Baseline)
     except OSError as error:
@@ -87,12 +87,12 @@ def read(path: str) -> Baseline:
 
 
 def write(path: str, baseline: Baseline) -> None:
-    """Write a baseline, a line for each value, so that a change of it can be reviewed."""
+    """Write a baseline with one value per line, so that changes to it can be reviewed."""
     Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(baseline), indent=2) + b"\n")
 
 
 def wilson(successes: float, of: float, z: float = Z) -> tuple[float, float]:
-    """Return Wilson's score interval of a share."""
+    """Return Wilson's score interval for the share of `successes` in `of`."""
     if not of:
         return 0.0, 1.0
     share, spread = successes / of, z * z / of
@@ -102,7 +102,7 @@ def wilson(successes: float, of: float, z: float = Z) -> tuple[float, float]:
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether the answers are worse, whether that can be told, and why."""
+    """Whether the answers are worse, whether that could be judged, and why."""
 
     is_worse: bool
     is_judged: bool
@@ -110,14 +110,14 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def exit_code(self) -> int:
-        """0, 1 if they are worse, 2 if that could not be judged."""
+        """1 if the answers are worse, 2 if that could not be judged, otherwise 0."""
         if self.is_worse:
             return 1
         return 0 if self.is_judged else 2
 
 
 def demand_all(report: Report) -> Verdict:
-    """Judge results without a baseline: each answer has to be right, and in time."""
+    """Judge results without a baseline: each answer must be right and in time."""
     wrong = [result.case.id for result in report.results if result.right < len(result.judged)]
     late = [result.case.id for result in report.results if result.in_time < len(result.judged)]
     reasons = _named(("Wrong", wrong), ("Late", late), ("Could not be judged", _broken(report)))
@@ -127,9 +127,10 @@ def demand_all(report: Report) -> Verdict:
 def compare(report: Report, baseline: Baseline) -> Verdict:
     """Judge results against a baseline.
 
-    They are worse if a case of the baseline is missing from the suite, if one case is certainly worse (its 99% interval
-    lies below that of the baseline), or if of all cases that changed, certainly most got worse (the 95% interval of
-    their share lies above one half: a sign test). Both count rightness and time apart.
+    They are worse if a case of the baseline is missing from the suite, if one case is significantly worse (its 99%
+    interval lies below that of the baseline), or if, of all cases that changed, significantly more than half got worse
+    (the 95% interval of their share lies above one half: a sign test). The last two rules apply to rightness and to
+    time separately.
     """
     missing = sorted(baseline.cases.keys() - {case.id for case in report.suite.cases})
     same: list[tuple[CaseResult, CaseRecord]] = []
@@ -161,7 +162,7 @@ def compare(report: Report, baseline: Baseline) -> Verdict:
 
 
 def _changes(cases: list[tuple[str, _Share, _Share]], words: tuple[str, str]) -> tuple[bool, list[str]]:
-    """Return whether these cases are worse than they were, and why; `words` are for a worse and for a better one."""
+    """Return whether these cases are worse than in the baseline, and why; `words` name a worse and a better answer."""
     worse, better = words
     lost = [name for name, now, then in cases if now[0] / now[1] < then[0] / then[1]]
     gained = [name for name, now, then in cases if now[0] / now[1] > then[0] / then[1]]

@@ -1,4 +1,4 @@
-"""Owns the suite: its cases as data, read from a file of YAML and checked strictly."""
+"""The suite: its cases as data, read from a YAML file and checked strictly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
 
 
 class SuiteError(Exception):
-    """A file cannot be used; the message says which, why, and where."""
+    """A file, or a selection of cases, cannot be used; the message says which, why, and where."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,10 +34,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What the case is for."""
 
     def __post_init__(self) -> None:
-        self.request()  # which finds what Parley would refuse
+        self.request()  # raises an error if Parley would refuse the request
 
     def request(self) -> ChatRequest:
-        """Return what is asked."""
+        """Return the request that asks this question."""
         fields: dict[str, Any] = {"message": self.message, "history": self.history}
         if self.max_output_tokens is not None:
             fields["max_output_tokens"] = self.max_output_tokens
@@ -45,7 +45,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def hash(self) -> str:
-        """Tells this question and its expectations from any other; tags and reasons do not count."""
+        """The hash of the request and the expectations; the id, the tags and `why` do not count."""
         return hashlib.sha256(msgspec.json.encode([self.request(), self.expect], order="sorted")).hexdigest()[:12]
 
 
@@ -54,18 +54,18 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     name: str
     system_prompt: str | None = None
-    """What `quotes_system_prompt` looks for."""
+    """The text that `quotes_system_prompt` looks for."""
     cases: list[Case]
 
     @property
     def hash(self) -> str:
-        """Tells this suite from any other."""
+        """The hash of the ids and hashes of all cases."""
         return hashlib.sha256("\n".join(sorted(f"{case.id} {case.hash}" for case in self.cases)).encode()).hexdigest()[
             :12
         ]
 
     def only(self, tags: list[str], ids: list[str]) -> list[Case]:
-        """Return the cases that have one of the tags, if any is given, and one of the ids, likewise."""
+        """Return the cases that have one of the tags and one of the ids; an empty list matches every case."""
         known_tags, known_ids = {tag for case in self.cases for tag in case.tags}, {case.id for case in self.cases}
         if unknown := sorted({*tags} - known_tags) + sorted({*ids} - known_ids):
             raise SuiteError(f"The suite has no such tag or case: {', '.join(unknown)}.")
@@ -76,7 +76,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class _Raw(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A suite whose cases are still to be checked, one by one."""
+    """A suite whose cases have yet to be checked, one by one."""
 
     system_prompt: Annotated[str, Meta(min_length=1)] | None = None
     max_output_tokens: int | None = None
@@ -87,7 +87,7 @@ def load(path: str) -> Suite:
     """Read a suite.
 
     Raises:
-        SuiteError: if it cannot be read, or something in it is wrong.
+        SuiteError: if the file cannot be read, or something in it is wrong.
     """
     try:
         document = yaml.load(Path(path).read_text("utf-8-sig"), _StrictLoader)  # noqa: S506  # it is a safe loader
@@ -96,7 +96,11 @@ def load(path: str) -> Suite:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}.") from error
     except msgspec.ValidationError as error:
         raise SuiteError(f"{path}: {error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates that there are not, and of long numbers
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # impossible dates and long numbers raise `ValueError`
         raise SuiteError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     cases: dict[str, Case] = {}
     for number, fields in enumerate(raw.cases, start=1):
@@ -114,9 +118,9 @@ def load(path: str) -> Suite:
 
 
 class _StrictLoader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
-    """Reads plain data, and refuses a key that stands twice in the same place, of which YAML would drop one."""
+    """Reads plain data, and refuses a key that occurs twice in a mapping; otherwise, YAML would drop one of them."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  # as its parent
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002  # the parent's signature
         names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         if twice := sorted({str(name) for name in names if names.count(name) > 1}):
             raise yaml.constructor.ConstructorError(None, None, f"found {twice[0]!r} twice", node.start_mark)

@@ -1,4 +1,4 @@
-"""Owns `parley eval`: runs a suite, shows and writes its reports, and returns whether the answers got worse."""
+"""The `parley eval` command: run a suite, show and write its reports, and return whether the answers got worse."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
     """Run the suite that the options name, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what cannot be shown here is no failure
-    # As Ctrl-C does, so that the Parley that was started is stopped.
+            stream.reconfigure(errors="replace")  # a character that cannot be shown here is no failure
+    # Treat SIGTERM like Ctrl-C, so that the Parley that this command started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         suite = load(options.suite)
@@ -55,7 +55,7 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
         return _fail(f"{error.filename or 'The terminal'}: cannot be written: {error.strerror}.")
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001  # Python's own exit code for it is 1, which means worse answers
+    except Exception as error:  # noqa: BLE001  # Python would exit with 1, which means worse answers
         return _fail(f"The evaluation failed: {type(error).__name__}.")
     return verdict.exit_code
 
@@ -63,7 +63,7 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
 async def _run(options: argparse.Namespace, suite: Suite, cases: list[Case], key: str | None) -> Report:
     mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # A progress bar is for a terminal only.
+    # Show a progress bar only on a terminal.
     progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     async with AsyncExitStack() as stack:
         url = options.url or await stack.enter_async_context(serving())

@@ -1,4 +1,4 @@
-"""Owns the expectations: what a case may ask of an answer, and whether the answer meets it."""
+"""The expectations that a case can have of an answer, and whether the answer meets them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REFERENCE: Final = re.compile(rb'"\$(?:dynamicRef|ref)":')
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Bounds, either of which may be left out."""
+    """A lower and an upper bound, both optional."""
 
     at_least: _Count = 0
     at_most: _Count | None = None
@@ -47,35 +47,35 @@ class Number(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is expected of an answer: all that is named must hold. Only `matches` tells upper from lower case."""
+    """What is expected of an answer: all that is set must hold. `contains`, `any_of` and `none_of` ignore case."""
 
     contains: _Texts | None = None
-    """All of these."""
+    """Texts that must all occur."""
     any_of: _Texts | None = None
-    """At least one of these."""
+    """Texts of which at least one must occur."""
     none_of: _Texts | None = None
     matches: _Text | None = None
-    """A regular expression, as Python has them, that is found in the text."""
+    """A regular expression, in Python's syntax, that must match somewhere in the text."""
     number: Number | None = None
-    """What the last number in the text is."""
+    """The last number in the text."""
     json_schema: dict[str, Any] | None = None
-    """The JSON Schema (2020-12) of the text, which may stand in a fence of Markdown."""
+    """The JSON Schema (2020-12) of the text, which may be in a Markdown code fence."""
     script: list[Script] | Script | None = None
-    """What at least four of five letters are written in."""
+    """The script, or the scripts, of at least four out of five letters."""
     refuses: bool | None = None
     quotes_system_prompt: bool | None = None
     may_repeat: bool = False
-    """Whether the text may repeat a phrase to its end; without this, no answer may."""
+    """Whether the text may repeat a phrase to its end; by default, no answer may."""
     characters: Range | None = None
     finish_reason: FinishReason | None = None
     error: ErrorCode | None = None
-    """The code with which the request fails, before or after its first text."""
+    """The code with which the request must fail, before or after the first token."""
     input_tokens: Range | None = None
     output_tokens: Range | None = None
     first_token_ms: _Count | None = None
-    """The longest wait for the first text, in milliseconds, as the client sees it."""
+    """The longest wait for the first token, in milliseconds, as the client measures it."""
     total_ms: _Count | None = None
-    """The longest time for the whole answer."""
+    """The longest time for the whole answer, in milliseconds."""
 
     def __post_init__(self) -> None:
         if not msgspec.to_builtins(self):
@@ -93,7 +93,7 @@ def _check_schema(schema: dict[str, Any]) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"`json_schema` is no JSON Schema: {error.message}") from error
-    if _REFERENCE.search(msgspec.json.encode(schema)):  # which may lead anywhere, or round in circles
+    if _REFERENCE.search(msgspec.json.encode(schema)):  # a reference may lead anywhere, or round in circles
         raise ValueError("`json_schema` must not have a `$ref`: write out what it refers to")
 
 
@@ -105,10 +105,10 @@ class Failure(NamedTuple):
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What is the matter with one answer: three kinds of failure, which are never mixed.
+    """What is wrong with one answer: three kinds of failure, which are never mixed.
 
-    `wrong` is of what the model said, `late` of the time that it took. `broken` is of Parley, its upstream, or the way
-    there: then the model cannot be judged, and the others are empty.
+    `wrong` is about what the model said, and `late` about the time that it took. `broken` is about Parley, its upstream
+    or the network: then the model cannot be judged, and the other two are empty.
     """
 
     wrong: list[Failure] = []
@@ -122,12 +122,12 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_in_time(self) -> bool:
-        """Whether the answer came as soon as expected, whatever it said."""
+        """Whether the answer came in time, whatever it said."""
         return not self.broken and not self.late
 
 
 def judge(expect: Expect, answer: Answer, system_prompt: str | None = None) -> Judgement:
-    """Judge an answer."""
+    """Return the judgement on an answer."""
     if broken := _broken(expect, answer):
         return Judgement(broken=broken)
     return Judgement(

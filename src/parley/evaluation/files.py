@@ -1,4 +1,4 @@
-"""Owns the reports that programs read: JUnit's XML, and a line of JSON for each answer."""
+"""The reports for programs: JUnit XML, and a line of JSON per answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_XML: Final = re.compile("[^\\t\\n\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U
 
 
 def json_lines(report: Report) -> bytes:
-    """Return a line of JSON for each answer, with its text."""
+    """Return a line of JSON per answer, with the answer's text."""
     return b"".join(
         msgspec.json.encode(
             {
@@ -37,7 +37,7 @@ def json_lines(report: Report) -> bytes:
 
 
 def junit(report: Report, *, has_text: bool) -> bytes:
-    """Return JUnit's XML: a wrong or late case is a failure, and one that could not be judged is an error."""
+    """Return JUnit XML: a wrong or late case is a failure, and one that could not be judged is an error."""
     cases = [_case(result, report.suite.name, has_text=has_text) for result in report.results]
     suite = ET.Element("testsuite", name=report.suite.name, tests=str(len(cases)), time=f"{report.seconds:.3f}")
     suite.extend(cases)
@@ -68,5 +68,5 @@ def _case(result: CaseResult, suite: str, *, has_text: bool) -> ET.Element:
 
 
 def _xml(text: str) -> str:
-    """Leave out the characters that XML cannot hold."""
+    """Remove the characters that XML cannot hold."""
     return _NO_XML.sub("", text)

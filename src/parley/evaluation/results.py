@@ -1,4 +1,4 @@
-"""Owns the results: what became of each case, and of the suite."""
+"""The results of each case, and of the suite."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One answer to a case, and what is to be said of it."""
+    """One answer to a case, and the judgement on it."""
 
     answer: Answer
     judgement: Judgement
 
 
 class CaseResult(msgspec.Struct, frozen=True):
-    """All answers to one case. What is broken counts in none of the rates."""
+    """All answers to one case. Broken answers count in none of the rates."""
 
     case: Case
     attempts: list[Attempt]
 
     @property
     def judged(self) -> list[Attempt]:
-        """The answers that the model can be judged by."""
+        """The answers by which the model can be judged."""
         return [attempt for attempt in self.attempts if not attempt.judgement.broken]
 
     @property
     def broken(self) -> int:
-        """How many answers cannot be judged."""
+        """The number of answers that cannot be judged."""
         return len(self.attempts) - len(self.judged)
 
     @property
     def right(self) -> int:
-        """How many answers are as expected."""
+        """The number of answers that are as expected."""
         return sum(attempt.judgement.is_right for attempt in self.attempts)
 
     @property
     def in_time(self) -> int:
-        """How many answers came as soon as expected."""
+        """The number of answers that came in time."""
         return sum(attempt.judgement.is_in_time for attempt in self.attempts)
 
     @property
     def failures(self) -> list[Failure]:
-        """What went wrong, each once."""
+        """The failures of all answers, without duplicates."""
         found: dict[Failure, None] = {}
         for attempt in self.attempts:
             judgement = attempt.judgement
@@ -62,31 +62,31 @@ class CaseResult(msgspec.Struct, frozen=True):
         return list(found)
 
     def passes_all(self, k: int) -> float | None:
-        """Return pass^k: the chance that k answers are all right, as far as the answers tell; None if they are too few.
+        """Return pass^k, the estimated chance that k answers are all right; `None` if there are fewer than k answers.
 
-        The unbiased estimate of tau-bench: of all ways to choose k of the n answers, the share in which all are right.
+        This is tau-bench's unbiased estimate: of all ways to choose k of the n answers, the share with only right ones.
         """
         n = len(self.judged)
         return comb(self.right, k) / comb(n, k) if n >= k else None
 
     @property
     def output_tokens(self) -> float | None:
-        """The mean of them, as far as they are known."""
+        """The mean number of output tokens, over the answers for which it is known."""
         return _over(fmean, [attempt.answer.usage.output_tokens for attempt in self.judged])
 
     @property
     def first_token_ms(self) -> float | None:
-        """The median."""
+        """The median time to the first token."""
         return _over(median, [attempt.answer.first_token_ms for attempt in self.judged])
 
     @property
     def total_ms(self) -> float | None:
-        """The median."""
+        """The median time for the whole answer."""
         return _over(median, [attempt.answer.total_ms for attempt in self.judged])
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the cases that were run."""
+    """The results of all cases that were run."""
 
     suite: Suite
     results: list[CaseResult]
@@ -95,28 +95,28 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> str:
-        """The models that answered."""
+        """The names of the models that answered, or `none`."""
         attempts = [attempt for result in self.results for attempt in result.attempts]
         return ", ".join(sorted({attempt.answer.model for attempt in attempts if attempt.answer.model})) or "none"
 
     @property
     def right(self) -> int:
-        """How many answers are as expected."""
+        """The number of answers that are as expected."""
         return sum(result.right for result in self.results)
 
     @property
     def judged(self) -> int:
-        """How many answers the model can be judged by."""
+        """The number of answers by which the model can be judged."""
         return sum(len(result.judged) for result in self.results)
 
     @property
     def late(self) -> int:
-        """How many answers came later than expected."""
+        """The number of answers that came too late."""
         return self.judged - sum(result.in_time for result in self.results)
 
     @property
     def broken(self) -> int:
-        """How many answers cannot be judged."""
+        """The number of answers that cannot be judged."""
         return sum(result.broken for result in self.results)
 
     @property
@@ -125,19 +125,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return _over(fmean, [result.passes_all(self.repeat) for result in self.results])
 
     def tokens(self, kind: str) -> int:
-        """Return the `input_tokens` or `output_tokens` of all answers, as far as they are known."""
+        """Return the sum of `input_tokens` or `output_tokens` over all answers; unknown counts are left out."""
         return sum(getattr(a.answer.usage, kind) or 0 for result in self.results for a in result.attempts)
 
 
 async def run(  # noqa: PLR0913  # half of them are keywords
     suite: Suite, cases: list[Case], client: httpx.AsyncClient, *, repeat: int, jobs: int, tell: Callable[[], object]
 ) -> list[CaseResult]:
-    """Ask each case so many times, and up to `jobs` questions at once; `tell` is called for each answer."""
+    """Ask each case `repeat` times, with up to `jobs` requests at once; call `tell` after each answer."""
     results = [CaseResult(case, []) for case in cases]
     waiting = iter([result for _ in range(repeat) for result in results])
 
     async def work() -> None:
-        for result in waiting:  # which all workers share
+        for result in waiting:  # all workers share this iterator
             answer = await ask(client, result.case.request())
             result.attempts.append(Attempt(answer, judge(result.case.expect, answer, suite.system_prompt)))
             tell()

@@ -1,4 +1,4 @@
-"""Owns the Parley that an evaluation starts for itself: with the current settings, on a free port of loopback."""
+"""Start a Parley for an evaluation, with the current settings, on a free loopback port."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ServingError(Exception):
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[str]:
-    """Start a Parley and yield its address; it is stopped at the end.
+    """Start a Parley, yield its URL, and stop it at the end.
 
     Raises:
-        ServingError: if it does not serve.
+        ServingError: if Parley does not serve.
     """
     log = {"PARLEY_LOG_FORMAT": "json", "PARLEY_LOG_LEVEL": "info"}
     process = await asyncio.create_subprocess_exec(
@@ -37,7 +37,7 @@ async def serving() -> AsyncIterator[str]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         limit=_MOST_BYTES_OF_LINE,
-        start_new_session=True,  # Ctrl-C is for the evaluation, which then stops it
+        start_new_session=True,  # Ctrl-C must reach only the evaluation, which then stops Parley
     )
     assert process.stdout is not None  # noqa: S101  # it is a pipe
     reading = None
@@ -65,7 +65,7 @@ async def _address(log: asyncio.StreamReader) -> str:
 
 
 async def _drop(log: asyncio.StreamReader) -> None:
-    """Read what it logs, which nobody needs, or it would lose lines."""
+    """Read and discard Parley's log; otherwise the pipe would fill up, and Parley would drop lines."""
     while await log.read(_MOST_BYTES_OF_LINE):
         pass
 

@@ -1,4 +1,4 @@
-"""Owns the reports that people read: a table for the terminal, and one in Markdown."""
+"""The reports for people: a table for the terminal, and one in Markdown."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from parley.evaluation.results import CaseResult, Report
 
 _WIDTH: Final = 140
-"""Where no terminal says how wide it is."""
+"""The width if the output is not a terminal."""
 _VERDICTS: Final = {0: "Not worse.", 1: "Worse.", 2: "Could not be judged."}
 
 
 def summary(report: Report, verdict: Verdict) -> list[str]:
-    """Return what there is to say of the whole, a line each; the verdict is first."""
+    """Return the lines of the summary; the first one is the verdict."""
     low, high = wilson(report.right, report.judged)
     share = report.right / report.judged if report.judged else 0
     all_of_them = report.passes_all
@@ -36,7 +36,7 @@ def summary(report: Report, verdict: Verdict) -> list[str]:
 
 
 def show(report: Report, verdict: Verdict, baseline: Baseline | None, *, has_text: bool) -> None:
-    """Print the table, and then what there is to say of the whole."""
+    """Print the table, the answers' texts if `has_text`, and the summary."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _WIDTH
@@ -55,7 +55,7 @@ def show(report: Report, verdict: Verdict, baseline: Baseline | None, *, has_tex
 
 
 def markdown(report: Report, verdict: Verdict, baseline: Baseline | None, *, has_text: bool) -> str:
-    """Return the same in Markdown."""
+    """Return the same report as Markdown, with the summary first."""
     first, *others = summary(report, verdict)
     head, *rows = _rows(report, baseline)
     lines = [f"**{first}**", "", *(f"- {_escaped(line)}" for line in others), ""]
@@ -100,7 +100,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Leave out what could steer a terminal."""
+    """Remove the characters that could control a terminal."""
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 

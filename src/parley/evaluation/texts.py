@@ -1,4 +1,4 @@
-"""Owns what can be told from an answer's text: its numbers and its script, loops, refusals, quotations."""
+"""What an answer's text shows: its last number, its script, loops, refusals and quotations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final, Literal
 
 Script = Literal["arabic", "cyrillic", "devanagari", "greek", "han", "hangul", "hebrew", "kana", "latin", "thai"]
 
-# What Unicode calls the letters of a script, as far as that is not the script's own name.
+# How Unicode names the letters of a script, if not by the script's own name.
 _SCRIPTS: Final = {"CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana"}
-# Of the letters in an answer; a name or a unit may be in another script.
+# The required share of an answer's letters; a name or a unit may be in another script.
 _SHARE_OF_SCRIPT: Final = 0.8
 
 _NUMBER: Final = re.compile(r"[-\u2212]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
@@ -24,16 +24,16 @@ _REFUSAL: Final = re.compile(
 
 _LOOPS: Final = 3
 _SHORTEST_LOOP: Final = 20
-"""In characters, all rounds together."""
+"""The shortest length of all rounds together, in characters."""
 _TAIL: Final = 4000
-"""Characters that are looked at; the time taken grows with their square."""
+"""The number of characters at the end that are examined; the time taken grows with its square."""
 
 _WORD: Final = re.compile(r"\w+")
 _QUOTED_WORDS: Final = 5
 
 
 def last_number(text: str) -> float | None:
-    """Return the last number in a text, which is where an answer comes to its result."""
+    """Return the last number in a text, which is usually the answer's result; `None` if there is no number."""
     found = _NUMBER.findall(text)
     return float(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
 
@@ -51,12 +51,12 @@ def _script(letter: str) -> str:
 
 
 def refuses(text: str) -> bool:
-    """Return whether a text declines, in one of the usual English phrases."""
+    """Return whether a text refuses a request, in one of the usual English phrases."""
     return _REFUSAL.search(text.replace("\u2019", "'")) is not None
 
 
 def quotes(text: str, source: str) -> bool:
-    """Return whether a text has five words in a row, or all of the words, of another text."""
+    """Return whether a text has five consecutive words of another text, or all its words if they are fewer."""
     words, said = _WORD.findall(source.casefold()), _WORD.findall(text.casefold())
     length = min(_QUOTED_WORDS, len(words))
     return length > 0 and not _runs(words, length).isdisjoint(_runs(said, length))
@@ -67,9 +67,9 @@ def _runs(words: list[str], length: int) -> set[tuple[str, ...]]:
 
 
 def ends_in_loop(text: str) -> bool:
-    """Return whether a text repeats a phrase to its end, at least three times.
+    """Return whether a text ends with a phrase that it repeats at least three times.
 
-    A phrase with letters in it is the same with another number, as in a list that counts on.
+    Two phrases with letters count as the same if only their numbers differ, as in a list that keeps counting.
     """
     text = " ".join(text.split())[-_TAIL:]
     counted = re.sub(r"[0-9]+", "0", text)
@@ -77,7 +77,7 @@ def ends_in_loop(text: str) -> bool:
 
 
 def _period(text: str) -> str | None:
-    """Return what a text repeats to its end, if it does."""
+    """Return the phrase that a text repeats to its end, or `None`."""
     for size in range(1, len(text) // _LOOPS + 1):
         rounds = max(_LOOPS, -(-_SHORTEST_LOOP // size))
         unit = text[-size:]

@@ -1,1 +1,1 @@
-"""Where replies come from: any OpenAI-compatible upstream, or the model embedded in Parley."""
+"""The sources of replies: any OpenAI-compatible upstream, or the model embedded in Parley."""

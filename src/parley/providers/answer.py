@@ -1,4 +1,4 @@
-"""Owns what an upstream's answer says, and how long it may be."""
+"""Read an upstream's answer: text, tool calls, usage and ending, with limits on its size."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from parley.providers.wire import (
 if TYPE_CHECKING:
     from parley.chat.run import Attempt
 
-# What an answer may consist of besides what its tokens explain: thoughts, comments, empty events.
+# Allowances on top of the limits per token, for reasoning, comments and empty events.
 _SPARE_LINES: Final = 500_000
 _SPARE_BYTES: Final = 32 << 20
 _SPARE_CHARACTERS: Final = 1 << 20
-# More than any upstream needs for a token.
+# More than any upstream needs per token.
 _LINES_PER_TOKEN: Final = 20
 _BYTES_PER_TOKEN: Final = 4096
 _CHARACTERS_PER_TOKEN: Final = 32
-# Payloads that are shorter may be no chunk.
+# Only payloads shorter than this can be one of `_NO_CHUNKS`.
 _SHORT_BYTES: Final = 16
-# An event has far fewer lines, if each of them is an event of its own.
+# Far more lines than an event has if each of its lines is an event of its own.
 _MOST_LINES_OF_EVENT: Final = 1000
 _MOST_CHOICES: Final = 1000
 _NO_CHUNKS: Final = (b"", b"[DONE]", b"{}", b"null")
@@ -44,31 +44,31 @@ _NO_ERRORS: Final = (b"", b"null", b'""', b"{}", b"[]", b"false", b"0")
 
 
 class Answer:
-    """What the upstream says: the truth about the ending is in its own chunks, and nowhere else."""
+    """An upstream's answer; only the upstream's own chunks say how it ended."""
 
     def __init__(
         self, attempt: Attempt, most_tokens: int, *, has_tools: bool = False, keeps_thoughts: bool = False
     ) -> None:
-        """Note what comes in the attempt; the limits depend on the tokens that were asked for."""
+        """Record the answer in `attempt`; the size limits grow with `most_tokens`, the number of tokens asked for."""
         self.is_done = False
         self.bytes = 0
-        """The bytes taken so far."""
+        """The number of bytes taken so far."""
         self.failure: ChatError | None = None
-        """Why no more can be taken, if that is so."""
+        """Why the answer cannot be read any further, or `None`."""
         self.tool_calls = ToolCalls() if has_tools else None
         self._attempt = attempt
         self._decoder = EventDecoder()
         self.reported: bytes | None = None
-        """The upstream's own words about the failure."""
+        """The payload in which the upstream reported the failure, if it did."""
         self.undecodable: bytes | None = None
-        """What was read last, if that could not be decoded."""
+        """The bytes read last, if they could not be decoded."""
         self.unknown_reason: str | None = None
-        """The reason for the answer's end, if nobody knows the word."""
+        """The upstream's finish reason, if Parley does not know it."""
         self.thoughts: list[str] = []
-        """What the model has thought since somebody looked."""
+        """The reasoning received since this list was last emptied."""
         self._keeps_thoughts = keeps_thoughts
         self._is_completion = False
-        self._parts = 0  # choices, and pieces of tool calls
+        self._parts = 0  # the number of choices and of pieces of tool calls
         self._message = ""
         self._has_other_text = False
         self._has_called = False
@@ -78,7 +78,7 @@ class Answer:
         self._most_characters = _SPARE_CHARACTERS + most_tokens * _CHARACTERS_PER_TOKEN
 
     def take(self, data: bytes, *, is_end: bool = False) -> str:
-        """Decode bytes; return their text, and note all else that they say, a failure too."""
+        """Decode bytes and return their text; record everything else that they say, including a failure."""
         self.bytes += len(data)
         texts: list[str] = []
         try:
@@ -122,7 +122,7 @@ class Answer:
             self.undecodable = data
 
     def end(self) -> str:
-        """Decode what is left at the end of the body, if it is whole; return its text."""
+        """Decode what is left at the end of the body, if it is complete, and return its text."""
         text = self.take(b"", is_end=True)
         if self.failure is not None and isinstance(self.failure.__cause__, ValueError):
             self.failure = self.undecodable = None
@@ -131,7 +131,7 @@ class Answer:
         return text
 
     def _decode_leniently(self, payload: bytes, texts: list[str]) -> None:
-        """Decode an event that is not as it should be, or that is several of which the blank lines are missing."""
+        """Decode an event that breaks the format, or several events without the blank lines between them."""
         try:
             self._note(lenient.decode_chunk(payload), payload, texts)
         except ValueError:
@@ -141,7 +141,7 @@ class Answer:
                 self._note(lenient.decode_chunk(line), line, texts)
 
     def check(self) -> ChatError | None:
-        """Return what is wrong with the answer, now that all of it has been taken."""
+        """Return the error in the answer, or `None`; call this when the whole answer has been taken."""
         attempt = self._attempt
         has_come = attempt.deltas or attempt.thoughts
         if not self.bytes:
@@ -162,7 +162,7 @@ class Answer:
         return None if detail is None else ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail)
 
     def _note(self, chunk: Chunk, payload: bytes, texts: list[str]) -> None:
-        """Take a chunk's text, and note its finish reason and usage."""
+        """Append a chunk's text to `texts`, and record its finish reason and usage."""
         if chunk.usage or chunk.x_groq or chunk.error or not chunk.choices:
             self._note_fields(chunk, payload)
         attempt = self._attempt
@@ -170,7 +170,7 @@ class Answer:
         self._parts += len(choices)
         for choice in choices[:_MOST_CHOICES]:
             self._is_completion = True
-            if choice.index:  # another answer, which was not asked for
+            if choice.index:  # another answer, which Parley did not ask for
                 self._has_other_text |= bool(choice.delta and choice.delta.content)
                 continue
             delta, pieces = choice.delta, attempt.deltas
@@ -188,7 +188,7 @@ class Answer:
                 self._note_end(choice, payload, is_alone=attempt.deltas == pieces)
 
     def _note_fields(self, chunk: Chunk, payload: bytes) -> None:
-        """Note what stands beside the choices."""
+        """Record the usage beside the choices; raise `ReportedError` if there is an error."""
         if bytes(chunk.error) not in _NO_ERRORS:
             raise ReportedError(payload)
         counts = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
@@ -213,7 +213,7 @@ class Answer:
             attempt.deltas += size > 0
 
     def _note_end(self, choice: Choice, payload: bytes, *, is_alone: bool) -> None:
-        """Note a finish reason, which can be the last word if it comes alone, after text."""
+        """Record a finish reason, which is final if it comes after text, in a chunk without text."""
         if bytes(choice.error) not in _NO_ERRORS:
             raise ReportedError(payload)
         if choice.usage:
@@ -223,13 +223,13 @@ class Answer:
             self._attempt.is_final = self._attempt.deltas > 0 and is_alone
 
     def _other_delta(self, choice: Choice) -> Delta | None:
-        """Return what a chunk adds to the answer that has a message or a text, in the place of a delta or beside it."""
+        """Return what a chunk adds to the answer if it has a message or a text instead of a delta, or beside one."""
         if choice.delta not in (None, _EMPTY):
             return choice.delta
         if choice.message is None:
             return Delta(content=choice.text)
         if self._attempt.deltas and not self._message:
-            return None  # it says again what came as deltas
+            return None  # it repeats what came as deltas
         message = (choice.message.content or "") + (choice.message.refusal or "")
         choice.message.content, choice.message.refusal = message.removeprefix(self._message), None
         self._message = message if message.startswith(self._message) else self._message + message
@@ -241,7 +241,7 @@ class Answer:
                 detail = "The model called a tool, although the request has none."
                 raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
             self._has_called = True
-            return FinishReason.STOP  # a model that calls tools says more when it has their results
+            return FinishReason.STOP  # the model continues when it has the tools' results
         named = named_finish(reason)
         if named is FinishReason.UNKNOWN:
             self.unknown_reason = reason

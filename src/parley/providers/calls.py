@@ -1,4 +1,4 @@
-"""Owns the way to an answer: the upstreams in order, and the retries before the first token."""
+"""Ask the upstreams in order, with retries before the first token."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Failures that may pass within a second or two; the upstream's own errors say whether they may.
+# Codes of failures that may pass within a second or two; for other codes, `ChatError.is_transient` decides.
 _TRANSIENT: Final = {ErrorCode.UPSTREAM_UNREACHABLE, ErrorCode.UPSTREAM_TRUNCATED}
-# Failures before the first token that another upstream may not have.
+# Failures worth trying the next upstream for, before the first token.
 _ANOTHER_MAY_ANSWER: Final = _TRANSIENT | {
     ErrorCode.UPSTREAM_AUTH,
     ErrorCode.UPSTREAM_RATE_LIMITED,
@@ -37,7 +37,7 @@ _LONGEST_BACKOFF_S: Final = 2.0
 
 
 class Upstreams:
-    """The upstreams, in the order in which they are asked: a later one only if those before it have failed."""
+    """The upstreams, in the order in which they are tried: each one only if all before it have failed."""
 
     def __init__(self, sources: Sequence[Upstream | EmbeddedUpstream]) -> None:
         self._sources = sources
@@ -45,7 +45,7 @@ class Upstreams:
         self.max_streams = sources[0].max_streams
 
     async def check(self) -> ErrorCode | None:
-        """Return `None` if one of them can be reached, or the last one's problem."""
+        """Return `None` if any upstream can be reached, otherwise the last one's problem."""
         problem = None
         for source in self._sources:
             problem = await source.check()
@@ -54,7 +54,7 @@ class Upstreams:
         return problem
 
     async def begin(self, request: CompletionRequest, run: Run) -> tuple[Exchange, str | None]:
-        """Return the exchange with the first that answers, and its first text, or raise `ChatError` if none does."""
+        """Return the exchange with the first upstream to answer, and its first text; raise `ChatError` if none does."""
         call = len(run.attempts)
         for number, source in enumerate(self._sources):
             try:
@@ -69,7 +69,7 @@ class Upstreams:
 async def _ask(
     source: Upstream | EmbeddedUpstream, request: CompletionRequest, run: Run, call: int, *, is_fallback: bool
 ) -> tuple[Exchange, str | None]:
-    """Ask one upstream, up to the first token, again if its failure may pass; raise `ChatError` if none helps."""
+    """Ask one upstream, up to the first token; retry transient failures, and raise `ChatError` if it still fails."""
     deadlines = Deadlines(run)
     upstream = source.upstream()
     attempt = upstream.attempt(request, call=call, is_fallback=is_fallback)
@@ -106,8 +106,8 @@ def _is_transient(error: ChatError) -> bool:
 
 
 def _delay_s(error: ChatError, retry: int) -> float:
-    """Return the wait that the upstream asks for, or a longer one with each retry, spread at random."""
+    """Return the wait in seconds that the upstream asks for; without one, exponential backoff with jitter."""
     if error.retry_after_s is not None:
         return error.retry_after_s
     backoff_s: float = min(_FIRST_BACKOFF_S * 2**retry, _LONGEST_BACKOFF_S)
-    return backoff_s * random.uniform(0.875, 1.125)  # noqa: S311  # no secret
+    return backoff_s * random.uniform(0.875, 1.125)  # noqa: S311  # jitter needs no secure randomness

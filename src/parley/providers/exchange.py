@@ -1,4 +1,4 @@
-"""Owns an exchange with an upstream: one request, and its response, which is read as text."""
+"""One exchange with an upstream: a request, and its response, read as text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from parley.chat.watch import CallSpan
     from parley.providers.upstream import Upstream
 
-# After a finish reason that can be the last word, only the usage may follow; some upstreams then stay silent.
+# After a final finish reason, only the usage may follow; some upstreams then send nothing more.
 _LAST_WORD_TIMEOUT_S: Final = 5.0
 _LAST_BYTES_TIMEOUT_S: Final = 0.1
-# What is decoded before the loop gets its turn. Most of the work is done per line, so lines that are shorter than those
-# of any honest upstream come in smaller slices.
+# Bytes that are decoded before yielding to the event loop. Most of the work is done per line, so the slices are smaller
+# if the lines are shorter than those of any honest upstream.
 _SLICE_BYTES: Final = 16_384
 _SHORT_LINES_SLICE_BYTES: Final = 4096
 _SHORT_LINE_BYTES: Final = 32
-# After a smaller read, aiohttp has nothing more: it stops parsing at 1,024 chunks, and goes on at half of them.
+# After a read of at most this size, aiohttp holds no more data: it stops parsing at 1,024 chunks and resumes at half.
 _SMALL_READ_BYTES: Final = 500
-# What has come by now is returned as one text, up to this.
+# Tokens that arrive together are returned as one text, up to about this size.
 _MOST_CHARACTERS: Final = 16_384
 
 
@@ -35,7 +35,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for a chat completion, before the upstream's own names and defaults are filled in."""
 
     messages: list[Any]
-    """As the chat completions API has them, without the system prompt."""
+    """In the format of the chat completions API, without the system prompt."""
     max_tokens: int
     instructions: str | None = None
     """The system prompt; `None` stands for the upstream's default."""
@@ -44,18 +44,18 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     """`None` stands for the upstream's default; a fallback always uses its own."""
     is_reply: bool = True
-    """Whether the answer is part of a reply, and not what a tool or a guardrail wants to know."""
+    """Whether the answer is part of a reply; false if a tool or a guardrail asks."""
     include_reasoning: bool = False
-    """Whether somebody wants to see what the model thinks."""
+    """Whether the caller wants the model's reasoning."""
     options: dict[str, Any] = {}
     """Other fields of the API, such as `tools`."""
 
 
 class Exchange:
-    """One request to an upstream and its response; what is known of it is noted in the attempt.
+    """One request to an upstream and its response; the attempt records what is known about them.
 
-    The caller reads the response with `next` in its own task, so an upstream is not read for a client that does not
-    read. `close` must be called at the end, or `abandon` if another attempt follows.
+    The caller reads the response with `next` in its own task, so Parley does not read from the upstream while the
+    client does not read. The caller must call `close` at the end, or `abandon` if another attempt follows.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Exchange:
         self._is_over = False
 
     async def open(self) -> None:
-        """Send the request, and wait for the response's head; raise `ChatError` if there is none, or it is an error."""
+        """Send the request and wait for the response's head; raise `ChatError` if there is none, or it is an error."""
         async with self._deadlines.limit():
             self._response = await self._upstream.post(self._request, self.attempt, self._span.headers)
         self.attempt.is_answered = True
@@ -90,10 +90,10 @@ class Exchange:
         self._deadlines.start(self._interrupt)
 
     async def next(self) -> str | None:
-        """Return the next text; the empty string if there is a piece of a tool call; `None` at the answer's end.
+        """Return the next text, an empty string if only reasoning or a tool call came, or `None` at the answer's end.
 
         Raises:
-            ChatError: if the answer fails; all text that had come by then has been returned.
+            ChatError: if the answer fails; all text that arrived before the failure has been returned.
         """
         answer, attempt, deadlines = self.answer, self.attempt, self._deadlines
         deltas, thoughts = attempt.deltas, attempt.thoughts
@@ -116,7 +116,7 @@ class Exchange:
                 self._is_over = True
                 text += answer.end() if self._broken is None else ""
             if self._has_more and len(text) < _MOST_CHARACTERS:
-                await asyncio.sleep(0)  # the next read would not wait
+                await asyncio.sleep(0)  # yield to the event loop: the next read would not wait
             elif attempt.deltas > deltas or (attempt.thoughts > thoughts and self._request.include_reasoning):
                 return text
         if attempt.deltas > deltas:
@@ -125,7 +125,7 @@ class Exchange:
         return None
 
     def take_thoughts(self) -> str:
-        """Return what the model has thought since the last call, if the request asks for that."""
+        """Return the model's reasoning since the last call; empty unless the request asks for reasoning."""
         thoughts = self.answer.thoughts
         if not thoughts:
             return ""
@@ -134,19 +134,19 @@ class Exchange:
         return taken
 
     def close(self, error: BaseException | None) -> None:
-        """End the call of the model; `error` is what ended it, if anything did."""
+        """End the model call; `error` is the exception that ended it, if any."""
         self.abandon(error)
         self._call.end(error)
 
     def abandon(self, error: BaseException | None) -> None:
-        """Close the connection, unless its response has been read to its end; `error` is what ended the attempt."""
+        """Close the connection, unless its response was read to the end; `error` is what ended the attempt, if any."""
         self._deadlines.stop()
         if self._response is not None:
             self._response.close()
         self._span.end(error)
 
     def _take(self) -> str:
-        """Decode some of the bytes that have been read; return their text."""
+        """Decode some of the bytes that have been read, and return their text."""
         data, attempt, answer = self._unread, self.attempt, self.answer
         if len(data) <= _SHORT_LINES_SLICE_BYTES:
             size = len(data)
@@ -167,26 +167,26 @@ class Exchange:
         return text
 
     def _break(self, error: Exception) -> None:
-        """Note why no more comes, and read what had come: aiohttp gives it to nobody once the connection is broken."""
+        """Record why no more data comes, and take the bytes that aiohttp no longer returns once a connection breaks."""
         self._broken = self._deadlines.expired
         if self._broken is None:
             self._broken = ChatError(ErrorCode.UPSTREAM_TRUNCATED, detail="The upstream's connection broke.")
             self._broken.__cause__ = error
-        self._unread = self.content._read_nowait(-1)  # noqa: SLF001  # there is no public way
+        self._unread = self.content._read_nowait(-1)  # noqa: SLF001  # aiohttp has no public way
 
     def _interrupt(self, error: ChatError) -> None:
-        """Wake the reader, now or at its next read; the upstream stops, also if nobody reads."""
+        """Wake the reader, now or at its next read; close the response, so that the upstream stops in any case."""
         self.content.set_exception(error)
         if self._response is not None:
             self._response.close()
 
     async def _end(self) -> None:
-        """Check the answer, and read what follows it; raise `ChatError` if the answer is not whole."""
+        """Check the answer, and read what follows it; raise `ChatError` if the answer is incomplete or has failed."""
         answer = self.answer
         failure = answer.failure or (None if answer.is_done else self._broken)
         if failure is None:
             failure = answer.check()
-        elif self.attempt.is_final:  # what failed later takes nothing from the answer
+        elif self.attempt.is_final:  # a later failure does not affect the answer
             return
         if answer.reported is not None and self._response is not None:
             self._upstream.log.refused(self._response, answer.reported)
@@ -198,7 +198,7 @@ class Exchange:
             self.attempt.finish_reason = None
             raise failure
         with suppress(TimeoutError, aiohttp.ClientError, OSError, ChatError):
-            # What follows the last event is there at once, or not waited for: then the connection can be used again.
+            # Read what follows the last event, so that the connection can be reused, but do not wait for it.
             async with asyncio.timeout(_LAST_BYTES_TIMEOUT_S):
-                while await self.content.readany():  # noqa: ASYNC110  # it reads what it waits for
+                while await self.content.readany():  # noqa: ASYNC110  # not polling: the loop reads data
                     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Owns the names of an upstream's failures: whatever it, or the way to it, does wrong, as one of our error codes."""
+"""Map the failures of an upstream, and of the connection to it, to Parley's error codes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from parley.providers.problems import Problem
 
-# What may pass within a second or two, although the request was refused.
+# Statuses of refusals that may pass within a second or two.
 _TRANSIENT_STATUSES: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}
-_LIMITS: Final = {HTTPStatus.TOO_MANY_REQUESTS, 498}  # 498 is Groq's, if its cheap tier is full
-# Groq's for a request that is more than the limit of a minute, and OpenRouter's for too many at once.
+_LIMITS: Final = {HTTPStatus.TOO_MANY_REQUESTS, 498}  # Groq sends 498 if its cheap tier is full
+# Groq sends 413 for a request above the limit per minute, and OpenRouter sends 402 for too many concurrent requests.
 _PERHAPS_LIMITS: Final = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.PAYMENT_REQUIRED}
 _OTHER: Final = "other"
 
 
 class ReportedError(Exception):
-    """The upstream reports a failure in the middle of its answer, in these words."""
+    """The upstream reported a failure in the middle of its answer; `body` is its report."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class ReportedError(Exception):
 
 
 def unsent(error: aiohttp.ClientError) -> ChatError:
-    """Name what went wrong before there was an answer."""
+    """Return the error for a request that got no response."""
     if isinstance(error, aiohttp.ClientConnectionError):
         is_late = isinstance(error, aiohttp.ServerTimeoutError)
         was_sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
@@ -44,12 +44,12 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ChatError:
-    """Name an HTTP error of the upstream; its text is read here and goes no further."""
+    """Return the error for an HTTP error of the upstream, whose text is read here and goes no further."""
     return _named(status, problems.read(body), headers, is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def unwanted_parameter(body: bytes) -> str | None:
-    """Return the parameter of the request that the upstream does not take, if it can do without."""
+    """Return the request parameter that the upstream refuses, if the request can do without it."""
     problem = problems.read(body)
     if not vocabulary.UNWANTED.search(" ".join((*problem.names, problem.text))):
         return None
@@ -60,14 +60,14 @@ def unwanted_parameter(body: bytes) -> str | None:
 
 
 def is_error(payload: bytes) -> bool:
-    """Tell whether an event without choices describes an error."""
+    """Return whether an event without choices describes an error."""
     problem = problems.read(payload)
     is_named = any("error" in it or it in vocabulary.LOGGED or it in vocabulary.STATUSES for it in problem.names)
     return problem.status is not None or problem.is_error or is_named
 
 
 def reported(body: bytes) -> ChatError:
-    """Name an error that the upstream reports in an answer, as if it had come with the status that it names."""
+    """Return the error that the upstream reports within an answer, as if it had come with the status that it names."""
     problem = problems.read(body)
     statuses = [vocabulary.STATUSES[name] for name in problem.names if name in vocabulary.STATUSES]
     is_limit = bool(vocabulary.PER_TIME.search(problem.text))
@@ -80,9 +80,9 @@ def reported(body: bytes) -> ChatError:
 
 
 def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_failure: bool) -> ChatError:
-    """Name an error: first by what the upstream says, then by the status.
+    """Return the error: by what the upstream says first, then by the status.
 
-    `is_failure` says that the upstream itself failed, whatever it has to say of the request.
+    `is_failure` says that the upstream itself failed; then only the names in `vocabulary.CLEAR` count.
     """
     names, text = (set(problem.names) & vocabulary.CLEAR, "") if is_failure else (set(problem.names), problem.text)
     wait = wait_s(headers, problem.retry_after, problem.text, is_limit=status == HTTPStatus.TOO_MANY_REQUESTS)
@@ -109,7 +109,7 @@ def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_fail
 
 
 def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> ChatError | None:
-    """Name an error that the upstream describes better than its status does."""
+    """Return the error if the upstream's words describe it better than the status does, otherwise `None`."""
     is_spent = names & vocabulary.QUOTA or vocabulary.NO_CREDIT.search(text)
     if (is_spent or status == HTTPStatus.PAYMENT_REQUIRED) and not is_passing:
         code = ErrorCode.UPSTREAM_RATE_LIMITED if status == HTTPStatus.TOO_MANY_REQUESTS else ErrorCode.UPSTREAM_ERROR
@@ -129,13 +129,13 @@ def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> C
 
 
 def error_type(body: bytes) -> str | None:
-    """Return what the upstream calls its error: a well-known name, `other` for any other, `None` without a name."""
+    """Return the upstream's name for its error: a well-known name, `other` for any other, `None` if it has none."""
     names = problems.read(body).names
     return next((name for name in names if name in vocabulary.LOGGED), _OTHER if names else None)
 
 
 def named_finish(reason: str) -> FinishReason:
-    """Take an upstream's reason for its end, in its own word.
+    """Return the finish reason that an upstream's own word stands for.
 
     Raises:
         ChatError: if the word says that the upstream failed.

@@ -1,4 +1,4 @@
-"""Owns the hiding of a key in an upstream's own words, which may quote it escaped, or only in part."""
+"""Hide a key in an upstream's text, which may quote the key escaped or only in part."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import urllib.parse
 from typing import Final
 
 _HIDDEN: Final = "***"
-# Shorter parts of a key are worth nothing.
+# Shorter parts of a key are useless to an attacker.
 _FRAGMENT: Final = 6
 _LONG_FRAGMENT: Final = 10
 _MOST_CHARACTERS: Final = 8192
-# Texts are not escaped more often than this.
+# No text is escaped more times than this.
 _MOST_LAYERS: Final = 5
 
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([/\"'\\]))")
 
 
 def hide(key: str, text: str) -> str:
-    """Return the start of a text, unescaped, with asterisks instead of the key and of each part of it.
+    """Return the start of a text, unescaped, with asterisks in place of the key and of each part of it.
 
-    If it quotes the key in a way that only a comparison of letters and digits finds, all of it is hidden.
+    If only a comparison of letters and digits finds the key in the text, all of the text is hidden.
     """
     plain = _unescaped(text[:_MOST_CHARACTERS])
     if not key:
         return plain
-    # A key can hold what looks like an escape; it has been undone in the text, so both forms are looked for.
+    # A key may contain what looks like an escape, which has been undone in the text: look for both forms.
     forms = [form for form in (key, _unescaped(key)) if form]
     size = min(_FRAGMENT, *map(len, forms))
     parts = {form[start : start + size] for form in forms for start in range(len(form) - size + 1)}
@@ -46,10 +46,10 @@ def hide(key: str, text: str) -> str:
 
 
 def _is_quoted(key: str, text: str) -> bool:
-    """Return whether a text holds a part of the key in other letters, with others between, or encoded."""
+    """Return whether a text holds part of the key in other letter forms, with characters in between, or encoded."""
     folded = _folded(text)
     written = [_folded(key), key.encode().hex()]
-    # Without the first and the last letters, which depend on what is beside the key.
+    # Base64 without its first and last characters, which depend on the text beside the key.
     written += [_folded(base64.b64encode(b"." * shift + key.encode()).decode())[4:-4] for shift in range(3)]
     return any(
         form[start : start + _LONG_FRAGMENT] in folded
@@ -63,7 +63,7 @@ def _folded(text: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Undo the escapes of JSON, URLs and HTML, and leave out what cannot be seen."""
+    """Undo the escapes of JSON, URLs and HTML, and remove invisible characters."""
     for _ in range(_MOST_LAYERS):
         before = text
         text = "".join(character for character in text if character.isprintable() or character in "\n\t")

@@ -1,4 +1,4 @@
-"""Owns the reading of chunks that are not as the chat completions API describes them."""
+"""Decode chunks that deviate from the chat completions API."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from parley.providers.wire import (
 )
 
 _MOST_PARTS: Final = 10_000
-# Of an event that has to be read by Python, which takes 0.3 µs for each.
+# Per event: Python's decoder, which reads these events, takes 0.3 µs per value.
 _MOST_VALUES: Final = 100_000
 _MOST_DIGITS: Final = 18
-# Where the text of a part is, by the vendors' different names.
+# The vendors' names for the field that holds a part's text.
 _TEXTS: Final = ("text", "content", "thinking", "reasoning", "summary", "refusal")
 _THOUGHTS: Final = ("thinking", "reasoning", "redacted_thinking", "thought")
 _COUNTS: Final = tuple(name for name in TokenCounts.__struct_fields__ if not name.endswith("_details"))
 
 
 def decode_chunk(payload: bytes) -> Chunk:
-    """Read what can be read of a chunk: unknown forms are left out, and broken characters become U+FFFD.
+    """Decode as much of a chunk as possible: unknown forms are left out, and broken characters become U+FFFD.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if it is not JSON, or its choices are not a list or far too many.
         EventTooLargeError: if it has far too many values.
         RecursionError: if it is nested too deeply.
     """
@@ -55,10 +55,10 @@ def decode_chunk(payload: bytes) -> Chunk:
 
 
 def decode_tool_calls(payload: msgspec.Raw) -> list[ToolCallDelta]:
-    """Read the pieces of tool calls, also if the arguments are an object, and not its text.
+    """Decode the pieces of tool calls, even if the arguments are an object instead of JSON text.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if it is not JSON.
         EventTooLargeError: if it has far too many values.
     """
     try:
@@ -71,7 +71,7 @@ def decode_tool_calls(payload: msgspec.Raw) -> list[ToolCallDelta]:
 def _decode(payload: bytes) -> Any:
     if payload.count(b",") + payload.count(b"[") + payload.count(b"{") > _MOST_VALUES:
         raise EventTooLargeError
-    # Python's decoder takes NaN and lone surrogates.
+    # Python's decoder accepts NaN and lone surrogates.
     return json.loads(payload.decode(errors="replace"), parse_int=_int)
 
 
@@ -92,7 +92,7 @@ def _string(value: Any) -> str | None:
 
 
 def _int(digits: str) -> int | None:
-    """Return a number, unless it has more digits than any honest one, which take long to read."""
+    """Return a number; `None` if it has more digits than any honest one, as they would take long to read."""
     return int(digits) if len(digits) <= _MOST_DIGITS else None
 
 
@@ -124,7 +124,7 @@ def _delta(delta: Any) -> Delta | None:
 
 
 def _text(value: Any, *, is_thought: bool | None) -> str:
-    """Return the text of a string, of a part, or of parts: of those that are thoughts, of the others, or of all."""
+    """Return the text of a string, a part or a list of parts: only the reasoning, only the rest, or all (`None`)."""
     texts: list[str] = []
     nodes: list[tuple[Any, bool]] = [(value, False)]
     read = 0
@@ -156,7 +156,7 @@ def _usage(usage: Any) -> TokenCounts | None:
 
 
 def _count(value: Any) -> int | None:
-    """Read a whole number, also if it is written as a fraction or in quotes."""
+    """Return a whole number, even if it is written as `3.0` or in quotes; `None` if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,8 +1,8 @@
-"""Owns the embedded model's process: llama.cpp's own server on loopback, for as long as standard input stays open.
+"""The embedded model's process: llama.cpp's own server on loopback, which runs until standard input closes.
 
-Run as `python -m parley.providers.llama_server` by `parley.providers.embedded`, which writes an `Order` to standard
-input and reads a `Report` from standard output. It is a process of its own because llama.cpp can crash at exit with a
-request in flight, and because all workers are to share one model.
+`parley.providers.embedded` runs it as `python -m parley.providers.llama_server`, writes an `Order` to its standard
+input and reads a `Report` from its standard output. It is a separate process because llama.cpp can crash at exit if a
+request is in flight, and because all workers share one model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 SLOTS: Final = 2
 SLOT_CONTEXT_TOKENS: Final = 4096
 
-# What the loader, Python, OpenMP and the drivers of GPUs read.
+# Variables that the dynamic loader, Python, OpenMP and GPU drivers read.
 _VARIABLES: Final = {"HOME", "LANG", "LANGUAGE", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "__PYVENV_LAUNCHER__"}
 _PREFIXES: Final = (
     *("DYLD_", "LC_", "LD_", "MALLOC_", "PYTHON"),
@@ -26,7 +26,7 @@ _PREFIXES: Final = (
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to serve, the key to ask for, and the port: a free one, where it is 0."""
+    """The model to serve, the API key to require, and the port; 0 means any free port."""
 
     model_path: str
     api_key: str
@@ -41,18 +41,20 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def environment() -> dict[str, str]:
-    """Return the variables that the process needs; no secret is among them."""
+    """Return the environment variables that the process needs; none of them is a secret."""
     return {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
 
 
 def _threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)  # on all cores it fights with the server for them, and loses forty-fold
+    return max(1, cores - 1)  # on all cores, it competes with the server and runs forty times slower
 
 
 def _serve(order: Order) -> tuple[Report, object]:
-    """Start the server, which serves for as long as it is referenced."""
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning threads would starve everything else; read at import
+    """Start the server, which serves as long as the returned object is referenced."""
+    os.environ["OMP_WAIT_POLICY"] = (
+        "passive"  # spinning threads would starve everything else; OpenMP reads this at import
+    )
     try:
         import xllamacpp  # noqa: PLC0415  # after the environment is set, and only in this process
     except ModuleNotFoundError:
@@ -68,7 +70,7 @@ def _serve(order: Order) -> tuple[Report, object]:
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * SLOT_CONTEXT_TOKENS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
-    params.cache_ram_mib = 0  # a cache of earlier prompts, up to 8 GiB of them
+    params.cache_ram_mib = 0  # no cache of earlier prompts, which could take up to 8 GiB
     params.endpoint_slots = params.endpoint_props = params.ui = False
     params.verbosity = 0
     try:
@@ -79,15 +81,15 @@ def _serve(order: Order) -> tuple[Report, object]:
 
 
 def main() -> None:
-    """Serve until standard input ends, as it does when the parent does, however it dies."""
+    """Serve until standard input ends, which it does when the parent process ends for any reason."""
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as parent:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # llama.cpp may print what it likes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what llama.cpp prints
         report, _server = _serve(order)
         parent.write(msgspec.json.encode(report) + b"\n")
     if report.url is not None:
         sys.stdin.buffer.read()
-    os._exit(0)  # llama.cpp's own way out can hang, or crash with a request in flight
+    os._exit(0)  # llama.cpp's own exit can hang, or crash if a request is in flight
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Owns the reading of an upstream's error bodies: whatever their shape, what they say."""
+"""Read what an upstream's error bodies say, whatever their shape."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-# An honest body has less.
+# Honest bodies are smaller.
 _MOST_BYTES: Final = 65_536
 _MOST_NODES: Final = 500
 _MOST_CHARACTERS: Final = 4000
@@ -43,9 +43,9 @@ _TEXTS: Final = {
 _ERRORS: Final = {"error", "errors", "detail"}
 _NO_ERRORS: Final = (None, "", False, 0)
 _PARAMETERS: Final = {"param", "loc", "parameter"}
-_WAITS: Final = {"retrydelay", "x-ratelimit-reset"}  # Gemini's; and the header that OpenRouter writes into a body
+_WAITS: Final = {"retrydelay", "x-ratelimit-reset"}  # Gemini's field, and a header that OpenRouter copies into the body
 _STATUSES: Final = range(400, 600)
-_LEAST_ERROR: Final = 400  # MiniMax has numbers of its own, from 1000
+_LEAST_ERROR: Final = 400  # MiniMax uses its own numbers, from 1000
 _STATUS_TEXTS: Final = frozenset(map(str, _STATUSES))
 
 
@@ -53,21 +53,21 @@ class Problem(msgspec.Struct):
     """An error, as the upstream describes it."""
 
     names: list[str] = []
-    """What it calls the error, in small letters: codes and types."""
+    """The error's codes and types, in lower case."""
     text: str = ""
-    """Its words, in small letters; they may quote a message."""
+    """The error's text, in lower case; it may quote a message."""
     parameters: list[str] = []
-    """The parameters of the request that it names."""
+    """The request parameters that the error names, in lower case."""
     status: int | None = None
-    """The HTTP status that the body names, which may have come with another one."""
+    """The HTTP status that the body names; the response itself may have another one."""
     is_error: bool = False
-    """Whether a field says that it is an error."""
+    """Whether a field says that this is an error."""
     retry_after: str | None = None
-    """The wait that it asks for, as it writes it."""
+    """The wait that the upstream asks for, as it is written in the body."""
 
 
 def read(body: bytes) -> Problem:
-    """Read an error body: an object that is nested or flat, a list of them, a string, or no JSON at all."""
+    """Read an error body: a nested or flat object, a list of objects, a string, or text that is not JSON."""
     try:
         decoded = msgspec.json.decode(body) if len(body) <= _MOST_BYTES else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -93,7 +93,7 @@ def read(body: bytes) -> Problem:
 
 
 def _decoded(text: str) -> Any:
-    """Decode the error of somebody else that a gateway quotes."""
+    """Decode another server's error that a gateway quotes as a string; `None` if it is not JSON."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Owns the tool calls of an answer, which come in pieces."""
+"""Join the tool calls of an answer, which arrive in pieces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_CALLS: Final = 128
 
 
 class ToolCall(msgspec.Struct):
-    """One call, with its arguments as the model wrote them: JSON, or what the model takes for it."""
+    """One call, with its arguments as the model wrote them: JSON, but not always valid JSON."""
 
     id: str
     name: str
@@ -27,13 +27,13 @@ class ToolCall(msgspec.Struct):
 
 
 class ToolCalls:
-    """Joins pieces to calls."""
+    """Joins pieces into calls."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
 
     def add(self, pieces: Sequence[ToolCallDelta]) -> int:
-        """Take the pieces of a chunk; return the number of their characters.
+        """Add the pieces of a chunk; return the number of their characters.
 
         Raises:
             ChatError: if there are too many calls.
@@ -50,17 +50,17 @@ class ToolCalls:
                     raise _TooManyCallsError
                 call = _Call(piece.index, piece.id or "")
                 self._calls.append(call)
-            if name and call.names != [name]:  # some upstreams repeat it
+            if name and call.names != [name]:  # some upstreams repeat the name
                 call.names.append(name)
             call.arguments.write(arguments)
             size += len(name) + len(arguments)
         return size
 
     def _find(self, piece: ToolCallDelta, name: str, place: int) -> _Call | None:
-        """Return the call that a piece continues, `None` if it begins another one.
+        """Return the call that a piece continues, or `None` if the piece begins a new call.
 
-        Calls are told apart by their index. If an upstream gives none, or always the same, their ids tell, and failing
-        that, their places in a chunk.
+        The index tells calls apart. If an upstream sends no index, or always the same one, the ids do; without ids, the
+        positions in the chunk do.
         """
         for call in reversed(self._calls):
             if piece.index is None:
@@ -71,9 +71,9 @@ class ToolCalls:
         return None
 
     def joined(self, known: Iterable[str]) -> list[ToolCall]:
-        """Return the calls, each with an id that is not among the `known` ones, also if the upstream gives none.
+        """Return the calls; a call gets a new id if it has none, or one that is `known` or that another call has.
 
-        Some upstreams count anew in each answer, and openai-agents would take a call for the one before.
+        Some upstreams restart their numbering in each answer, and openai-agents would take a call for an earlier one.
         """
         ids = {"", *known}
         calls: list[ToolCall] = []

@@ -1,4 +1,4 @@
-"""Owns the way to any OpenAI-compatible upstream: the connections, the requests, and whether it can be reached."""
+"""An OpenAI-compatible upstream: its connections, its requests, and whether it can be reached."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ MAX_STREAMS: Final = 100
 
 _CHECK_TIMEOUT_S: Final = 3.0
 _CHECK_KEPT_S: Final = 5.0
-# Reading stops at twice this; more would only be memory that a client which does not read keeps occupied.
+# Reading pauses at twice this size; a larger buffer would only let a client that does not read occupy more memory.
 _READ_BUFFER_BYTES: Final = 16_384
-# A shorter header is no secret, and hiding it would hide words.
+# A shorter header value is not a secret, and hiding it would hide ordinary words.
 _SHORTEST_SECRET: Final = 16
 _SUCCESS: Final = range(200, 300)
 _REFUSED_PARAMETERS: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
@@ -64,10 +64,10 @@ class Upstream:
         trust_env: bool = True,
         neutralise: Callable[[str], str] = str,
     ) -> None:
-        """Take the way there.
+        """Configure the upstream.
 
-        `log_text` logs what it says of its errors, `trust_env` lets it use the environment's proxies, and `neutralise`
-        rewrites each message.
+        `log_text` logs the text of its errors, `trust_env` allows the environment's proxies, and `neutralise` rewrites
+        the text of each message.
         """
         self.model_name = model_name
         self.instructions = instructions
@@ -78,7 +78,7 @@ class Upstream:
         self._host = address.hostname or ""
         self._port = address.port or (443 if address.scheme == "https" else 80)
         self._headers = {
-            "Accept-Encoding": "identity",  # a compressed stream would come late
+            "Accept-Encoding": "identity",  # compression would delay the stream
             "Content-Type": "application/json",
             "User-Agent": "parley",
         }
@@ -103,7 +103,7 @@ class Upstream:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            # Decompression could make much of little, on the loop; `post` refuses what is compressed.
+            # A small body could decompress to a huge one, on the event loop; `post` refuses compressed responses.
             auto_decompress=False,
             connector=Connector(trusted(self._base_url)),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -113,7 +113,7 @@ class Upstream:
             max_line_size=_MOST_HEADER_BYTES,
             read_bufsize=_READ_BUFFER_BYTES,
             request_class=Request,
-            # The deadlines on text are the run's, which knows what is text; a read timeout would count bytes.
+            # No read timeout, which would watch bytes: the run's deadlines watch text.
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=self._connect_timeout_s, sock_connect=self._connect_timeout_s
             ),
@@ -124,11 +124,11 @@ class Upstream:
         await self._session.close()
 
     def upstream(self) -> Upstream:
-        """Return itself."""
+        """Return this upstream itself."""
         return self
 
     def attempt(self, request: CompletionRequest, *, call: int, is_fallback: bool) -> Attempt:
-        """Return what is asked of it, its own defaults filled in."""
+        """Return a new attempt at this request, with the upstream's defaults filled in."""
         return Attempt(
             model=self.model_name if is_fallback else request.model or self.model_name,
             host=self._host,
@@ -141,8 +141,8 @@ class Upstream:
         )
 
     async def check(self) -> ErrorCode | None:
-        """Ask the upstream for its models, at most every few seconds; any answer but 401 will do."""
-        async with self._checking:  # who comes meanwhile waits for the answer, and shares it
+        """Return the upstream's problem, if any: list its models, at most every few seconds; only 401 is a problem."""
+        async with self._checking:  # concurrent callers wait for one check and share its result
             now = asyncio.get_running_loop().time
             if self._checked is None or now() - self._checked[0] > _CHECK_KEPT_S:
                 problem = await self._check()
@@ -156,15 +156,15 @@ class Upstream:
                 self._session.get(f"{self._base_url}/models", allow_redirects=False) as response,
             ):
                 await beginning(response.content)  # so that the connection can be used again
-        except (aiohttp.ClientError, OSError):  # a timeout is one too
+        except (aiohttp.ClientError, OSError):  # `TimeoutError` is an `OSError`
             return ErrorCode.UPSTREAM_UNREACHABLE
-        # Some upstreams cannot list their models; they say so in many ways.
+        # Some upstreams cannot list their models, and answer with various statuses.
         return ErrorCode.UPSTREAM_AUTH if response.status == HTTPStatus.UNAUTHORIZED else None
 
     async def post(
         self, request: CompletionRequest, attempt: Attempt, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        """Return the response, which the caller closes, or raise `ChatError` if there is none, or it is an error."""
+        """Return the response, which the caller closes; raise `ChatError` if there is none, or it is an error."""
         unwanted = set(self._parameters.unwanted)
         while True:
             body = self._body(request, attempt, unwanted)
@@ -177,7 +177,7 @@ class Upstream:
                 response.close()
                 raise
             if refused is None:
-                self._parameters.unwanted |= unwanted  # now it is known that the upstream can do without
+                self._parameters.unwanted |= unwanted  # the upstream has accepted a request without them
                 return response
             response.close()
             unwanted.add(refused)
@@ -203,7 +203,7 @@ class Upstream:
         return {**message, "content": self._neutralise(content)} if isinstance(content, str) else message
 
     async def _refused_parameter(self, response: aiohttp.ClientResponse, body: dict[str, Any]) -> str | None:
-        """Return `None` for an answer, or the parameter without which the request can be sent again.
+        """Return `None` for an answer, or the refused parameter, without which the request can be sent again.
 
         Raises:
             ChatError: if the response is an error.
@@ -224,7 +224,7 @@ class Upstream:
         return None
 
     async def _send(self, body: bytes, headers: Mapping[str, str], attempt: Attempt) -> aiohttp.ClientResponse:
-        """Send a request, if need be by one connection after the other: a new one is trusted, so there is an end.
+        """Send a request, on one connection after another if need be; a new one is always trusted, so this ends.
 
         Raises:
             ChatError: if there is no response.
@@ -242,6 +242,6 @@ class Upstream:
 
 
 def _correlation() -> dict[str, str]:
-    """Return the header by which the request is found in the upstream's logs as in ours."""
+    """Return the header with the correlation id, by which the request can be found in the upstream's logs, too."""
     correlation_id = structlog.contextvars.get_contextvars().get("correlation_id")
     return {} if correlation_id is None else {"X-Correlation-ID": correlation_id}

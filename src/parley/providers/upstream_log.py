@@ -1,4 +1,4 @@
-"""Owns what is logged of an upstream's errors: names, and its words only if that is wanted."""
+"""Log an upstream's errors: their names, and their text only if the operator enables that."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORD: Final = re.compile(r"[A-Za-z_]{1,32}")
 
 
 class UpstreamLog:
-    """Logs without the upstream's words, which may quote a message, or with them, but without the secrets."""
+    """Logs errors without the upstream's text, which may quote a message, or with the text but without the secrets."""
 
     def __init__(self, secrets: Iterable[str], *, has_text: bool) -> None:
         self._secrets = [*secrets] or [""]
@@ -45,7 +45,7 @@ class UpstreamLog:
         _log.warning("upstream_undecodable", **self._text(data))
 
     def unknown_ending(self, word: str) -> None:
-        """Log a finish reason that nobody knows; it is named if it is one word."""
+        """Log a finish reason that Parley does not know; `word` names it if it is a single word."""
         text = self._text(word.encode(errors="replace"))
         _log.warning("upstream_unknown_ending", word=word if _WORD.fullmatch(word) else None, **text)
 

@@ -1,4 +1,4 @@
-"""Owns the words that upstreams use for their errors and endings, in small letters, and what known hosts refuse."""
+"""The words that upstreams use for errors and finish reasons, in lower case, and what known hosts refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names, which are codes and types.
+# Names: the codes and types of errors.
 
 QUOTA: Final = _words(
     """accountoverdueerror allocationquota.freetieronly arrearage billing_error billing_hard_limit_reached
@@ -39,13 +39,13 @@ BAD_KEY: Final = _words(
     """account_deactivated api_key_invalid authentication_error incorrect_api_key invalid_api_key invalid_authentication
     invalid_authentication_error invalidapikey token_not_found_in_db unauthenticated"""
 )
-# Limits that soon pass, also if they come with 402.
+# Limits that soon pass, even if they come with status 402.
 PASSING: Final = _words(
     """in_flight_budget_exhausted limit_burst_rate limit_requests openrouter_in_flight_budget
     service_tier_capacity_exceeded slow_down throttling throttling.allocationquota throttling.ratequota
     throttlingexception"""
 )
-# They leave no doubt, also if they come with a failure of the upstream itself.
+# Names that leave no doubt, even if they come with a failure of the upstream itself.
 CLEAR: Final = _words("context_length_exceeded exceed_context_size_error insufficient_quota invalid_api_key")
 # The HTTP status that a name stands for, for errors that come without one.
 STATUSES: Final = {
@@ -61,7 +61,7 @@ STATUSES: Final = {
     }.items()
     for name in names.split()
 }
-# Those that are logged: any other name could be anybody's text.
+# Names that are logged: any other name could be arbitrary text.
 LOGGED: Final = _words(
     """account_deactivated api_error arrearage authentication_error bad_request billing_error
     billing_hard_limit_reached billing_not_active budget_exceeded capacity_exceeded censorship_blocked content_filter
@@ -77,8 +77,8 @@ LOGGED: Final = _words(
     unsupported_parameter unsupported_value upstream_error validation_error"""
 )
 
-# Texts. Whose wording a pattern is for stands beside it. They were looked up in November 2026, in the providers'
-# documentation, in reports of their users, and in what other projects look for; `?` marks what was not found there.
+# Texts. Beside each pattern stand the upstreams that use its wording. The wordings were looked up in November 2026, in
+# the providers' documentation, users' reports and other projects' patterns; `?` marks those that were not found there.
 
 TOO_LONG: Final = re.compile(
     r"""
@@ -114,12 +114,12 @@ TOO_LONG: Final = re.compile(
     """,
     re.VERBOSE,
 )
-# Limits on all requests of a time, which can be worded alike. DashScope calls one of tokens a spent quota.
+# Limits per unit of time, whose wording can resemble the above. DashScope calls such a token limit an exceeded quota.
 PER_TIME: Final = re.compile(
     r"(token|request)s? per (min|day|hour|second)|\b[rt]p[dms]\b|rate[ -]limit|per-minute|too many requests"
     r"|error-code#token-limit|(?<!free )allocated quota exceeded"
 )
-# Limits on other things than the length of the conversation.
+# Limits on things other than the length of the conversation.
 OTHER_LIMIT: Final = re.compile(r"array too long|concurrent|limit of [0-9]{1,9} (tools|images)|must be at least")
 NO_CREDIT: Final = re.compile(
     r"""
@@ -175,8 +175,8 @@ WRONG_KEY: Final = re.compile(
 )
 OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens")
 
-# Parameters that upstreams refuse, and can do without; or, of the first two, with the other one. They are found
-# without their underscores, as xAI writes them.
+# Parameters that some upstreams refuse, and that a request can do without; the first two can replace each other. The
+# keys have no underscores, as xAI writes the names without them.
 PARAMETERS: Final = {
     name.replace("_", ""): name
     for name in (
@@ -197,7 +197,7 @@ UNWANTED: Final = re.compile(
 )
 
 _PARAMETER: Final = rf"['\"`]?\b({'|'.join(name.replace('_', '_?') for name in PARAMETERS.values())})\b['\"`]?"
-# The name stands close to the word: anything else could be a message that the upstream quotes.
+# The parameter's name must be close to the keyword: farther away, it could be in a message that the upstream quotes.
 UNWANTED_PARAMETER: Final = re.compile(
     rf"""
     (?:unsupported|unknown|unrecognized|unexpected|invalid)[a-z_\ ]{{0,30}}(?:\(s\))?:?[ ]{{0,3}}
@@ -212,12 +212,12 @@ UNWANTED_PARAMETER: Final = re.compile(
     re.VERBOSE,
 )
 
-# What hosts, and those below them, refuse of our requests; what depends on the model there is learnt.
+# The parameters that hosts and their subdomains refuse; Parley learns at run time what depends on the model.
 _REFUSED_BY_HOST: Final = {
-    "api.openai.com": _words("max_tokens"),  # its newer models do, and its older ones know both
+    "api.openai.com": _words("max_tokens"),  # its newer models refuse it; its older ones accept both names
     "openai.azure.com": _words("max_tokens"),
     "cognitiveservices.azure.com": _words("max_tokens"),
-    "api.mistral.ai": _words("max_completion_tokens stream_options"),  # it counts tokens unasked
+    "api.mistral.ai": _words("max_completion_tokens stream_options"),  # it reports token counts unasked
 }
 
 
@@ -227,7 +227,7 @@ def refused_by(host: str) -> frozenset[str]:
     return _REFUSED_BY_HOST.get(next(suffixes, ""), frozenset())
 
 
-# Endings.
+# Finish reasons.
 
 FINISH_REASONS: Final = {
     word: reason
@@ -241,7 +241,7 @@ FINISH_REASONS: Final = {
     }.items()
     for word in words.split()
 }
-# The upstream failed, which may pass.
+# Finish reasons that mean that the upstream failed, perhaps only for a moment.
 BROKEN_OFF: Final = _words(
     """abort aborted cancelled error failed insufficient_system_resource malformed_function_call
     malformed_model_output malformed_response malformed_tool_use missing_thought_signature network_error timeout

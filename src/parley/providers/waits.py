@@ -1,4 +1,4 @@
-"""Owns the waits that an upstream asks for, in the forms in which upstreams write them."""
+"""Read how long an upstream asks to wait, in all the forms that upstreams use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _LONGEST_S: Final = 3600
 _NUMBER: Final = re.compile(r"[0-9]{1,13}(\.[0-9]{1,20})?")
-# A number that is no wait, but a moment, in seconds or milliseconds since 1970.
+# From these values on, a number is not a wait but a point in time, in seconds or milliseconds since 1970.
 _LEAST_MOMENT_S: Final = 1_000_000_000
 _LEAST_MOMENT_MS: Final = 1_000_000_000_000
 # Such as 1h2m3.5s, 26s, 500ms.
@@ -26,15 +26,16 @@ _IN_TEXT: Final = re.compile(
     r"(?:((?:[0-9]{1,6}(?:\.[0-9]{1,20})?(?:ms|[hms])){1,4})\b"
     r"|([0-9]{1,6}(?:\.[0-9]{1,20})?) ?(ms|milliseconds?|msecs?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?)\b)"
 )
-# What follows names the limit, as in OpenAI's `-tokens` and Cerebras's `-tokens-minute`; OpenRouter names none.
+# A suffix names the limit, such as OpenAI's `-tokens` and Cerebras's `-tokens-minute`; OpenRouter uses no suffix.
 _RESET: Final = "x-ratelimit-reset"
 _REMAINING: Final = "x-ratelimit-remaining"
 
 
 def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_limit: bool) -> int | None:
-    """Return the whole seconds to wait, by the headers, a field of the body, or its text; `None` if nothing says so.
+    """Return the seconds to wait, rounded up, from the headers, a field of the body, or its text.
 
-    `is_limit` says that it is a limit that was reached, so that what is said about limits counts, too.
+    Return `None` if none of them says so, or if the wait is longer than an hour. `is_limit` says that a limit was
+    reached, so that the headers about limits count, too.
     """
     wait = _retry_after(headers.get("Retry-After"))
     if wait is None:
@@ -50,7 +51,7 @@ def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_lim
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Read seconds, also with a fraction, or a date."""
+    """Read a number of seconds, possibly with a fraction, or a date; return seconds from now."""
     if not value or _NUMBER.fullmatch(value):
         return _duration(value)
     try:
@@ -64,7 +65,7 @@ def _milliseconds(value: str | None) -> float | None:
 
 
 def _duration(value: str | None) -> float | None:
-    """Read a number of seconds, a moment, or parts with their units."""
+    """Read a number of seconds, a point in time, or parts with units; return seconds from now."""
     if not value:
         return None
     if _NUMBER.fullmatch(value):
@@ -77,7 +78,7 @@ def _duration(value: str | None) -> float | None:
 
 
 def _reset(headers: Mapping[str, str]) -> float | None:
-    """Return when the limit that is used up starts anew; if it is not said which one that is, when the later does."""
+    """Return the seconds until the used-up limit resets; if the headers do not say which it is, until the last does."""
     names = [name.lower() for name in headers]
     limits = [name.removeprefix(_RESET) for name in names if name.startswith(_RESET)]
     resets = {limit: _duration(headers.get(f"{_RESET}{limit}")) for limit in limits}

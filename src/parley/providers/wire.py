@@ -1,4 +1,4 @@
-"""Owns the upstream's wire: decodes chat-completion chunks out of the bytes of an event stream."""
+"""Decode chat completion chunks from the bytes of an upstream's event stream."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 MAX_EVENT_BYTES: Final = 1 << 20
 
 
-# None of these can be part of a reference cycle. Without `gc=False`, a chunk of many choices would trigger the garbage
-# collector, which holds up the loop.
+# None of these can be part of a reference cycle. Without `gc=False`, a chunk with many choices would trigger the
+# garbage collector, which blocks the event loop.
 class FunctionDelta(msgspec.Struct, gc=False):
     """A piece of a function's name and arguments."""
 
@@ -19,7 +19,7 @@ class FunctionDelta(msgspec.Struct, gc=False):
 
 
 class ToolCallDelta(msgspec.Struct, gc=False):
-    """A piece of a tool call; calls are told apart by their index, or failing that, by their id."""
+    """A piece of a tool call; the index, or failing that the id, tells which call it belongs to."""
 
     index: int | None = None
     id: str | None = None
@@ -27,7 +27,7 @@ class ToolCallDelta(msgspec.Struct, gc=False):
 
 
 class Delta(msgspec.Struct, gc=False):
-    """What a chunk adds to the answer; a refusal is the model's answer too."""
+    """What a chunk adds to the answer; a refusal is part of the answer, too."""
 
     content: str | None = None
     refusal: str | None = None
@@ -37,14 +37,14 @@ class Delta(msgspec.Struct, gc=False):
 
 
 class Details(msgspec.Struct, gc=False):
-    """Parts of a count."""
+    """The breakdown of a token count."""
 
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
 
 
 class TokenCounts(msgspec.Struct, gc=False):
-    """The upstream's own count."""
+    """The upstream's own token counts."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -69,18 +69,18 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class GroqFields(msgspec.Struct, gc=False):
-    """What Groq puts beside the choices."""
+    """Groq's own fields beside the choices."""
 
     usage: TokenCounts | None = None
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """A `chat.completion.chunk`, cut down to what Parley reads; `error` stands for a failure that was sent in-band."""
+    """A `chat.completion.chunk`, reduced to what Parley reads; `error` is a failure that the upstream sent in-band."""
 
     choices: list[Choice] | None = None
     usage: TokenCounts | None = None
     x_groq: GroqFields | None = None
-    error: msgspec.Raw = msgspec.Raw()  # in a union, msgspec would not take it
+    error: msgspec.Raw = msgspec.Raw()  # msgspec does not accept `Raw` in a union
 
 
 decode_chunk: Final = msgspec.json.Decoder(Chunk).decode
@@ -91,7 +91,7 @@ class EventTooLargeError(Exception):
     """An event grows past `MAX_EVENT_BYTES`, or has far too many values."""
 
 
-# What decoding raises if the bytes are not a stream of chunks; `RecursionError` is for JSON that is nested too deeply.
+# What decoding raises if the bytes are not a stream of chunks; `RecursionError` means JSON that is nested too deeply.
 WIRE_ERRORS: Final = (EventTooLargeError, ValueError, RecursionError)
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -102,14 +102,14 @@ _PINGS: Final = {b"ping", b"heartbeat", b"keepalive", b"keep-alive"}
 class EventDecoder:
     """Incremental decoder of `text/event-stream` that keeps only each event's data.
 
-    A body that begins with a brace is no event stream: it is kept as one event.
+    A body that begins with `{` or `[` is not an event stream: it is kept as one event.
     """
 
     def __init__(self) -> None:
         self.lines = 0
-        """The complete lines so far."""
+        """The number of complete lines so far."""
         self.error: bytes | None = None
-        """The data of an event that is named `error`, or of what stands for it."""
+        """The data of an event named `error`, or of a line that stands for one."""
         self._is_begun = False
         self._is_json = False
         self._is_stream = False
@@ -120,7 +120,7 @@ class EventDecoder:
         self._data_bytes = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of the events that these bytes complete. The work is proportional to these bytes alone.
+        """Return the data of the events that these bytes complete, in time proportional to these bytes alone.
 
         Raises:
             EventTooLargeError: if an event grows past `MAX_EVENT_BYTES`.
@@ -152,7 +152,7 @@ class EventDecoder:
         return complete
 
     def end(self) -> list[bytes]:
-        """Return the data of the last event, which may lack its line ends."""
+        """Return the data of the last event, even if its line breaks are missing."""
         complete = self.feed(b"\n") if self._rest else []
         self._is_json = False
         self._complete(complete)
@@ -176,7 +176,7 @@ class EventDecoder:
         self._name = b""
 
     def _take_other(self, line: bytes) -> None:
-        """Take a line that is not data, or may be the first."""
+        """Take a line that is not data, or that may be the first of the body."""
         if not self._is_begun:
             line = line.removeprefix(_BYTE_ORDER_MARK)
             self._is_begun = bool(line.strip())
@@ -187,5 +187,5 @@ class EventDecoder:
             self._data_bytes += len(line) + 1
         elif line.startswith(b"event:"):
             self._name = line[6:].strip()[:20]
-        elif line.startswith((b"error:", b'{"error"')):  # of llama.cpp, and of servers that end a stream with JSON
+        elif line.startswith((b"error:", b'{"error"')):  # from llama.cpp, and from servers that end a stream with JSON
             self.error = line.removeprefix(b"error:").strip()

@@ -1,1 +1,1 @@
-"""Logs and correlation ids."""
+"""Logs, correlation ids, metrics and traces."""

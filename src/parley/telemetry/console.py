@@ -1,4 +1,4 @@
-"""Owns the log as people read it: an aligned line for each request, and for any other event what is known."""
+"""Format the log for people: an aligned line per request, and the known fields of any other event."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def request_line(record: Record, entry: logging.LogRecord, *, has_colours: bool)
 
 
 def renderers(*, has_colours: bool) -> list[Processor]:
-    """Return what makes a line of any other event."""
+    """Return the processors that make a line from any other event."""
     return [_tidy, structlog.dev.ConsoleRenderer(colors=has_colours, sort_keys=False, pad_event_to=0)]
 
 
@@ -58,7 +58,7 @@ def _count(tokens: int | None) -> str:
 
 
 def _tidy(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Leave out what nobody knows, and what only a machine reads."""
+    """Leave out unknown fields and the logger's name; shorten the time, and lay out an exception in lines."""
     tidied: dict[str, Any] = {name: value for name, value in event.items() if value is not None and name != "logger"}
     tidied["timestamp"] = strftime(_TIME)
     if "exception" in event:

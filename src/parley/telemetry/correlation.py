@@ -1,4 +1,4 @@
-"""Owns the thread through one request: its correlation id, and its record, which the layers that serve it fill in."""
+"""Follow one request through the layers that serve it: its correlation id, and the record that they fill in."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 HEADER: Final = b"x-correlation-id"
 
-# What is not a stream is for one caller at one time, and its correlation id for one request. Without this header,
-# Varnish answers a probe of readiness, or another caller's request, with what it has kept.
+# A response that is not a stream is for one caller at one time, and its correlation id is for one request. Without this
+# header, Varnish answers a readiness probe, or another caller's request, from its cache.
 NO_STORE: Final = (b"cache-control", b"no-store")
 
 _PIECE_BYTES: Final = 32_768
@@ -35,16 +35,16 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 class CorrelationMiddleware:
     """Gives each request its id, in the response's headers and every log line, and its record, in the scope's state.
 
-    A response that is not a stream also gets the header that forbids to store it.
+    A response without a `Cache-Control` header also gets `Cache-Control: no-store`.
     """
 
     def __init__(self, app: ASGIApp, done: Callable[[Record, float], None]) -> None:
-        """Wrap the app; `done` gets the record of each request at its end, and the seconds that it took."""
+        """Wrap the app; call `done` at the end of each request, with its record and the seconds that it took."""
         self._app = app
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Serve one request; pass all other scopes on unchanged."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
@@ -73,16 +73,19 @@ class CorrelationMiddleware:
             await self._app(scope, receive_counted, send_with_id)
             record.end("completed")
         except asyncio.CancelledError:
-            # uvicorn cancels requests when its time to stop is over; it would log an error, and answer in plain text.
+            # uvicorn cancels requests when its shutdown timeout expires; it would log an error, and answer in plain
+            # text.
             if "end_early" not in scope["state"]:
                 raise
             scope["state"]["end_early"](scope["state"])
-        except Exception:  # noqa: BLE001  # the response has begun, so there is nothing to answer but the end of the connection
+        except Exception:  # noqa: BLE001  # the response has begun, so the only possible answer is to close the connection
             record.end("failed")
             _log.exception("unexpected_error")
         finally:
             if (answered := scope["state"].get("answered")) is not None:
-                answered(record)  # last, as the app has gone on and may have noted what nobody got
+                answered(
+                    record
+                )  # last, as the app has continued, and may have recorded a response that the client never got
             record.route = scope.get("path_template")
             took_s = now() - started
             record.total_ms = round(took_s * 1000)
@@ -95,7 +98,7 @@ def _headers(headers: Iterable[tuple[bytes, bytes]], correlation_id: str) -> lis
 
 
 def _bind(record: Record) -> None:
-    """Have the request's ids in all lines that are logged in its context."""
+    """Add the request's ids to all lines that are logged in its context."""
     clear_contextvars()
     bind_contextvars(correlation_id=record.correlation_id)
     if record.trace_id is not None:
@@ -103,9 +106,9 @@ def _bind(record: Record) -> None:
 
 
 async def _send_all_but_the_end(send: Send, body: bytes) -> bytes:
-    """Send a large body in pieces, each when the client has taken the one before it; return the last one.
+    """Send a large body in pieces, each after the client has taken the previous one; return the last piece.
 
-    A client that does not read would otherwise keep a copy of the whole body in memory.
+    Otherwise, a client that does not read would keep a copy of the whole body in memory.
     """
     end = (len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES
     for start in range(0, end, _PIECE_BYTES):
@@ -115,12 +118,12 @@ async def _send_all_but_the_end(send: Send, body: bytes) -> bytes:
 
 
 def record_of(scope: Any) -> Record:
-    """Return the record of a request, which its scope's state keeps from then on."""
+    """Return the record of a request; the first call creates it in the scope's state."""
     state: dict[str, Any] = scope["state"]
     if "record" not in state:
         state["record"] = Record(
             correlation_id=kept_correlation_id(scope["headers"]) or new_correlation_id(),
-            # Never a made-up method, which is the caller's text, as the path itself is.
+            # Never an unknown method, which is text of the caller's choice, like the path.
             method=scope["method"] if scope["method"] in HTTPMethod.__members__ else "other",
         )
     record: Record = state["record"]
@@ -128,7 +131,7 @@ def record_of(scope: Any) -> Record:
 
 
 def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Return the caller's own id where it is harmless; the headers' names are in lower case."""
+    """Return the caller's own id if it is harmless, otherwise `None`; the headers' names are in lower case."""
     for name, value in headers:
         if name == HEADER and _ACCEPTED.fullmatch(value):
             return value.decode()
@@ -136,5 +139,5 @@ def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 
 def new_correlation_id() -> str:
-    """Make an id for a request that brings none."""
+    """Return a new id for a request that has none."""
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Owns the way of log lines to standard output, and the queue for a reader that is slow: it stops nobody."""
+"""Write log lines to standard output, with a queue, so that a slow reader blocks no request."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
 
-# Lines that wait, or are being written: several seconds of a busy worker's.
+# Limits on the lines that wait or are being written: several seconds' worth from a busy worker.
 MOST_LINES: Final = 5_000
 MOST_BYTES: Final = 1_048_576
-# Seconds that all waits for the last lines may take together.
+# The total time, in seconds, that all waits for the last lines may take.
 _PATIENCE_S: Final = 1.0
 # Writes up to this size are atomic, so that the lines of workers that share a pipe stay whole.
 _ATOMIC_BYTES: Final = getattr(select, "PIPE_BUF", 512)
-# Linux can write without waiting, to a pipe that is not non-blocking either: others share it.
+# Linux can write without waiting even to a blocking pipe, which must stay blocking, as other processes share it.
 _NO_WAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
-# Of terminals, of most files, and of old kernels.
+# Errors from terminals, most files and old kernels, which cannot do that.
 _CANNOT: Final = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class LogQueue:
-    """A text stream whose writer never waits: what a file descriptor does not take at once, a thread passes on.
+    """A text stream whose writer never waits: a thread writes what the file descriptor does not take at once.
 
-    A write is one line. Waking the thread for each one costs more than writing it. Lines that find no room, or that the
-    descriptor does not take, are dropped and counted; after that, lines are taken again once half of the queue is free.
+    Each write is one line, written directly if possible, as waking the thread costs more. Lines are dropped and counted
+    if the queue is full or the descriptor fails; a full queue takes lines again once half of it is free.
     """
 
     def __init__(
         self, descriptor: int, encoding: str, count: Callable[[int], None], tell: Callable[[int], None]
     ) -> None:
-        """Start the thread; `count` hears of lines that are dropped, `tell` of their number before the next line."""
+        """Start the thread; `count` gets the number of lines dropped, and `tell` their sum, before the next line."""
         self._descriptor = descriptor
         self._encoding = encoding
         self._count = count
@@ -46,7 +46,7 @@ class LogQueue:
         self.start()
 
     def start(self) -> None:
-        """Begin with an empty queue; again in a forked process, which has the queue but not the thread."""
+        """Start with an empty queue; call this again in a forked process, which has the queue but not the thread."""
         # Each of these numbers only grows, and is written by one thread only: the writers share a lock.
         self._lines_in = self._bytes_in = self._dropped = self._told = 0
         self._lines_out = self._bytes_out = self._failed = 0
@@ -55,7 +55,7 @@ class LogQueue:
         threading.Thread(target=self._pass_on, name="logs", daemon=True).start()
 
     def write(self, text: str) -> None:
-        """Take a line, or drop it; writers that are threads must share a lock."""
+        """Write, queue or drop a line; threads that write must share a lock."""
         line = text.encode(self._encoding, "backslashreplace")
         if not self._has_room(len(line)):
             self._is_dropping = True
@@ -74,29 +74,29 @@ class LogQueue:
         self._items.put(line)
 
     def flush(self) -> None:
-        """Do nothing; once `settle` has been called, wait until the lines are written."""
+        """Do nothing; but after `settle`, wait until the lines are written."""
         if self._is_ending:
             self._wait()
 
     def settle(self) -> None:
-        """Wait for each line from now on, as the process may end after any; all waits last at most a second."""
+        """Wait for each line from now on, as the process may end after any; all waits together take at most 1 s."""
         self._is_ending = True
         self._wait()
 
     def close(self) -> None:
-        """Write what is left, if there is a reader; if not, let nothing else wait for it at the interpreter's end."""
+        """Write what is left; if nobody reads it in time, discard it, so that the interpreter's exit does not hang."""
         self._is_ending = True
         if not self._wait():
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
 
     def _not_written(self, line: bytes) -> bytes:
-        """Write a line, unless the descriptor does not take it at once; return what is left of it."""
+        """Write as much of a line as the descriptor takes at once; return what is left of it."""
         is_queued = self._is_failing or self._lines_in > self._lines_out
         if _NO_WAIT is None or not self._can_write_now or is_queued or len(line) > _ATOMIC_BYTES:
             return line
         try:
             return line[os.pwritev(self._descriptor, [line], -1, _NO_WAIT) :]
-        except OSError as error:  # the thread knows what to do about all but this one
+        except OSError as error:  # the thread handles all errors but this one
             self._can_write_now = error.errno not in _CANNOT
             return line
 
@@ -113,7 +113,7 @@ class LogQueue:
         self._patience_s = max(0.0, self._patience_s - (time.monotonic() - started))
         return is_done
 
-    # The thread's side.
+    # Called in the thread only.
 
     def _pass_on(self) -> None:
         items, chunk, size = self._items, list[bytes](), 0
@@ -148,5 +148,5 @@ class LogQueue:
         while True:
             try:
                 return os.write(self._descriptor, data)
-            except BlockingIOError:  # whoever else has the descriptor made it so
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                 select.select([], [self._descriptor], [])

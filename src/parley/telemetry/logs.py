@@ -1,4 +1,4 @@
-"""Owns the logs: a structured line an event, for Parley and its libraries alike, with no secret and no one's text."""
+"""Log one structured line per event, for Parley and its libraries, without secrets and without anyone's text."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
-# Where a reader looks first.
+# The fields that each line begins with.
 _FIRST: Final = ("timestamp", "level", "event")
 
-# Of these we know that their messages hold nothing of a request; of any other's warnings, only where they come from
-# is logged.
+# Loggers whose messages are known to hold nothing from a request. For any other logger's warnings, Parley logs only the
+# location.
 _TRUSTED: Final = ("parley", "uvicorn")
 
 
 def configure(settings: Settings) -> None:
-    """Send everything that is logged to standard output, as JSON or readable.
+    """Send everything that is logged to standard output, as JSON or in a form for people.
 
-    Nothing waits for the reader of the process's own standard output, which may be slow, or stop. If `sys.stdout` has
-    been replaced, as tests do, each line is there as soon as it is logged.
+    Logging never waits for the reader of the process's own standard output, which may be slow, or stop. If `sys.stdout`
+    has been replaced, as in tests, each line is written as soon as it is logged.
     """
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not is_terminal)
@@ -82,14 +82,14 @@ def configure(settings: Settings) -> None:
 
 
 def settle() -> None:
-    """Wait for each line from now on, for a second in all: a process that ends may be killed after any of them."""
+    """Wait for each line from now on, a second in total: a process that is ending may be killed after any line."""
     if _own_output.cache_info().currsize:
         _own_output().settle()
 
 
 @cache
 def _own_output() -> LogQueue:
-    """Return the way to the process's own standard output, which may be closed."""
+    """Return the queue to the process's own standard output, which may be closed."""
     stdout = sys.__stdout__
     descriptor, encoding = (-1, "utf-8") if stdout is None else (stdout.fileno(), stdout.encoding)
     queue = LogQueue(descriptor, encoding, metrics().log_lines_dropped, _tell_dropped)
@@ -100,29 +100,29 @@ def _own_output() -> LogQueue:
 
 
 def _tell_dropped(number: int) -> None:
-    # In a context of its own, as they were not the lines of the request that logs just now.
+    # In a new context, as the dropped lines are not those of the request that is logging now.
     Context().run(_log.error, "log_lines_dropped", number=number)
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """A handler that keeps to itself what it cannot write."""
+    """A handler that does not show an event that it cannot write."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Say where it was logged; logging's own way shows the event, as it was before redaction, on standard error."""
+        """Log only the event's location; logging's own method would print the unredacted event to standard error."""
         with suppress(Exception):
             where = f"{record.module}:{record.lineno}"
             self.stream.write(f'{{"level":"error","event":"unloggable","location":"{where}"}}\n')
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
-    """A formatter with a way of its own for the records of requests; every other event goes through the processors."""
+    """A formatter that renders requests' records itself; every other event goes through structlog's processors."""
 
     def __init__(self, request_line: Callable[[Record, logging.LogRecord], str], **options: Any) -> None:
         super().__init__(**options)
         self._request_line = request_line
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the line for an event."""
         if isinstance(record.msg, Record):
             return self._request_line(record.msg, record)
         return super().format(record)
@@ -138,7 +138,7 @@ def _withhold_untrusted(_: WrappedLogger, __: str, event: EventDict) -> EventDic
 
 
 def _trace_without_text(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Replace an exception by the types and places of its chain: its text may quote a prompt or an upstream."""
+    """Replace an exception with the types and places of its chain: its text may quote a prompt or an upstream."""
     info = event.pop("exc_info", None)
     error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
     if isinstance(error, BaseException):
@@ -157,7 +157,7 @@ def _chain(error: BaseException | None) -> Any:
 
 
 def _is_no_traceback(record: logging.LogRecord) -> bool:
-    # uvicorn logs a failed start's traceback, text and all, as a message; the failure has its own line by then.
+    # If the start fails, uvicorn logs the traceback, with its text, as a message; the failure is logged by then.
     return not (isinstance(record.msg, str) and "Traceback (most recent call last)" in record.msg)
 
 

@@ -1,4 +1,4 @@
-"""Owns the metrics: what is counted and measured for Prometheus."""
+"""The metrics that Parley keeps for Prometheus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHATS: Final = ("/chat", "/chat/complete")
 _LEFT: Final = ("client_disconnected", "cancelled")
 
 _HTTP: Final = ("method", "path", "status_code")
-# No chat ends so: a request without a route is no chat, and agents are not everybody's.
+# Endings that do not start at 0: a request without a route is not a chat, and most operators have no agents.
 _NO_ENDINGS: Final = {
     ErrorCode.NOT_FOUND,
     ErrorCode.METHOD_NOT_ALLOWED,
@@ -31,16 +31,16 @@ _NO_ENDINGS: Final = {
     ErrorCode.TOO_MANY_TURNS,
 }
 
-# Seconds, up to the default deadlines and somewhat beyond.
+# Buckets in seconds, up to the default deadlines and somewhat beyond.
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
 _GAPS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _DURATIONS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
 
 class Metrics:
-    """What this process counts, as a `Watch`; where labels have many values, no caller chooses them.
+    """The metrics of this process, as a `Watch`; if a label can have many values, callers do not choose them.
 
-    A metric by its labels is cached: prometheus_client takes longer to find it than to count.
+    Labelled metrics are cached: prometheus_client takes longer to find one than to count.
     """
 
     def __init__(self) -> None:
@@ -115,19 +115,19 @@ class Metrics:
         build.labels(version("parley"), platform.python_version()).set(1)
         for ending in (*FinishReason, *ErrorCode, *_LEFT):
             if ending not in _NO_ENDINGS:
-                self._chats(ending)  # at 0, so that the first of its kind is an increase
+                self._chats(ending)  # start at 0, so that the first of its kind is an increase
 
     def upstream_answered(self, model: str, status: int | None) -> None:
-        """Count an upstream's answer."""
+        """Count an upstream's response, or a request that got none."""
         self._upstream(model, "none" if status is None else status).inc()
-        self._retries(model)  # at 0, so that the first retry is an increase
+        self._retries(model)  # start at 0, so that the first retry is an increase
 
     def retrying(self, model: str) -> None:
         """Count a retry."""
         self._retries(model).inc()
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Count the requests in progress, by route; only inside the router is that known before the response."""
+        """Count the requests in progress by route, which is known before the response only inside the router."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
             labels = record_of(scope).method, scope["path_template"]
@@ -137,7 +137,7 @@ class Metrics:
         return counted
 
     def count(self, record: Record, took_s: float) -> None:
-        """Count a request at its end; one that has no route has no metrics, as callers choose its path."""
+        """Count a request at its end, unless it has no route, as callers would choose the value of the label."""
         if record.route is None:
             return
         labels = record.method, record.route, "none" if record.status is None else record.status

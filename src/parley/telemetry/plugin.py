@@ -1,4 +1,4 @@
-"""Owns the telemetry plugin: one line in the app's configuration brings logs, correlation ids, metrics and traces."""
+"""The telemetry plugin, which adds logs, correlation ids, metrics and traces to the app."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class TelemetryPlugin(InitPlugin):
-    """Configures structlog for the process, and wraps the app in the correlation middleware."""
+    """Configures the logs of the process, and wraps the app in the middleware for telemetry."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -33,21 +33,21 @@ class TelemetryPlugin(InitPlugin):
         self.tracer: Tracer = self._traces or Untraced()
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
-        """Configure."""
+        """Configure the logs, and add hooks and middleware to the app."""
         logs.configure(self._settings)
-        app_config.logging_config = None  # Litestar's own would take the root logger
+        app_config.logging_config = None  # Litestar's own configuration would take over the root logger
         app_config.on_startup = [self._wrap, *app_config.on_startup]
         app_config.on_shutdown = [*app_config.on_shutdown, logs.settle]
         app_config.middleware = [metrics().middleware, *app_config.middleware]
         if self._traces is not None:
             app_config.lifespan = [self._traces.exporting, *app_config.lifespan]
         elif self._settings.traces_url is not None:
-            # The variable may be the whole cluster's: no reason to answer nobody.
+            # The variable may be set for a whole cluster, so it is no reason to refuse to start.
             _log.warning("no_traces", reason="OpenTelemetry is not installed", remedy="install `parley[otel]`")
         return app_config
 
     def _wrap(self, app: Litestar) -> None:
-        # `middleware=` would be skipped by 404 and 405, which Litestar answers before it has a route.
+        # `middleware=` would not run for 404 and 405, which Litestar answers before it has found a route.
         app.asgi_handler = CorrelationMiddleware(app.asgi_handler, self._done)
         if self._traces is not None:
             app.asgi_handler = self._traces.middleware(app.asgi_handler)
@@ -63,7 +63,7 @@ def _traces(settings: Settings) -> Traces | None:
     if settings.traces_url is None:
         return None
     try:
-        # Only here: it imports a hundred modules.
+        # Imported only if traces are on, as it imports a hundred modules.
         from parley.telemetry.traces import Traces  # noqa: PLC0415
     except ModuleNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""Owns redaction: what of an event's fields may be shown."""
+"""Redact log events: hide secrets, and make all text printable."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _SECRET_VALUE: Final = re.compile(
 
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Hide secrets: all that stands under a secret's name, and what looks like one anywhere else.
+    """Hide secrets: every value under a secret's name, and what looks like a secret anywhere else.
 
-    What is left is printable, so that no one's text can end a line or steer a terminal.
+    What is left is made printable, so that no text can end a line or control a terminal.
     """
     return {legible(name): _redacted(name, value, 0) for name, value in event.items()}
 
 
-def _redacted(name: object, value: Any, depth: int) -> Any:  # noqa: PLR0911  # one for each kind
+def _redacted(name: object, value: Any, depth: int) -> Any:  # noqa: PLR0911  # one return for each kind of value
     match value:
         case None | bool():
             return value
@@ -53,7 +53,7 @@ def _redacted(name: object, value: Any, depth: int) -> Any:  # noqa: PLR0911  # 
             return _LEFT_OUT
         case Mapping():
             return {legible(key): _redacted(key, member, depth + 1) for key, member in value.items()}
-        case [str() | bytes() as key, member]:  # as headers are kept
+        case [str() | bytes() as key, member]:  # a name and a value, such as a header
             return [legible(key), _redacted(key, member, depth + 1)]
         case list() | tuple() | set() | frozenset():
             return [_redacted("", member, depth + 1) for member in value]
@@ -62,7 +62,7 @@ def _redacted(name: object, value: Any, depth: int) -> Any:  # noqa: PLR0911  # 
 
 
 def legible(value: object) -> str:
-    """Return the text of something, without what looks like a secret, and printable."""
+    """Return a value as printable text, without what looks like a secret."""
     text = _SECRET_VALUE.sub(_HIDDEN, _text(value))
     if text.isprintable():
         return text
@@ -72,7 +72,7 @@ def legible(value: object) -> str:
 def _text(value: object) -> str:
     try:
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    except Exception:  # noqa: BLE001  # whatever it is, it must not keep the rest of the line from being logged
+    except Exception:  # noqa: BLE001  # no error may keep the rest of the line from being logged
         return f"<{type(value).__name__}>"
 
 

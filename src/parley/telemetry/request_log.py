@@ -1,4 +1,4 @@
-"""Owns the line that each request leaves in the log, whatever became of it: how loudly, and in which form."""
+"""Log one line per request, however it ended: at which level, and in which form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from parley.chat.record import Record
 
 PROBES: Final = ("/health", "/metrics")
-_QUIET: Final = (*PROBES, "/schema/swagger-ui")  # the page's files
+_QUIET: Final = (*PROBES, "/schema/swagger-ui")  # the files of the documentation page
 
 EVENT: Final = "request"
 
@@ -25,7 +25,7 @@ _legible_model: Final = lru_cache(legible)
 
 
 def write(record: Record) -> None:
-    """Log a request by its record, which is the message itself: the handler's formatter knows it."""
+    """Log a request; the message is the record itself, which the handler's formatter renders."""
     is_quiet = str(record.route).startswith(_QUIET) and record.outcome == "completed"
     _log.log(logging.WARNING if record.is_failure else logging.DEBUG if is_quiet else logging.INFO, record)
 
@@ -33,10 +33,10 @@ def write(record: Record) -> None:
 def encode(record: Record, entry: logging.LogRecord) -> str:
     """Return the line as JSON.
 
-    Redaction need not look through the fields, which are numbers and words of ours, but for two: the correlation id may
-    be the caller's, and the model's name is the operator's.
+    Only two fields need redaction: the correlation id may be the caller's, and the model's name is the operator's. All
+    other fields are numbers or Parley's own words.
     """
-    is_safe = record.correlation_id.isalnum()  # all that looks like a secret has something else in it
+    is_safe = record.correlation_id.isalnum()  # what looks like a secret has other characters in it
     correlation_id = record.correlation_id if is_safe else legible(record.correlation_id)
     model = None if record.model is None else _legible_model(record.model)
     if (correlation_id, model) != (record.correlation_id, record.model):

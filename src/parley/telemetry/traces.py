@@ -1,4 +1,4 @@
-"""Owns the traces: a span for each request, for each call of a model, and for each attempt to reach it."""
+"""Trace requests with OpenTelemetry: a span for each request, each model call, and each attempt to reach the model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from parley.chat.record import Record
     from parley.chat.run import Attempt
 
-# A collector that does not answer must not hold up the exit.
+# Seconds; a collector that does not answer must not delay the exit.
 _LAST_EXPORT_TIMEOUT_S: Final = 3
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -45,23 +45,23 @@ _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
 class Traces:
-    """Follows requests to the model and back.
+    """Traces requests to the model and back.
 
-    Its spans hold what is set here, name by name: never a path, a header, a message or an exception's text.
+    The spans hold only the attributes named here: never a path, a header, a message or an exception's text.
     """
 
     def __init__(self, url: str) -> None:
-        """Trace to the collector at this URL; what else there is to set, the SDK reads from its own OTEL_ variables."""
+        """Trace to the collector at this URL; the SDK reads all other options from its own OTEL_ variables."""
         self._url = url
         ours = Resource.create({"service.name": "parley", "service.version": version("parley")})
         operators = OTELResourceDetector().detect()  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
-        # At exit of the process it would wait for the collector as long as it takes.
+        # At the exit of the process, the SDK would wait for the collector without a limit.
         self._provider = TracerProvider(resource=ours.merge(operators), shutdown_on_exit=False)
         self._tracer = self._provider.get_tracer("parley")
 
     @asynccontextmanager
     async def exporting(self, _: Litestar) -> AsyncIterator[None]:
-        """Send the spans, from a thread; what is left at the end has a few seconds."""
+        """Export spans from a thread while the app runs; at the end, wait a few seconds for the rest."""
         self._provider.add_span_processor(BatchSpanProcessor(_Exporter(self._url)))
         try:
             yield
@@ -71,7 +71,7 @@ class Traces:
             await asyncio.to_thread(closing.join, _LAST_EXPORT_TIMEOUT_S)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Give each request its span, but for probes; its trace id goes into the request's record."""
+        """Give each request except probes a span, and put the trace id into the request's record."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != ScopeType.HTTP or scope["path"].startswith(PROBES):
@@ -80,14 +80,16 @@ class Traces:
             with self._tracer.start_as_current_span(
                 "HTTP", _callers(scope), SpanKind.SERVER, record_exception=False, set_status_on_exception=False
             ) as span:
-                if (context := span.get_span_context()).is_valid:  # the SDK can be turned off by a variable of its own
+                if (
+                    context := span.get_span_context()
+                ).is_valid:  # the operator can turn the SDK off by one of its own variables
                     record_of(scope).trace_id = format_trace_id(context.trace_id)
                 await app(scope, receive, send)
 
         return traced
 
     def describe(self, record: Record) -> None:
-        """Say in the request's span what is said in its log record."""
+        """Set the name, attributes and status of the request's span from its record."""
         span = get_current_span()
         method = None if record.method == "other" else record.method
         span.update_name(" ".join(filter(None, (method or "HTTP", record.route))))
@@ -104,10 +106,10 @@ class Traces:
             span.set_status(StatusCode.ERROR)
 
     def begin(self, attempt: Attempt) -> _CallSpan:
-        """Give a call of a model its span, by OpenTelemetry's conventions for generative AI."""
+        """Start the span of a model call, by OpenTelemetry's conventions for generative AI."""
         attributes: dict[str, AttributeValue | None] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": "openai",  # whose API it is; who serves it, the address tells
+            "gen_ai.provider.name": "openai",  # the vendor of the API; `server.address` names the server
             "gen_ai.request.model": attempt.model,
             "gen_ai.request.stream": True,
             "gen_ai.request.max_tokens": attempt.max_tokens,
@@ -120,7 +122,7 @@ class Traces:
 
 
 class _CallSpan:
-    """The span of one call of a model; its attempts are its children."""
+    """The span of one model call; the spans of its attempts are its children."""
 
     def __init__(self, tracer: Tracer, span: Span, attempt: Attempt) -> None:
         self._tracer = tracer
@@ -129,7 +131,7 @@ class _CallSpan:
         self._retries = -1
 
     def attempt(self, attempt: Attempt) -> _AttemptSpan:
-        """Give the next attempt its span, by OpenTelemetry's conventions for HTTP."""
+        """Start the span of the next attempt, by OpenTelemetry's conventions for HTTP."""
         self._last = attempt
         self._retries += 1
         attributes: dict[str, AttributeValue | None] = {
@@ -143,7 +145,7 @@ class _CallSpan:
         return _AttemptSpan(span, attempt)
 
     def end(self, error: BaseException | None) -> None:
-        """Say what came of the call, and end."""
+        """Record the result of the call, and end the span."""
         attempt, usage = self._last, self._last.usage or NO_USAGE
         attributes: dict[str, AttributeValue | None] = {
             "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
@@ -167,21 +169,21 @@ class _AttemptSpan:
         _PROPAGATOR.inject(self.headers, set_span_in_context(span))
 
     def end(self, error: BaseException | None) -> None:
-        """Say how the upstream answered, and end."""
+        """Record the upstream's status, and end the span."""
         self._span.set_attributes(_known({"http.response.status_code": self._attempt.status}))
         _end(self._span, error)
 
 
 class _Exporter(OTLPSpanExporter):
-    """Sends spans, and logs how many could not be sent."""
+    """Sends spans, and logs the number of spans that could not be sent."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        # Whose words would be withheld, several times for each failure.
+        # It logs each failure several times, and Parley would withhold the text anyway.
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send; a failure is told once, after the last retry."""
+        """Send spans; log a failure once, after the last retry."""
         result = super().export(spans)
         if result is SpanExportResult.FAILURE:
             _log.warning("spans_lost", spans=len(spans), remedy="check the collector and the OTEL_EXPORTER_ variables")
@@ -189,18 +191,18 @@ class _Exporter(OTLPSpanExporter):
 
 
 def _callers(scope: HTTPScope) -> Context:
-    """Take up the caller's trace by its ids alone: `tracestate` and `baggage` are text of the caller's choice."""
+    """Continue the caller's trace by its ids alone: `tracestate` and `baggage` are text of the caller's choice."""
     traceparent = dict(scope["headers"]).get(b"traceparent", b"")
     return _PROPAGATOR.extract({"traceparent": traceparent.decode("latin-1")})
 
 
 def _end(span: Span, error: BaseException | None) -> None:
-    if isinstance(error, Exception):  # a client that leaves is no error
+    if isinstance(error, Exception):  # a cancelled call, as when the client disconnects, is not an error
         span.set_attribute("error.type", error.code if isinstance(error, ChatError) else ErrorCode.INTERNAL)
         span.set_status(StatusCode.ERROR)
     span.end()
 
 
 def _known(attributes: Mapping[str, AttributeValue | None]) -> dict[str, AttributeValue]:
-    """Leave out what nobody knows."""
+    """Leave out unknown attributes."""
     return {name: value for name, value in attributes.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Owns where several worker processes count together: a folder of files, which any of them can add up."""
+"""The folder in which several worker processes count together: any of them can add up its files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Final
 
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX: Final = "parley-metrics-"
-# Times to make the folder again, if another Parley that cleans up has just taken it for a dead one's.
+# Attempts to create the folder, as another Parley's cleanup may have just removed it as abandoned.
 _ATTEMPTS: Final = 10
 
 
 def choose_folder(workers: int) -> None:
-    """Choose where several workers count; prometheus_client must not have been imported yet.
+    """Choose the folder in which several workers count; prometheus_client must not have been imported yet.
 
-    It looks at the variable when it is imported, and for the folder when it counts: there is nothing to clean up before
-    `counting`.
+    prometheus_client reads the variable when it is imported, but needs the folder only when it counts, so there is
+    nothing to clean up before `counting`.
     """
-    for name in (_FOLDER, _FOLDER.lower()):  # it may be another program's
+    for name in (_FOLDER, _FOLDER.lower()):  # the variable may be set for another program
         os.environ.pop(name, None)
     if workers > 1:
         os.environ[_FOLDER] = str(Path(tempfile.gettempdir(), _PREFIX + secrets.token_hex(8)))
@@ -31,9 +31,9 @@ def choose_folder(workers: int) -> None:
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Have the folder, if one was chosen, for as long as the block runs; remove those that killed Parleys have left.
+    """Create the folder, if one was chosen, for the duration of the block; remove folders that killed Parleys left.
 
-    All who count in a folder hold a shared lock on it, which the kernel releases when they die.
+    Each process that counts in a folder holds a shared lock on it, which the kernel releases when the process dies.
     """
     _remove_abandoned()
     folder = Path(os.environ[_FOLDER]) if _FOLDER in os.environ else None
@@ -52,10 +52,10 @@ def counting() -> Iterator[None]:
 
 def count_here() -> None:
     """Count in this worker, too. Drop the live gauges of dead workers; keep their counters."""
-    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  # see above
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415  # only after `choose_folder`
 
     folder = Path(os.environ[_FOLDER])
-    _lock(folder)  # it may outlive its parent, while its last streams end
+    _lock(folder)  # this worker may outlive its parent, while its last streams end
     for path in folder.glob("gauge_live*_*.db"):
         pid = int(path.stem.rpartition("_")[2])
         if not _is_alive(pid):
@@ -69,11 +69,11 @@ def _remove_abandoned() -> None:
 
 
 def _lock(folder: Path, *, alone: bool = False) -> bool:
-    """Lock a folder of ours until this process ends, if nobody else's lock is in the way; tell whether it is locked.
+    """Lock a folder until this process ends; return `False` if it is not ours, or another process's lock prevents it.
 
-    Whoever else may write to the temporary directory can put a link there, or a folder of their own.
+    Other users who may write to the temporary directory can put a link there, or a folder of their own.
     """
-    import fcntl  # noqa: PLC0415  # Windows has none, and no workers
+    import fcntl  # noqa: PLC0415  # Windows has no fcntl, and no workers
 
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -84,7 +84,7 @@ def _lock(folder: Path, *, alone: bool = False) -> bool:
         found = os.fstat(descriptor)
         if found.st_uid == os.geteuid() and not found.st_mode & 0o077 and os.path.samestat(found, folder.lstat()):
             return True
-    except OSError:  # somebody has it, or has removed it meanwhile
+    except OSError:  # another process has locked it, or has removed it meanwhile
         pass
     os.close(descriptor)
     return False
@@ -93,6 +93,6 @@ def _lock(folder: Path, *, alone: bool = False) -> bool:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):  # gone, or by now somebody else
+    except (ProcessLookupError, PermissionError):  # the process is gone, or its id belongs to another user's process
         return False
     return True

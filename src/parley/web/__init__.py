@@ -1,1 +1,1 @@
-"""The transport: requests, chunks, frames, status codes."""
+"""The HTTP transport: requests, chunks, frames, status codes."""

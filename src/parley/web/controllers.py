@@ -1,4 +1,4 @@
-"""Owns the operations: chat as a stream, chat as one answer, and health."""
+"""The HTTP operations: chat as a stream, chat as one answer, health checks and metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -25,7 +25,7 @@ from parley.web.sse import EventStream, cancelled_on_disconnect
 
 
 class ChatController(Controller):
-    """The main job."""
+    """The chat operations."""
 
     path = "/chat"
     tags = ("chat",)
@@ -47,13 +47,14 @@ class ChatController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> EventStream[Annotated[StreamChunk, Parameter(schema_component_key="StreamChunk")]]:
-        """Answer a message as server-sent events: `start`, texts, then exactly one of `done` or `error`.
+        """Answer a message as server-sent events: `start`, the text, then exactly one of `done` or `error`.
 
-        Each event has one chunk as its data, in one line of JSON, and the chunk's `type` as its name; a silent stream
-        has a comment, `: ping`, every few seconds. What fails before the first text is an HTTP error, later an `error`
-        chunk. Where the first text takes long, the headers go out without it, with such a comment; what fails then is a
-        stream of one `error` chunk, with seq 0. There is no resuming: to send the request again is to ask, and to pay,
-        again. To close the connection stops the model.
+        The data of each event is one chunk, as one line of JSON, and the event's name is the chunk's `type`. While the
+        stream is silent, Parley sends a comment, `: ping`, every few seconds. A failure before the first token is an
+        HTTP error; a later failure is an `error` chunk. If the first token takes long, Parley sends the headers and a
+        comment first; a failure between these and the first token is a stream of one `error` chunk, with `seq` 0.
+        Streams cannot be resumed: a request that is sent again is answered, and paid for, again. Closing the connection
+        stops the model.
         """
         state = request.scope["state"]
         return EventStream(
@@ -80,7 +81,7 @@ class ChatController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> ChatResponse:
-        """Answer a message in one piece, for callers that do not stream."""
+        """Answer a message with one JSON response, for clients that do not stream."""
         record: Record = request.scope["state"]["record"]
         reply = service.stream(data.to_prompt(settings, request.scope["state"]["caller"]), record)
         async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
@@ -89,7 +90,7 @@ class ChatController(Controller):
 
 
 async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include_reasoning: bool) -> ChatResponse:
-    """Make one answer of the events of a reply, or raise `ChatError` if it failed."""
+    """Join the events of a reply into one answer, or raise `ChatError` if the reply failed."""
     model = ""
     texts: list[str] = []
     thoughts: list[str] = []
@@ -117,13 +118,13 @@ async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include
 
 
 class MetricsController(PrometheusController):
-    """What Prometheus asks."""
+    """The metrics, for Prometheus."""
 
     include_in_schema = False
 
 
 class HealthController(Controller):
-    """What an orchestrator asks."""
+    """The health checks, for orchestrators."""
 
     path = "/health"
     tags = ("health",)
@@ -137,7 +138,7 @@ class HealthController(Controller):
         responses=LIVENESS_FAILURES,
     )
     async def live(self) -> Health:
-        """Answer, which is all there is to tell."""
+        """Return 200: a process that can answer is alive."""
         return Health(status="live", reason=None)
 
     @get(
@@ -149,7 +150,7 @@ class HealthController(Controller):
         responses=READINESS_FAILURES,
     )
     async def ready(self, service: NamedDependency[ChatService]) -> Response[Health]:
-        """Tell whether the model can be reached and Parley is not shutting down: 200 if so, else 503 and why."""
+        """Return 200 if the model can be reached and Parley is not shutting down, otherwise 503 and the reason."""
         problem = await service.check()
         if problem is None:
             return Response(Health(status="ready", reason=None))

@@ -1,4 +1,4 @@
-"""Owns where the contract is served: as a page, from files that are installed and not from a CDN, as JSON, as YAML."""
+"""Serve the contract as JSON, as YAML, and as a page, whose files are installed and do not come from a CDN."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _FILES: Final = "/swagger-ui"
 
 
 def router() -> Router:
-    """Return the router of all that is below /schema."""
-    # In memory, once: a file that is read for each client would cost a descriptor and a thread for each.
+    """Return the router for the paths below /schema."""
+    # Read the files into memory once: reading one for each client would cost a descriptor and a thread each time.
     files = {path.name: path.read_bytes() for folder in _folders() for path in folder.glob("*/*") if path.is_file()}
 
     @get(f"{_FILES}/{{folder:str}}/{{name:str}}", sync_to_thread=False)
@@ -40,7 +40,7 @@ def router() -> Router:
 
 
 def plugins() -> list[OpenAPIRenderPlugin]:
-    """Return what renders the document; the first of them at /schema itself."""
+    """Return the plugins that render the document; the first one serves /schema itself."""
     files = _PATH + _FILES
     page = SwaggerRenderPlugin(
         path="/",
@@ -54,7 +54,7 @@ def plugins() -> list[OpenAPIRenderPlugin]:
 
 
 def _once(plugin: OpenAPIRenderPlugin) -> OpenAPIRenderPlugin:
-    """Have a plugin render once: the document does not change, and to render it as YAML takes 60 ms."""
+    """Make a plugin render only once: the document does not change, and rendering it as YAML takes 60 ms."""
     render = plugin.render
     rendered: list[bytes] = []
 
@@ -63,7 +63,7 @@ def _once(plugin: OpenAPIRenderPlugin) -> OpenAPIRenderPlugin:
             rendered.append(render(request, openapi_schema))
         return rendered[0]
 
-    plugin.render = render_once  # type: ignore[method-assign]  # for three kinds of plugin
+    plugin.render = render_once  # type: ignore[method-assign]  # the plugins are of three classes
     return plugin
 
 
@@ -74,10 +74,10 @@ def as_yaml(document: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as it is, and not with a blank line for each line end."""
+    """Writes text of several lines as a block, instead of with a blank line for each line break."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Choose the style."""
+        """Choose the style of a string."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
 
 
@@ -85,15 +85,15 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class _Yaml(YamlRenderPlugin):
-    """The document as YAML, as it is in the file."""
+    """Renders the document as YAML, exactly as in the contract's file."""
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002  # Litestar passes it
         return as_yaml(openapi_schema).encode()
 
 
 def _folders() -> list[Path]:
-    """Return where the page's files are, if they are there: the dependency group `docs` brings them."""
-    package = find_spec("flask_openapi3_swagger")  # found, not imported: its Python part wants Flask
+    """Return the folders of the page's files; the list is empty if the dependency group `docs` is not installed."""
+    package = find_spec("flask_openapi3_swagger")  # not imported, as its Python part requires Flask
     return [Path(folder, "templates", "swagger") for folder in (package and package.submodule_search_locations) or []]
 
 

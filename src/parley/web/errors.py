@@ -1,4 +1,4 @@
-"""Owns how errors leave over HTTP: each code's status, and the handlers that give every failure the same body."""
+"""Send errors over HTTP: each code's status, and the handlers that give every failure the same form of body."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-# nginx's status for it, seen in the log only: there is nobody to read the response.
+# nginx's status for a client that disconnects; it is seen only in the log, as no client reads the response.
 _CLIENT_CLOSED_REQUEST: Final = 499
 
-# The errors that Litestar finds by itself, before a controller is reached.
+# The errors that Litestar itself raises, before it calls a controller.
 _CODES: Final[Mapping[int, ErrorCode]] = {
     STATUS[code]: code
     for code in (
@@ -67,7 +67,7 @@ NO_BODY: Final = "The body is empty."
 
 
 class ClientDisconnectedError(Exception):
-    """The client left before there was anything to send it."""
+    """The client disconnected before Parley had anything to send."""
 
 
 def _respond(
@@ -85,7 +85,7 @@ def _respond(
 
 
 def headers_of(error: ErrorResponse) -> dict[str, str]:
-    """Return the headers that say again what an error's body says."""
+    """Return the headers that repeat what an error's body says."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
@@ -102,7 +102,7 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
 
 
 def _on_no_body(request: Request[Any, Any, Any], _: ValidationException) -> Response[ErrorResponse]:
-    # All that a body can have wrong is found when it is decoded; Litestar itself only finds that there is none.
+    # Decoding finds everything that can be wrong with a body; Litestar itself only finds that there is none.
     return _respond(request, ChatError(ErrorCode.INVALID_REQUEST, detail=NO_BODY))
 
 

@@ -1,4 +1,4 @@
-"""Owns the contract's examples: requests, chunks, answers and errors as they go over the wire."""
+"""The contract's examples: requests, chunks, answers and errors as they go over the wire."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _USAGE: Final = Usage(input_tokens=31, output_tokens=8, total_tokens=39, source=
 _TIMING: Final = Timing(first_token_ms=301, total_ms=378)
 
 
-# Those that never come as their code alone has them.
+# Errors that are never sent with only the default texts of their code.
 _TOLD: Final[Mapping[ErrorCode, ChatError]] = {
     ErrorCode.INVALID_REQUEST: ChatError(
         ErrorCode.INVALID_REQUEST, detail="`/message` must not be blank, nor hold a NUL character."
@@ -82,7 +82,7 @@ _NOT_READY: Final = Health(status="not_ready", reason=ErrorCode.UPSTREAM_UNREACH
 
 
 def bodies(shape: str, status: int | None) -> Mapping[str, object]:
-    """Return examples by name of what has this shape, in a response of this status."""
+    """Return the examples of this shape, by name, for a response with this status."""
     match shape:
         case "ChatRequest":
             return _REQUESTS

@@ -1,4 +1,4 @@
-"""Owns who may call: if a connection is left, and who has a key; names the caller whose quotas a request counts for."""
+"""Decide which requests may pass, by connection limit and API key, and name the caller whose quotas they count for."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SCHEME: Final = "bearer"
 _NAME_DIGITS: Final = 8
 
 FULL: Final = "is_full"
-"""In a scope's state: whether its connection is one of those that are kept for health and metrics."""
+"""The name, in a scope's state, for whether its connection is reserved for health checks and metrics."""
 
 
 def check_room(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-    """Raise `ChatError` if a request is on a connection that is kept for health and metrics."""
+    """Raise `ChatError` if a request is on a connection that is reserved for health checks and metrics."""
     if connection.scope["state"].get(FULL):
         raise ChatError(
             ErrorCode.OVERLOADED,
@@ -36,16 +36,16 @@ def check_room(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
 
 
 class KeyGuard:
-    """A guard for routes: without one of the keys nobody passes, if there are any; only their hashes are kept.
+    """A guard for routes: if there are any keys, each request needs one of them. It keeps only the keys' hashes.
 
-    Async, so that Litestar does not call it in a thread for each request.
+    Async, so that Litestar does not run it in a thread for each request.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._hashes = [_hash(key) for key in keys]
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-        """Name the caller in the connection's state, by its key or address; raise `ChatError` if the key is wrong."""
+        """Name the caller in the connection's state, by key or address; raise `ChatError` for a missing or bad key."""
         state = connection.scope["state"]
         if not self._hashes:
             state["caller"] = _caller(connection.client.host) if connection.client else ""
@@ -54,7 +54,7 @@ class KeyGuard:
         if scheme.lower() != _SCHEME or not key:
             raise ChatError(ErrorCode.UNAUTHORIZED, reason="no_key")
         sent = _hash(key.strip())
-        # Each is looked at, so that the time tells nothing of which one it nearly was.
+        # Compare with every key, so that the time taken does not reveal which one nearly matched.
         if not sum([hmac.compare_digest(sent, known) for known in self._hashes]):
             raise ChatError(ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="Unknown API key.")
         record: Record = state["record"]
@@ -62,7 +62,7 @@ class KeyGuard:
 
 
 def _caller(host: str) -> str:
-    """Name a caller by its address; of IPv6, by the network of which every caller has a whole one."""
+    """Name a caller by its address; for IPv6, by its /64 network, as each caller has a whole one."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Owns the contract: what the OpenAPI document says of the operations and their shapes."""
+"""The contract: what the OpenAPI document says about the operations and their shapes."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ _PUBLISHED: Final[dict[str, Any]] = {
     "Health": Health,
 }
 
-# What no operation answers with, but Litestar where there is none.
+# Errors that no operation returns; Litestar returns them if there is no such operation.
 _OF_NO_OPERATION: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
 
-# Without keys set, nobody needs one.
+# A client needs a key only if the operator has set any.
 MAY_NEED_KEY: Final[list[SecurityRequirement]] = [{"key": []}, {}]
 
-# An error of these may say how long to wait.
+# An error with one of these statuses may say how long to wait.
 _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}
 
 _CORRELATION_ID: Final = OpenAPIHeader(
@@ -87,7 +87,7 @@ _OWN_CORRELATION_ID: Final = Parameter(
 
 
 def _failures(*codes: ErrorCode) -> dict[int, ResponseSpec]:
-    """Describe the errors that an operation may answer with, by status."""
+    """Describe the errors that an operation may return, by status."""
     by_status: dict[int, list[str]] = {}
     for code in codes:
         error, detail, *_ = EXPLANATIONS[code]
@@ -107,10 +107,10 @@ READINESS_FAILURES: Final = LIVENESS_FAILURES | {
 
 @dataclass
 class DescribedOperation(Operation):
-    """An operation with what a handler's decorator has no place for: headers and examples."""
+    """An operation with headers and examples, for which a handler's decorator has no place."""
 
     def __post_init__(self) -> None:
-        """Add them."""
+        """Add the headers and examples."""
         self.parameters = [_OWN_CORRELATION_ID]
         if isinstance(self.request_body, RequestBody):
             self.request_body.description = f"At most {MAX_BODY_BYTES >> 20} MiB."
@@ -149,16 +149,16 @@ class _Body(BaseSchemaObject):
 
 
 class WireSchemas(OpenAPISchemaPlugin):
-    """Publishes msgspec's own schemas, which have limits, closed objects and discriminators that Litestar's lack."""
+    """Publishes msgspec's own schemas; Litestar's lack the limits, the closed objects and the discriminators."""
 
     def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
-        """Take what goes over the wire."""
+        """Return whether a field's type goes over the wire."""
         return field_definition.annotation in _PUBLISHED.values()
 
-    def to_openapi_schema(  # type: ignore[override]  # Litestar takes a reference as well
+    def to_openapi_schema(  # type: ignore[override]  # Litestar accepts a reference as well
         self, field_definition: FieldDefinition, schema_creator: SchemaCreator
     ) -> Reference | None:
-        """Register all that goes over the wire, and refer to this part of it."""
+        """Register the schemas of all types on the wire, and return a reference to this one."""
         registry = schema_creator.schema_registry
         for name, definition in _components().items():
             schema = registry.get_schema_for_field_definition(_component(name))
@@ -169,8 +169,8 @@ class WireSchemas(OpenAPISchemaPlugin):
 
 
 def _component(name: str) -> FieldDefinition:
-    """Name a component as Litestar's registry wants it named."""
-    shape = _PUBLISHED.get(name, object)  # of what is only a part of these no handler speaks: the name is enough
+    """Return the field definition that names a component in Litestar's registry."""
+    shape = _PUBLISHED.get(name, object)  # no handler refers to the other components, so a name is enough
     return FieldDefinition.from_annotation(Annotated[shape, Named(schema_component_key=name)])
 
 
@@ -181,7 +181,7 @@ def _components() -> dict[str, Any]:
         _PUBLISHED.values(), ref_template="#/components/schemas/{name}"
     )
     for name, schema in zip(_PUBLISHED, published, strict=True):
-        if "anyOf" in schema:  # msgspec has no name for a union, and doesn't say that only one of it can be meant
+        if "anyOf" in schema:  # msgspec does not name a union, and does not say that exactly one member applies
             components[name] = {
                 "title": name,
                 "description": "One event's data; `type` tells which.",
@@ -192,14 +192,14 @@ def _components() -> dict[str, Any]:
 
 
 def _typed(schema: Any) -> Any:
-    """Say of each enumeration that it is of strings, and of a tag that it is constant: generators want to know."""
+    """Mark each enumeration as one of strings, and each tag as a constant, as code generators need both."""
     match schema:
         case {"enum": [tag]}:
             return {"type": "string", "const": tag}
         case {"enum": [*_]}:
             return {"type": "string", **schema}
         case dict():
-            # Some generators demand a field that has a default, as its value would be known.
+            # Leave out the defaults: some code generators take a field with a default for a required one.
             return {keyword: _typed(value) for keyword, value in schema.items() if keyword != "default"}
         case list():
             return [_typed(member) for member in schema]

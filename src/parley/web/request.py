@@ -1,4 +1,4 @@
-"""Owns the reading of a request's body: media type, strict decoding, and what is wrong with it in our own words."""
+"""Read a request's body: check its media type, decode it strictly, and say in Parley's words what is wrong with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parley.web.findings import reworded
 
 MAX_BODY_BYTES: Final = 1 << 20
 
-# What all requests together may hold of bodies that are not complete.
+# The bytes of incomplete bodies that all requests together may hold.
 _MAX_UNFINISHED_BYTES: Final = 32 << 20
 _TOO_MANY: Final = "Parley is receiving too many large requests."
 
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 
 class ChatAPIRequest(Request[Any, Any, Any]):
-    """A request whose JSON is decoded once, straight into the type that the handler asks for.
+    """A request whose JSON is decoded once, directly into the type that the handler asks for.
 
-    Litestar's own way decodes twice, takes "5" for 5, never looks at the Content-Type, and answers 500 to invalid UTF-8
-    and to deep nesting.
+    Litestar's own request decodes twice, accepts "5" for 5, ignores the Content-Type, and answers invalid UTF-8 and
+    deep nesting with 500.
     """
 
     unfinished_bytes: ClassVar[int] = 0
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes; raise `ChatError` if all requests that are being received hold too many bytes."""
+        """Yield the body as it arrives; raise `ChatError` if all requests' incomplete bodies hold too many bytes."""
         held = 0
         try:
             async for piece in super().stream():
@@ -47,21 +47,21 @@ class ChatAPIRequest(Request[Any, Any, Any]):
             ChatAPIRequest.unfinished_bytes -= held
 
     async def body(self) -> bytes:
-        """Return the body's bytes, or raise `ClientDisconnectedError` if the client leaves before all have come."""
+        """Return the body's bytes, or raise `ClientDisconnectedError` if the client disconnects before the end."""
         try:
             return await super().body()
         except InternalServerException as error:
             raise ClientDisconnectedError from error
 
     async def json(self) -> Any:
-        """Return the body as the handler's type, or raise `ChatError` if it is not that, or not JSON."""
+        """Return the body as the handler's type, or raise `ChatError` if it is not JSON of that type."""
         data_field = self.route_handler.parsed_data_field
         content_type = self.headers.get("Content-Type", "")
         return decode(await self.body(), content_type, data_field.annotation if data_field else Any)
 
 
 def decode(body: bytes, content_type: str, shape: type[T]) -> T:
-    """Decode a body of this Content-Type into this shape, or raise `ChatError` if it is not that, or not JSON."""
+    """Decode a body into this shape, or raise `ChatError` if it, or its Content-Type, is not JSON of that shape."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
     try:

@@ -1,4 +1,4 @@
-"""Owns the shapes on the wire: requests, chunks, responses and errors, as the contract publishes them."""
+"""The shapes on the wire: requests, chunks, responses and errors, as the contract publishes them."""
 
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -19,13 +19,13 @@ _Seq = Annotated[int, Meta(ge=0, description="Counts the chunks of a stream, fro
 _Model = Annotated[str, Meta(description="The model that answers; the fallback, where that was asked.")]
 _CorrelationId = Annotated[str, Meta(description="The id to quote to the operator; it is in the logs.")]
 
-# What Python or JavaScript takes for blank; each has an `\s` of its own, so that would mean something else to each.
+# The characters that Python or JavaScript takes for blank. `\s` would not do, as it means something else in each.
 _BLANK: Final = r"\x09-\x0d\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 
 _DEFAULTS: Final = Settings()
 _CONTENT: Final = f"What was said: at most {MAX_MESSAGE_CHARACTERS:,} characters, no NUL among them; it may be empty."
 
-# A NUL would end the text, unseen, in servers written in C.
+# In servers written in C, a NUL would silently end the text.
 _NO_NUL: Final = r"^[^\x00]*$"
 NOT_BLANK_NO_NUL: Final = rf"^[{_BLANK}]*[^{_BLANK}\x00][^\x00]*$"
 
@@ -38,7 +38,7 @@ class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A message to answer, with the turns before it; the server keeps nothing."""
+    """A message to answer, with the earlier turns of the conversation; the server stores nothing."""
 
     message: Annotated[
         str,
@@ -86,7 +86,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = False
 
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
-        """Return what the domain is asked, and for whom, or raise `ChatError` if a value is above its ceiling."""
+        """Return the prompt for the domain, or raise `ChatError` if a value is above its ceiling."""
         return Prompt(
             messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
             max_output_tokens=_limited("max_output_tokens", self.max_output_tokens, settings.max_output_tokens),
@@ -97,7 +97,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def _limited(name: str, value: NumberT | UnsetType, ceiling: NumberT) -> NumberT:
-    """Return a value that is at most its ceiling, which is also its default."""
+    """Return the value, which defaults to its ceiling, or raise `ChatError` if it is above the ceiling."""
     if value is UNSET:
         return ceiling
     if value > ceiling:
@@ -106,7 +106,7 @@ def _limited(name: str, value: NumberT | UnsetType, ceiling: NumberT) -> NumberT
 
 
 class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A failure in three sentences: the body of every HTTP error, and part of the `error` chunk."""
+    """What failed, why, and what to do: the body of every HTTP error, and part of the `error` chunk."""
 
     code: ErrorCode
     error: Annotated[str, Meta(description="What happened.")]
@@ -120,7 +120,7 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, error: ChatError, correlation_id: str) -> "ErrorResponse":
-        """Publish an error of the domain."""
+        """Return the response for an error of the domain."""
         return cls(
             code=error.code,
             correlation_id=correlation_id,
@@ -138,21 +138,21 @@ class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 
 
 class ReasoningChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
-    """A piece of what the model thinks; only in streams of requests with `include_reasoning`."""
+    """A piece of the model's reasoning; sent only if the request sets `include_reasoning`."""
 
     seq: _Seq
     text: Annotated[str, Meta(description="What comes next of its thoughts.")]
 
 
 class TextChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
-    """A piece of the answer; the whole answer is all of them, joined."""
+    """A piece of the answer; the pieces, joined, are the whole answer."""
 
     seq: _Seq
     text: Annotated[str, Meta(description="What comes next in the answer.")]
 
 
 class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
-    """The answer is whole, or the model said why it is not. Nothing follows."""
+    """The answer is complete, or `finish_reason` says why it is not. Nothing follows this chunk."""
 
     seq: _Seq
     finish_reason: FinishReason
@@ -161,7 +161,7 @@ class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class ErrorChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
-    """The answer broke off; or, as the only chunk, it never began, but the headers had gone out. Nothing follows."""
+    """The answer broke off; if this is the only chunk, it failed to begin. Nothing follows this chunk."""
 
     seq: _Seq
     error: ErrorResponse
@@ -172,7 +172,7 @@ StreamChunk = StartChunk | ReasoningChunk | TextChunk | DoneChunk | ErrorChunk
 
 
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer."""
+    """A complete answer."""
 
     text: Annotated[str, Meta(description="The whole of it.")]
     reasoning: (
@@ -187,7 +187,7 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests would be answered now; if not, the code of the error that they would meet."""
+    """Whether Parley would answer requests now; if not, the code of the error that it would return."""
 
     status: Annotated[
         Literal["live", "ready", "not_ready"],

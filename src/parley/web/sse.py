@@ -1,4 +1,4 @@
-"""Owns the stream's way out: events to chunks, chunks to frames, and the response that sends them as they come."""
+"""Stream a reply: turn events into chunks, and chunks into frames, and send them as they come."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 ChunkT = TypeVar("ChunkT")
 
-# A comment, and a line end more would make it an event without data for some clients.
+# No blank line after the comment: some clients would emit an empty event.
 PING: Final = b": ping\n"
 
 _HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),  # proxies that compress would hold the stream
+    (b"cache-control", b"no-cache, no-transform"),  # a proxy that compresses would hold the stream back
     (b"connection", b"keep-alive"),
     (b"x-accel-buffering", b"no"),
 )
@@ -41,7 +41,7 @@ _KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_
 
 
 def encode_frame(chunk: StreamChunk) -> bytes:
-    """Encode a chunk as one server-sent event; one data line holds its JSON, which has no line ends."""
+    """Encode a chunk as one server-sent event, with one data line, as its JSON has no line breaks."""
     data = _encoder.encode(chunk)
     if not data.isascii():
         data = escape_line_ends(data)
@@ -64,7 +64,7 @@ def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, s
 
 @asynccontextmanager
 async def cancelled_on_disconnect(receive: Receive, record: Record) -> AsyncIterator[asyncio.Timeout]:
-    """Cancel the body when the client goes, and say so in the request's record; the request must have been read."""
+    """Cancel the block if the client disconnects, and record that; the request's body must have been read before."""
     try:
         async with asyncio.timeout(None) as client:
             watching = asyncio.create_task(_cancel_on_disconnect(receive, client))
@@ -85,18 +85,18 @@ async def _cancel_on_disconnect(receive: Receive, client: asyncio.Timeout) -> No
 
 
 class EventStream(ServerSentEvent, Generic[ChunkT]):
-    """A reply as server-sent events; the headers wait for the first text, so that a failure before is an HTTP error.
+    """A reply as server-sent events; the headers wait for the first token, so that an earlier failure is an HTTP error.
 
-    Owns the events from the first to the close, whoever ends them.
+    The response reads the events and closes their generator, however the reply ends.
     """
 
     def __init__(self, events: AsyncGenerator[Event, None], *, hold_headers_s: float, heartbeat_s: float) -> None:
-        """Take the events of a reply, whose generator the response closes.
+        """Take the events of a reply; the response closes their generator.
 
-        `hold_headers_s` is the longest that the headers wait, once the reply has a place; `heartbeat_s` is the longest
-        silence after them.
+        `hold_headers_s` is the longest time that the headers wait after the reply has left the queue, and `heartbeat_s`
+        is the longest silence after the headers, both in seconds.
         """
-        # Litestar's own state is for what it would send.
+        # Not Litestar's `__init__`: its state is for what Litestar would send.
         self._events = events
         self._hold_headers_s = hold_headers_s
         self._heartbeat_s = heartbeat_s
@@ -107,7 +107,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         self._ping: asyncio.Task[None] | None = None
 
     def to_asgi_response(self, *_: Any, **__: Any) -> ASGIApp:  # type: ignore[override]  # all that Litestar needs
-        """Return what sends."""
+        """Return the ASGI app that sends the response."""
         return self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,13 +127,13 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
                         continue
                     if isinstance(event, ReplyFailed) and not self._is_open:
                         raise event.error
-                    if isinstance(event, ReplyText):  # as most are
+                    if isinstance(event, ReplyText):  # the most frequent event
                         chunk: StreamChunk = TextChunk(seq=seq, text=event.text)
                     else:
                         chunk = _chunk(event, seq, record)
                     frames += encode_frame(chunk)
                     seq += 1
-                    if not isinstance(event, ReplyStarted):  # which goes out with what the reply started with
+                    if not isinstance(event, ReplyStarted):  # `start` is sent together with the next chunk
                         if not self._is_open:
                             await self._open(send)
                         self._last_sent = self._loop.time()
@@ -156,7 +156,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
         await send({"type": "http.response.body", "body": PING, "more_body": True})
 
     def _beat(self, send: Send) -> None:
-        """Send the headers if they have waited long enough, or a comment if the silence is long; look again later."""
+        """Send a comment if one is due, after the headers if they still wait; look again when the next may be due."""
         due_s = self._last_sent + self._heartbeat_s - self._loop.time() if self._is_open else 0
         if due_s <= 0:
             due_s = self._heartbeat_s
@@ -166,7 +166,7 @@ class EventStream(ServerSentEvent, Generic[ChunkT]):
 
     @asynccontextmanager
     async def _no_beats_after(self) -> AsyncIterator[None]:
-        """End the beats with the body."""
+        """Stop the heartbeat at the end of the block."""
         try:
             yield
         finally:
