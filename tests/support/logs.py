@@ -47,7 +47,7 @@ class Logs(io.StringIO):
 
     async def line_of(self, correlation_id: str) -> dict[str, Any]:
         """Wait for the request line with this correlation id, and return it."""
-        with anyio.fail_after(60):
+        with anyio.fail_after(120):
             while True:
                 for line in self.lines("request"):
                     if line["correlation_id"] == correlation_id:
@@ -61,7 +61,7 @@ class Logs(io.StringIO):
 
     async def line(self, event: str = "request", number: int = 1) -> dict[str, Any]:
         """Wait for the line of this number for an event; it must be the last one of the event. Return it."""
-        with anyio.fail_after(60):
+        with anyio.fail_after(120):
             while len(lines := self.lines(event)) < number:
                 await self.written()
         assert len(lines) == number
