@@ -35,7 +35,7 @@ class ChatController(Controller):
         summary="Stream an answer",
         status_code=HTTPStatus.OK,
         media_type="text/event-stream",
-        response_description=f"The answer as it is made, such as this:\n\n```\n{STREAM}\n```",
+        response_description=f"The answer as a stream, for example:\n\n```\n{STREAM}\n```",
         operation_class=DescribedOperation,
         responses=CHAT_FAILURES,
         security=MAY_NEED_KEY,
@@ -133,7 +133,7 @@ class HealthController(Controller):
         "/live",
         operation_id="getLiveness",
         summary="Is the process alive?",
-        response_description="Yes.",
+        response_description="The check passes.",
         operation_class=DescribedOperation,
         responses=LIVENESS_FAILURES,
     )
@@ -145,7 +145,7 @@ class HealthController(Controller):
         "/ready",
         operation_id="getReadiness",
         summary="Would a chat be answered?",
-        response_description="Yes.",
+        response_description="The check passes.",
         operation_class=DescribedOperation,
         responses=READINESS_FAILURES,
     )

@@ -64,11 +64,9 @@ _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPSta
 _CORRELATION_ID: Final = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.STRING),
     required=True,
-    description="The request's id, which is in every log line about it.",
+    description="The request's correlation id, which is in each of its log lines.",
 )
-_RETRY_AFTER: Final = OpenAPIHeader(
-    schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait, where they are known."
-)
+_RETRY_AFTER: Final = OpenAPIHeader(schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait, if known.")
 _AUTHENTICATE: Final = OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), required=True, description="`Bearer`.")
 _STREAM_CACHING: Final = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.STRING),
@@ -82,7 +80,7 @@ _OWN_CORRELATION_ID: Final = Parameter(
     name="X-Correlation-ID",
     param_in="header",
     schema=Schema(type=OpenAPIType.STRING),
-    description="An id of your own, kept where it is 1 to 128 of `A-Z a-z 0-9 . _ -`, else replaced.",
+    description="Your own id for the request: 1 to 128 characters of `A-Z a-z 0-9 . _ -`. Parley replaces any other.",
 )
 
 
@@ -101,7 +99,7 @@ def _failures(*codes: ErrorCode) -> dict[int, ResponseSpec]:
 CHAT_FAILURES: Final = _failures(*(code for code in ErrorCode if code not in _OF_NO_OPERATION))
 LIVENESS_FAILURES: Final = _failures(ErrorCode.INTERNAL)
 READINESS_FAILURES: Final = LIVENESS_FAILURES | {
-    503: ResponseSpec(Health, generate_examples=False, description="No, and why.")
+    503: ResponseSpec(Health, generate_examples=False, description="Parley is not ready; `reason` says why.")
 }
 
 
@@ -213,12 +211,12 @@ def openapi_config() -> OpenAPIConfig:
         title="Parley",
         version=version("parley"),
         summary="A streaming chat API.",
-        description="POST a message, read the model's answer as typed server-sent events, as it is made.",
+        description="POST a message, and read the model's answer as typed server-sent events.",
         license=License(name="MIT", identifier="MIT"),
         components=Components(
             security_schemes={
                 "key": SecurityScheme(
-                    type="http", scheme="bearer", description="One of the operator's keys, where there are any."
+                    type="http", scheme="bearer", description="One of the operator's API keys, if Parley has any."
                 )
             }
         ),

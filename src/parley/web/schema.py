@@ -15,9 +15,9 @@ NumberT = TypeVar("NumberT", int, float)
 MAX_MESSAGE_CHARACTERS: Final = 32_000
 MAX_HISTORY_TURNS: Final = 200
 
-_Seq = Annotated[int, Meta(ge=0, description="Counts the chunks of a stream, from 0.")]
-_Model = Annotated[str, Meta(description="The model that answers; the fallback, where that was asked.")]
-_CorrelationId = Annotated[str, Meta(description="The id to quote to the operator; it is in the logs.")]
+_Seq = Annotated[int, Meta(ge=0, description="Number of the chunk in the stream, from 0.")]
+_Model = Annotated[str, Meta(description="The model that answers, which may be the fallback.")]
+_CorrelationId = Annotated[str, Meta(description="The id of the request in Parley's logs; quote it to the operator.")]
 
 # The characters that Python or JavaScript takes for blank. `\s` would not do, as it means something else in each.
 _BLANK: Final = r"\x09-\x0d\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
@@ -62,7 +62,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             Meta(
                 ge=1,
                 le=MOST_OUTPUT_TOKENS,
-                description="Most tokens to answer with, written without a fraction. Default and ceiling are "
+                description="Most tokens in the answer, a whole number. Default and ceiling are "
                 f"{_DEFAULTS.max_output_tokens:,} unless the operator says otherwise; above it is refused.",
             ),
         ]
@@ -82,7 +82,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ) = UNSET
 
     include_reasoning: Annotated[
-        bool, Meta(description="Whether to send what the model thinks before it answers, if the upstream tells it.")
+        bool, Meta(description="Whether to send the model's reasoning, if the upstream provides it.")
     ] = False
 
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
@@ -115,7 +115,7 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: _CorrelationId
     retryable: Annotated[bool, Meta(description="Whether the same request may succeed if it is sent again.")]
     retry_after_s: Annotated[
-        Annotated[int, Meta(ge=0)] | None, Meta(description="Seconds to wait before that; null where nobody knows.")
+        Annotated[int, Meta(ge=0)] | None, Meta(description="Seconds to wait before a retry; null if unknown.")
     ]
 
     @classmethod
@@ -141,14 +141,14 @@ class ReasoningChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"
     """A piece of the model's reasoning; sent only if the request sets `include_reasoning`."""
 
     seq: _Seq
-    text: Annotated[str, Meta(description="What comes next of its thoughts.")]
+    text: Annotated[str, Meta(description="The next piece of the reasoning.")]
 
 
 class TextChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """A piece of the answer; the pieces, joined, are the whole answer."""
 
     seq: _Seq
-    text: Annotated[str, Meta(description="What comes next in the answer.")]
+    text: Annotated[str, Meta(description="The next piece of the answer.")]
 
 
 class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
@@ -174,9 +174,9 @@ StreamChunk = StartChunk | ReasoningChunk | TextChunk | DoneChunk | ErrorChunk
 class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A complete answer."""
 
-    text: Annotated[str, Meta(description="The whole of it.")]
+    text: Annotated[str, Meta(description="The whole answer.")]
     reasoning: (
-        Annotated[str, Meta(description="What the model thought; only for requests with `include_reasoning`.")]
+        Annotated[str, Meta(description="The model's reasoning; only for requests with `include_reasoning`.")]
         | UnsetType
     ) = UNSET
     finish_reason: FinishReason
@@ -191,9 +191,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Annotated[
         Literal["live", "ready", "not_ready"],
-        Meta(description="`live` of the process; `ready` or `not_ready` of its readiness."),
+        Meta(description="`live` for liveness; `ready` or `not_ready` for readiness."),
     ]
     reason: Annotated[
         ErrorCode | None,
-        Meta(description="The code of the error that a chat would meet; null where it would meet none."),
+        Meta(description="The error code that a chat would get; null if it would get none."),
     ]
