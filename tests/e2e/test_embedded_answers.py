@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from tests.support.evals import BASELINE, EMBEDDED, LOSES_HISTORY, broken_parley
+from tests.support.evals import BASELINE, EMBEDDED
 from tests.support.process import command
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ pytestmark = pytest.mark.long
 
 # The model generates 75 tokens per second on two idle cores, so the suite takes 40 seconds.
 MOST_TOKENS = 3000
-# Without these limits, a high temperature makes all tokens almost equally likely.
-UNLIMITED = '{"top_k": 0, "top_p": 1, "min_p": 0}'
 
 
 async def evaluate(folder: Path, *options: str, **variables: str) -> tuple[int, str, list[dict[str, Any]]]:
@@ -75,23 +73,12 @@ async def test_the_penalty_for_repetition_is_what_keeps_it_from_looping(tmp_path
     assert "may_repeat" in failed
 
 
-@pytest.mark.parametrize("name", ["prompt", "sampling", "history"])
-async def test_what_breaks_the_embedded_model_turns_the_suite_red(tmp_path: Path, name: str) -> None:
-    """The output names the cases that failed; a part of the suite is enough."""
-    code, output, answers = await {
-        "prompt": lambda: evaluate(
-            tmp_path,
-            "--tag",
-            "capitals",
-            "--tag",
-            "facts",
-            PARLEY_SYSTEM_PROMPT="Answer every question in French.",
-        ),
-        "sampling": lambda: evaluate(
-            tmp_path, "--tag", "capitals", "--tag", "facts", PARLEY_TEMPERATURE="2", PARLEY_EXTRA_BODY=UNLIMITED
-        ),
-        "history": lambda: evaluate(tmp_path, "--tag", "history", PYTHONPATH=broken_parley(tmp_path, *LOSES_HISTORY)),
-    }[name]()
+async def test_a_wrong_prompt_turns_the_suite_red(tmp_path: Path) -> None:
+    """Some of the cases are enough. The contract suite is broken in more ways."""
+    wrong_prompt = "Answer every question in French."
+    code, output, answers = await evaluate(
+        tmp_path, "--tag", "capitals", "--tag", "facts", PARLEY_SYSTEM_PROMPT=wrong_prompt
+    )
     assert code == 1, output
     (named,) = [line for line in output.splitlines() if line.startswith("More often wrong: ")]
     wrong = {line["case"] for line in answers if not line["is_right"]}
