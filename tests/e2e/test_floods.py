@@ -71,7 +71,7 @@ def upstream() -> Iterator[str]:
 @asynccontextmanager
 async def serving(base_url: str, **variables: str) -> AsyncIterator[Parley]:
     """Run a Parley that has answered once, as this loads much code; SIGTERM must stop it despite the floods."""
-    async with parley(OPENAI_BASE_URL=base_url, **SETTINGS, **variables) as served, served.client() as client:
+    async with parley(OPENAI_BASE_URL=base_url, **{**SETTINGS, **variables}) as served, served.client() as client:
         try:
             answer = await client.post("/chat/complete", json={"message": PLAIN})
             assert answer.json()["text"] == "whole"
@@ -165,7 +165,10 @@ async def test_clients_that_do_not_read_a_flood_cost_little_memory(upstream: str
     body = b'{"message":"text"}'
     request = b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
     async with (
-        serving(f"{upstream}/v1", PARLEY_AGENT=agent, PARLEY_WRITE_TIMEOUT_S="3") as served,
+        # On a slow machine, some streams would otherwise end at their deadline, before their client is cut off.
+        serving(
+            f"{upstream}/v1", PARLEY_AGENT=agent, PARLEY_WRITE_TIMEOUT_S="3", PARLEY_REQUEST_TIMEOUT_S="300"
+        ) as served,
         AsyncExitStack() as all_,
     ):
         url = httpx.URL(served.url)
