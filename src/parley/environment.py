@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from dotenv import load_dotenv
 from msgspec import inspect
 
 from parley.conflicts import conflicts
@@ -31,6 +30,10 @@ def load_env_file() -> None:
     Raises:
         SettingsError: if the file cannot be read.
     """
+    if not Path(".env").is_file():
+        return
+    from dotenv import load_dotenv  # noqa: PLC0415  # its import would make every health check a fifth slower
+
     try:
         load_dotenv(".env", interpolate=False)
     except (OSError, ValueError):  # not UTF-8, or with a NUL

@@ -96,11 +96,8 @@ def load(path: str) -> Suite:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}.") from error
     except msgspec.ValidationError as error:
         raise SuiteError(f"{path}: {error}.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # impossible dates and long numbers raise `ValueError`
+    # Impossible dates and long numbers raise `ValueError`.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SuiteError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     cases: dict[str, Case] = {}
     for number, fields in enumerate(raw.cases, start=1):

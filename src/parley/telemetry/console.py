@@ -6,7 +6,7 @@ from http import HTTPStatus
 from time import localtime, strftime
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
+from structlog.dev import DIM, GREEN, RED, RESET_ALL, YELLOW, ConsoleRenderer
 
 from parley.telemetry.redaction import legible
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from parley.chat.record import Record
 
 _TIME: Final = "%H:%M:%S"
-_RESET, _DIM, _RED, _GREEN, _YELLOW = "\033[0m", "\033[2m", "\033[31m", "\033[32m", "\033[33m"
 
 
 def request_line(record: Record, entry: logging.LogRecord, *, has_colours: bool) -> str:
@@ -31,26 +30,26 @@ def request_line(record: Record, entry: logging.LogRecord, *, has_colours: bool)
     )
     status = "---" if record.status is None else f"{record.status:d}"
     columns = (
-        (_DIM, strftime(_TIME, localtime(entry.created))),
+        (DIM, strftime(_TIME, localtime(entry.created))),
         (_colour(record), status),
         ("", f"{record.method or '-'} {record.route or '(no such path)'}".ljust(24)),
         (_colour(record), outcome.ljust(19)),
         ("", f"{record.total_ms:6d} ms"),
         ("", tokens.rjust(16)),
-        (_DIM, legible(record.correlation_id)),
+        (DIM, legible(record.correlation_id)),
     )
-    return "  ".join(f"{colour}{text}{_RESET}" if has_colours and colour else text for colour, text in columns)
+    return "  ".join(f"{colour}{text}{RESET_ALL}" if has_colours and colour else text for colour, text in columns)
 
 
 def renderers(*, has_colours: bool) -> list[Processor]:
     """Return the processors that make a line from any other event."""
-    return [_tidy, structlog.dev.ConsoleRenderer(colors=has_colours, sort_keys=False, pad_event_to=0)]
+    return [_tidy, ConsoleRenderer(colors=has_colours, sort_keys=False, pad_event_to=0)]
 
 
 def _colour(record: Record) -> str:
-    if record.is_failure:
-        return _RED
-    return _GREEN if record.outcome == "completed" and record.status == HTTPStatus.OK else _YELLOW
+    is_good = record.outcome == "completed" and record.status == HTTPStatus.OK
+    colour: str = RED if record.is_failure else GREEN if is_good else YELLOW
+    return colour
 
 
 def _count(tokens: int | None) -> str:

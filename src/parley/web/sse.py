@@ -42,7 +42,7 @@ _KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_
 
 def encode_frame(chunk: StreamChunk) -> bytes:
     """Encode a chunk as one server-sent event, with one data line, as its JSON has no line breaks."""
-    data = _encoder.encode(chunk)
+    data = _encoder.encode(chunk)  # as `encode_json` does, without its call for each token
     if not data.isascii():
         data = escape_line_ends(data)
     return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], data)
