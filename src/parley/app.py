@@ -26,7 +26,8 @@ from parley.web.controllers import ChatController, HealthController, MetricsCont
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard, check_room
 from parley.web.openapi import WireSchemas, openapi_config
-from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
+from parley.web.request import ChatAPIRequest
+from parley.wire.decoding import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

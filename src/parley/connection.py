@@ -15,9 +15,10 @@ from parley.deadlines import Deadline, ProgressDeadline
 from parley.framing import RefusedRequestError, ServerConnection
 from parley.refusal import Refusal
 from parley.telemetry import request_log
-from parley.telemetry.correlation import new_correlation_id, record_of
+from parley.telemetry.correlation import record_of
 from parley.transport import ClientTransport, Flow, Lingering, Reader, prepare, reset, unread_bytes
 from parley.web.keys import FULL
+from parley.wire.correlation import new_correlation_id
 
 if TYPE_CHECKING:
     import asyncio

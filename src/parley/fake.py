@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Settings
-from parley.telemetry.correlation import kept_correlation_id, new_correlation_id
-from parley.web.encoding import encode_json
-from parley.web.errors import NO_BODY, STATUS, headers_of
-from parley.web.request import MAX_BODY_BYTES, decode
-from parley.web.schema import (
+from parley.wire.correlation import kept_correlation_id, new_correlation_id
+from parley.wire.decoding import MAX_BODY_BYTES, decode
+from parley.wire.encoding import encode_frame, encode_json
+from parley.wire.errors import NO_BODY, STATUS, headers_of
+from parley.wire.schema import (
     ChatRequest,
     ChatResponse,
     DoneChunk,
@@ -26,7 +26,6 @@ from parley.web.schema import (
     StreamChunk,
     TextChunk,
 )
-from parley.web.sse import encode_frame
 
 _DEFAULTS: Final = Settings()
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import h11
 
-from parley.telemetry.correlation import HEADER, NO_STORE
-from parley.web.encoding import encode_json
-from parley.web.errors import STATUS, headers_of
-from parley.web.schema import ErrorResponse
+from parley.telemetry.correlation import NO_STORE
+from parley.wire.correlation import HEADER
+from parley.wire.encoding import encode_json
+from parley.wire.errors import STATUS, headers_of
+from parley.wire.schema import ErrorResponse
 
 if TYPE_CHECKING:
     from parley.chat.errors import ChatError

@@ -14,7 +14,7 @@ import httpx_sse
 import msgspec
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import (
+from parley.wire.schema import (
     MAX_HISTORY_TURNS,
     ChatRequest,
     DoneChunk,

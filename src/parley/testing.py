@@ -17,7 +17,7 @@ from polyfactory.pytest_plugin import register_fixture
 from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
 from parley.fake import FakeParley
-from parley.web.schema import (
+from parley.wire.schema import (
     ChatRequest,
     ChatResponse,
     DoneChunk,

@@ -10,7 +10,7 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import UsageSource
-from parley.web.schema import DoneChunk, TextChunk
+from parley.wire.schema import DoneChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.process import command, leading_to, parley
 from tests.support.running import problem, stream
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from parley.web.schema import StreamChunk
+    from parley.wire.schema import StreamChunk
 
 pytestmark = pytest.mark.long
 

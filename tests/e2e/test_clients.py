@@ -18,7 +18,7 @@ import anyio
 import msgspec
 import pytest
 
-from parley.web.schema import ErrorResponse
+from parley.wire.schema import ErrorResponse
 from tests.support import contract
 from tests.support.installed import need
 from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta, respond

@@ -13,7 +13,7 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
 from parley.providers.llama_server import SLOT_CONTEXT_TOKENS, SLOTS
-from parley.web.schema import DoneChunk, StartChunk, TextChunk
+from parley.wire.schema import DoneChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.embedded import FRANCE, LONG, complete
 from tests.support.process import listening_address, parley

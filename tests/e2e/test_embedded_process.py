@@ -18,7 +18,7 @@ from parley.chat.watch import Untraced
 from parley.providers.embedded import EmbeddedModelError, EmbeddedUpstream
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
-from parley.web.schema import ErrorChunk, StartChunk
+from parley.wire.schema import ErrorChunk, StartChunk
 from tests.support.canaries import CANARIES, CANARY, CANARY_KEY
 from tests.support.embedded import FRANCE, LONG, broken_module, complete
 from tests.support.process import command, parley, watched

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import DoneChunk, ErrorChunk, StreamChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, StreamChunk
 from tests.support.process import leading_to, parley
 from tests.support.proxies import proxy
 from tests.support.running import stream

@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 
-from parley.web.schema import ErrorChunk
+from parley.wire.schema import ErrorChunk
 from tests.support.canaries import CANARY_KEY
 from tests.support.cost import measuring
 from tests.support.floods import CALL, FLOODS, OF_TOOLS, PLAIN, flooding

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import ErrorChunk, ErrorResponse
+from parley.wire.schema import ErrorChunk, ErrorResponse
 from tests.support.process import leading_to, parley
 from tests.support.running import decode_chunk, problem, sending
 from tests.support.upstream import Exchange, ScriptedUpstream, delta

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import ErrorChunk
+from parley.wire.schema import ErrorChunk
 from tests.support.out_of_turn import LAST_CHUNK, WAYS, WHOLE, First, OutOfTurn, chunked
 from tests.support.process import LOOPS, leading_to, parley, resident_kb
 from tests.support.running import decode_chunk, sending, stream

@@ -18,7 +18,7 @@ import httpx_sse
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import DoneChunk, ErrorChunk, TextChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, TextChunk
 from tests.support.podman import HARDENED, container, podman, prepare
 from tests.support.running import decode_chunk, problem, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, answer, call, delta, in_turn

@@ -9,7 +9,7 @@ from unittest.mock import ANY
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.schema import StartChunk
+from parley.wire.schema import StartChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.embedded import broken_module
 from tests.support.process import command, leading_to, parley
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from parley.web.schema import StreamChunk
+    from parley.wire.schema import StreamChunk
     from tests.support.logs import Logs
     from tests.support.upstream import Exchange
 

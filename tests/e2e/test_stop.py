@@ -17,7 +17,7 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
-from parley.web.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
+from parley.wire.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.installed import need
 from tests.support.logs import Logs

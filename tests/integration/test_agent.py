@@ -8,7 +8,7 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
-from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.running import problem, running, stream
 from tests.support.upstream import Exchange, ScriptedUpstream, answer, call, in_turn
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from parley.settings import Settings
-    from parley.web.schema import StreamChunk
+    from parley.wire.schema import StreamChunk
     from tests.support.logs import Logs
     from tests.support.upstream import Script
 

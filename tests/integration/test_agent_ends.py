@@ -14,7 +14,7 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Event, ReplyFailed, ReplyText
 from parley.chat.messages import Message, Prompt
 from parley.chat.record import Record
-from parley.web.schema import DoneChunk, StartChunk, TextChunk
+from parley.wire.schema import DoneChunk, StartChunk, TextChunk
 from tests.support import agents
 from tests.support.faults import after, say, sse
 from tests.support.running import problem, running, sending, stream

@@ -13,7 +13,7 @@ import pytest
 
 from parley.chat.errors import EXPLANATIONS, ErrorCode
 from parley.chat.events import FinishReason, Usage
-from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import ECHO, after, ping, say, sse
 from tests.support.running import decode_chunk, problem, running, stream

@@ -11,8 +11,8 @@ import pytest
 from parley.chat.errors import ChatError, ErrorCode
 from parley.fake import FakeParley
 from parley.testing import ErrorChunkFactory, stream_of
-from parley.web.request import MAX_BODY_BYTES
-from parley.web.schema import ChatRequest, ErrorResponse
+from parley.wire.decoding import MAX_BODY_BYTES
+from parley.wire.schema import ChatRequest, ErrorResponse
 from tests.support.running import kind, problem, read_chunks
 from tests.support.upstream import Script, answer, delta, respond
 

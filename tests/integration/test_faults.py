@@ -13,8 +13,8 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.chat.events import UsageSource
 from parley.settings import Secret, Settings
-from parley.web.errors import STATUS
-from parley.web.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
+from parley.wire.errors import STATUS
+from parley.wire.schema import ChatResponse, DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARIES, CANARY, CANARY_KEY
 from tests.support.faults import FAULTS, Fault, show_named_fault
 from tests.support.logs import Logs

@@ -11,7 +11,7 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.framing import ServerConnection
 from parley.settings import Secret
-from parley.web.schema import ErrorResponse
+from parley.wire.schema import ErrorResponse
 from tests.support.running import running, sending
 from tests.support.upstream import answer
 

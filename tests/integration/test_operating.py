@@ -26,7 +26,7 @@ from parley.web.controllers import ChatController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
 from parley.web.request import ChatAPIRequest
-from parley.web.schema import ErrorChunk, TextChunk
+from parley.wire.schema import ErrorChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.faults import after, ping
 from tests.support.running import problem, read_chunks, running, stream

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.request import MAX_BODY_BYTES
+from parley.wire.decoding import MAX_BODY_BYTES
 from tests.support.canaries import CANARY
 from tests.support.running import problem, running, sending
 

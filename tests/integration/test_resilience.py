@@ -14,7 +14,7 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.chat.events import NO_USAGE, Usage
 from parley.settings import Secret
-from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, TextChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import after, pause, reset, say, sse
 from tests.support.running import BOTH, FORECASTER, kind, problem, read_chunks, running, sending, stream, with_tool

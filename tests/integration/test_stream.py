@@ -11,7 +11,7 @@ import msgspec
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import NO_USAGE, FinishReason, Usage, UsageSource
-from parley.web.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.clock import JumpingLoop
 from tests.support.running import BOTH, decode_chunk, problem, running, stream, with_tool

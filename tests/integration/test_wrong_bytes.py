@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.web.errors import STATUS
-from parley.web.schema import DoneChunk, ErrorChunk, TextChunk
+from parley.wire.errors import STATUS
+from parley.wire.schema import DoneChunk, ErrorChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.faults import pause, say, say_in_pieces, sse
 from tests.support.out_of_turn import sized

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from parley.web.schema import ChatResponse
+from parley.wire.schema import ChatResponse
 
 if TYPE_CHECKING:
     from pathlib import Path

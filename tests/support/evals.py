@@ -30,7 +30,7 @@ VARIABLES: Final = {f"PARLEY_{name.upper()}": str(value) for name, value in SETT
 
 # A file of Parley, a line in it, and the line that replaces it.
 LOSES_HISTORY: Final = (
-    "web/schema.py",
+    "wire/schema.py",
     'messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)]',
     'messages=[Message("user", self.message)]',
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from parley.web.request import MAX_BODY_BYTES
+from parley.wire.decoding import MAX_BODY_BYTES
 from tests.support.faults import SCRIPTS, after, close, end, reset, say, sse
 from tests.support.upstream import Exchange, answer, call, delta, hang, respond
 

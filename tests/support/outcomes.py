@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 import msgspec
 
-from parley.web.schema import ChatResponse
+from parley.wire.schema import ChatResponse
 from tests.support.canaries import CANARY
 from tests.support.running import problem, read_chunks
 

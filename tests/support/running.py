@@ -19,7 +19,7 @@ import uvicorn
 from parley.app import create_app
 from parley.chat.events import Usage, UsageSource
 from parley.server import options
-from parley.web.schema import ErrorResponse, StreamChunk
+from parley.wire.schema import ErrorResponse, StreamChunk
 from tests.support import contract
 from tests.support.canaries import CANARIES
 

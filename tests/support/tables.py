@@ -18,8 +18,8 @@ from parley.chat.errors import EXPLANATIONS
 from parley.chat.record import Record
 from parley.environment import variables
 from parley.telemetry.metrics import metrics
-from parley.web.errors import STATUS
-from parley.web.schema import ChatRequest
+from parley.wire.errors import STATUS
+from parley.wire.schema import ChatRequest
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 

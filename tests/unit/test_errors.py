@@ -8,8 +8,8 @@ import pytest
 
 from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
 from parley.providers.failures import error_type, refusal
-from parley.web.errors import STATUS
-from parley.web.schema import ErrorResponse
+from parley.wire.errors import STATUS
+from parley.wire.schema import ErrorResponse
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.web.request import decode
-from parley.web.schema import ChatRequest
+from parley.wire.decoding import decode
+from parley.wire.schema import ChatRequest
 
 # They look like the locations in msgspec's error messages.
 AWKWARD = ["u - at x", "u - at `$.message`", "u - at `$.history[0].role`", "` - at `", " - at "]

@@ -12,7 +12,7 @@ import pytest
 from parley import testing
 from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Settings
-from parley.web.schema import ChatRequest, DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StreamChunk, TextChunk
+from parley.wire.schema import ChatRequest, DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from polyfactory.factories.msgspec_factory import MsgspecFactory

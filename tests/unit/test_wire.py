@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from parley.providers import lenient
 from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
 from parley.testing import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
-from parley.web.encoding import encode_json
-from parley.web.schema import StreamChunk, TextChunk
-from parley.web.sse import encode_frame
+from parley.wire.encoding import encode_frame, encode_json
+from parley.wire.schema import StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import httpx_sse
 import msgspec
 
 from parley.chat.events import NO_USAGE, FinishReason, Usage
-from parley.web.schema import (
+from parley.wire.schema import (
     ChatRequest,
     DoneChunk,
     ErrorChunk,

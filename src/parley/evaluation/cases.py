@@ -12,7 +12,7 @@ import yaml
 from msgspec import Meta
 
 from parley.evaluation.expectations import Expect
-from parley.web.schema import ChatRequest, HistoryTurn
+from parley.wire.schema import ChatRequest, HistoryTurn
 
 _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
 

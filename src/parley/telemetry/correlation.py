@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import uuid
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,21 +11,18 @@ from litestar.enums import ScopeType
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from parley.chat.record import Record
+from parley.wire.correlation import HEADER, kept_correlation_id, new_correlation_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from litestar.types import ASGIApp, Receive, Scope, Send
 
-HEADER: Final = b"x-correlation-id"
-
 # A response that is not a stream is for one caller at one time, and its correlation id is for one request. Without this
 # header, Varnish answers a readiness probe, or another caller's request, from its cache.
 NO_STORE: Final = (b"cache-control", b"no-store")
 
 _PIECE_BYTES: Final = 32_768
-
-_ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -128,16 +123,3 @@ def record_of(scope: Any) -> Record:
         )
     record: Record = state["record"]
     return record
-
-
-def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Return the caller's own id if it is harmless, otherwise `None`; the headers' names are in lower case."""
-    for name, value in headers:
-        if name == HEADER and _ACCEPTED.fullmatch(value):
-            return value.decode()
-    return None
-
-
-def new_correlation_id() -> str:
-    """Return a new id for a request that has none."""
-    return uuid.uuid4().hex

@@ -15,13 +15,13 @@ from parley.chat.events import Event, ReplyFailed, ReplyFinished, ReplyReasoning
 from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
-from parley.web.encoding import JSONResponse
 from parley.web.errors import ClientDisconnectedError
 from parley.web.examples import STREAM
 from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
 from parley.web.request import ChatAPIRequest
-from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
+from parley.web.responses import JSONResponse
 from parley.web.sse import EventStream, cancelled_on_disconnect
+from parley.wire.schema import ChatRequest, ChatResponse, Health, StreamChunk
 
 
 class ChatController(Controller):

@@ -1,8 +1,7 @@
-"""Send errors over HTTP: each code's status, and the handlers that give every failure the same form of body."""
+"""Send errors over HTTP: the handlers that give every failure the same form of body."""
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -10,8 +9,9 @@ from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from parley.chat.errors import ChatError, ErrorCode
-from parley.web.encoding import JSONResponse
-from parley.web.schema import ErrorResponse
+from parley.web.responses import JSONResponse
+from parley.wire.errors import NO_BODY, STATUS, headers_of
+from parley.wire.schema import ErrorResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,31 +22,6 @@ if TYPE_CHECKING:
     from parley.chat.record import Record
 
 _log: Final = structlog.stdlib.get_logger(__name__)
-
-STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
-    ErrorCode.INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
-    ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    ErrorCode.METHOD_NOT_ALLOWED: HTTPStatus.METHOD_NOT_ALLOWED,
-    ErrorCode.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    ErrorCode.UNSUPPORTED_MEDIA_TYPE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    ErrorCode.UNAUTHORIZED: HTTPStatus.UNAUTHORIZED,
-    ErrorCode.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
-    ErrorCode.OVERLOADED: HTTPStatus.SERVICE_UNAVAILABLE,
-    ErrorCode.SHUTTING_DOWN: HTTPStatus.SERVICE_UNAVAILABLE,
-    ErrorCode.UPSTREAM_AUTH: HTTPStatus.BAD_GATEWAY,
-    ErrorCode.UPSTREAM_RATE_LIMITED: HTTPStatus.SERVICE_UNAVAILABLE,
-    ErrorCode.UPSTREAM_UNREACHABLE: HTTPStatus.BAD_GATEWAY,
-    ErrorCode.UPSTREAM_ERROR: HTTPStatus.BAD_GATEWAY,
-    ErrorCode.UPSTREAM_TRUNCATED: HTTPStatus.BAD_GATEWAY,
-    ErrorCode.UPSTREAM_FIRST_TOKEN_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-    ErrorCode.UPSTREAM_IDLE_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-    ErrorCode.REQUEST_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-    ErrorCode.CONTEXT_LENGTH_EXCEEDED: HTTPStatus.BAD_REQUEST,
-    ErrorCode.CONTENT_FILTERED: HTTPStatus.BAD_REQUEST,
-    ErrorCode.GUARDRAIL_TRIPPED: HTTPStatus.BAD_REQUEST,
-    ErrorCode.TOO_MANY_TURNS: HTTPStatus.BAD_GATEWAY,
-    ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
-}
 
 # nginx's status for a client that disconnects; it is seen only in the log, as no client reads the response.
 _CLIENT_CLOSED_REQUEST: Final = 499
@@ -62,8 +37,6 @@ _CODES: Final[Mapping[int, ErrorCode]] = {
         ErrorCode.UNSUPPORTED_MEDIA_TYPE,
     )
 }
-
-NO_BODY: Final = "The body is empty."
 
 
 class ClientDisconnectedError(Exception):
@@ -82,16 +55,6 @@ def _respond(
         media_type="application/json",
         headers={**(headers or {}), **headers_of(body)},
     )
-
-
-def headers_of(error: ErrorResponse) -> dict[str, str]:
-    """Return the headers that repeat what an error's body says."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if error.code is ErrorCode.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    return headers
 
 
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[ErrorResponse]:

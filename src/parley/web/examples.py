@@ -8,8 +8,9 @@ from typing import Final
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
-from parley.web.errors import STATUS
-from parley.web.schema import (
+from parley.wire.encoding import encode_frame
+from parley.wire.errors import STATUS
+from parley.wire.schema import (
     ChatRequest,
     ChatResponse,
     DoneChunk,
@@ -21,7 +22,6 @@ from parley.web.schema import (
     StreamChunk,
     TextChunk,
 )
-from parley.web.sse import encode_frame
 
 _CORRELATION_ID: Final = "dbe688a500de49e49b06437065c5466b"
 _MODEL: Final = "smollm2-135m-instruct"

@@ -34,10 +34,10 @@ from litestar.typing import FieldDefinition
 
 from parley.chat.errors import EXPLANATIONS, ErrorCode
 from parley.web import docs
-from parley.web.errors import STATUS
 from parley.web.examples import bodies
-from parley.web.request import MAX_BODY_BYTES
-from parley.web.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
+from parley.wire.decoding import MAX_BODY_BYTES
+from parley.wire.errors import STATUS
+from parley.wire.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

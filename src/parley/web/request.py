@@ -1,25 +1,20 @@
-"""Read a request's body: check its media type, decode it strictly, and say in Parley's words what is wrong with it."""
+"""Read a request's body, within bounds, and decode it once."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
-import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.errors import ClientDisconnectedError
-from parley.web.findings import reworded
-
-MAX_BODY_BYTES: Final = 1 << 20
+from parley.wire.decoding import decode
 
 # The bytes of incomplete bodies that all requests together may hold.
 _MAX_UNFINISHED_BYTES: Final = 32 << 20
 _TOO_MANY: Final = "Parley is receiving too many large requests."
-
-T = TypeVar("T")
 
 
 class ChatAPIRequest(Request[Any, Any, Any]):
@@ -58,17 +53,3 @@ class ChatAPIRequest(Request[Any, Any, Any]):
         data_field = self.route_handler.parsed_data_field
         content_type = self.headers.get("Content-Type", "")
         return decode(await self.body(), content_type, data_field.annotation if data_field else Any)
-
-
-def decode(body: bytes, content_type: str, shape: type[T]) -> T:
-    """Decode a body into this shape, or raise `ChatError` if it, or its Content-Type, is not JSON of that shape."""
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
-    try:
-        return msgspec.json.decode(body, type=shape)
-    except msgspec.DecodeError as error:
-        raise ChatError(ErrorCode.INVALID_REQUEST, detail=reworded(str(error), shape)) from None
-    except UnicodeDecodeError:
-        raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is not UTF-8.") from None
-    except RecursionError:
-        raise ChatError(ErrorCode.INVALID_REQUEST, detail="The body is nested too deeply.") from None

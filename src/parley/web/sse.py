@@ -1,19 +1,18 @@
-"""Stream a reply: turn events into chunks, and chunks into frames, and send them as they come."""
+"""Stream a reply: turn events into chunks, and send them as they come."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-import msgspec
 from litestar.response import ServerSentEvent
 
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
-from parley.web.encoding import escape_line_ends
 from parley.web.errors import ClientDisconnectedError
-from parley.web.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
+from parley.wire.encoding import PING, encode_frame
+from parley.wire.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 ChunkT = TypeVar("ChunkT")
 
-# No blank line after the comment: some clients would emit an empty event.
-PING: Final = b": ping\n"
-
 _HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),  # a proxy that compresses would hold the stream back
@@ -35,17 +31,7 @@ _HEADERS: Final = (
     (b"x-accel-buffering", b"no"),
 )
 
-_encoder: Final = msgspec.json.Encoder()
 _LAST: Final = (ReplyFinished, ReplyFailed)
-_KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(StreamChunk)}
-
-
-def encode_frame(chunk: StreamChunk) -> bytes:
-    """Encode a chunk as one server-sent event, with one data line, as its JSON has no line breaks."""
-    data = _encoder.encode(chunk)  # as `encode_json` does, without its call for each token
-    if not data.isascii():
-        data = escape_line_ends(data)
-    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], data)
 
 
 def _chunk(event: ReplyStarted | ReplyReasoning | ReplyFinished | ReplyFailed, seq: int, record: Record) -> StreamChunk:

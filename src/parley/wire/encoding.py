@@ -1,15 +1,18 @@
-"""Encode JSON for the wire, and escape the characters at which some clients break lines."""
+"""Encode JSON and server-sent events, and escape the characters at which some clients break lines."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, get_args
 
 import msgspec
-from litestar import Response
 
-BodyT = TypeVar("BodyT")
+from parley.wire.schema import StreamChunk
 
 _encoder: Final = msgspec.json.Encoder()
+_KINDS: Final = {kind: str(kind.__struct_config__.tag).encode() for kind in get_args(StreamChunk)}
+
+# No blank line after the comment: some clients would emit an empty event.
+PING: Final = b": ping\n"
 
 
 def encode_json(body: object) -> bytes:
@@ -30,9 +33,9 @@ def escape_line_ends(data: bytes) -> bytes:
     )
 
 
-class JSONResponse(Response[BodyT], Generic[BodyT]):
-    """A response whose body `encode_json` encodes."""
-
-    def render(self, content: Any, media_type: str, enc_hook: Any = None) -> bytes:  # noqa: ARG002  # Litestar passes them
-        """Encode the body."""
-        return encode_json(content)
+def encode_frame(chunk: StreamChunk) -> bytes:
+    """Encode a chunk as one server-sent event, with one data line, as its JSON has no line breaks."""
+    data = _encoder.encode(chunk)  # as `encode_json` does, without its call for each token
+    if not data.isascii():
+        data = escape_line_ends(data)
+    return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], data)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import inspect
 
-from parley.web.schema import NOT_BLANK_NO_NUL
+from parley.wire.schema import NOT_BLANK_NO_NUL
 
 _EXPECTED: Final = {
     "str": "a string",
