@@ -142,7 +142,7 @@ lock:
 # Export one requirements file per image layer to this folder
 [private]
 export-locks folder *options:
-    {{ export }} --no-default-groups --group docs --extra otel {{ options }} -o "{{ folder }}/requirements.lock"
+    {{ export }} --no-default-groups --group docs --extra server --extra otel {{ options }} -o "{{ folder }}/requirements.lock"
     {{ export }} --only-group embedded {{ options }} -o "{{ folder }}/requirements-embedded.lock"
     {{ export }} --only-group build {{ options }} -o "{{ folder }}/requirements-build.lock"
 

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parley.settings import Secret, Settings
+from parley.testing.upstream import ScriptedUpstream
 from tests.support.canaries import CANARIES, CANARY_KEY
 from tests.support.clock import JumpingLoop
 from tests.support.logs import Logs
 from tests.support.running import running
-from tests.support.upstream import ScriptedUpstream, call_weather
+from tests.support.scripts import call_weather
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
     import httpx
 
-pytest_plugins = ["parley.testing", "pytester", "tests.support.order", "tests.support.quick"]
+pytest_plugins = ["pytester", "tests.support.order", "tests.support.quick"]
 
 
 @pytest.hookimpl(wrapper=True)

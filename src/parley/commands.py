@@ -1,4 +1,4 @@
-"""The commands: `parley` serves, `parley chat` is a client, `parley health` checks, `parley eval` runs a suite."""
+"""The commands: `parley` serves, `chat` is a client, `health` checks, `eval` runs a suite, `faulty` is an upstream."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
-from typing import Final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from parley.environment import SettingsError, load_env_file, settings_from, unknown_variables
 from parley.telemetry.workers import choose_folder, counting
+
+if TYPE_CHECKING:
+    from parley.settings import Settings
 
 _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
@@ -29,19 +33,15 @@ _MOST_OF_ALL: Final = 1000
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command that the arguments name, and return its exit code."""
-    parser = argparse.ArgumentParser(prog="parley", description="A streaming chat API.")
-    parser.add_argument("--version", action="version", version=version("parley"))
-    commands = parser.add_subparsers(dest="command")
-    commands.add_parser("serve", help="serve (the default); settings are environment variables, see the README")
-    chat = commands.add_parser("chat", help="talk to a Parley that serves")
-    chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
-    chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
-    health = commands.add_parser("health", help="exit with 0 if a Parley serves at PARLEY_HOST and PARLEY_PORT")
-    health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
-    _add_evaluation(commands.add_parser("eval", help="ask a suite of questions, and say whether the answers got worse"))
-    options = parser.parse_args(arguments)
-    if options.command == "eval" and options.write_baseline and (options.tag or options.case):
-        parser.error("--write-baseline needs the whole suite, without --tag and --case")
+    options = _parsed(arguments)
+    if options.command == "faulty":
+        from parley.testing import faulty  # noqa: PLC0415  # each command imports only what it needs
+
+        faulty.serve(options.port)
+        return 0
+    if find_spec("litestar") is None:
+        sys.stderr.write("parley: the server is not installed, only the test kit. Install `parley[server]`.\n")
+        return _CONFIGURATION_ERROR
     try:
         if not getattr(options, "url", None):  # the keys in `.env` must not go to another Parley
             load_env_file()
@@ -53,28 +53,56 @@ def run(arguments: Sequence[str] | None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR
-    # Each command imports only what it needs: the server's libraries take seconds to import.
+    if options.command in _OF_CLIENTS:
+        return _ask(options, settings)
+    _serve(settings, unknown_variables(environment))
+    return 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="parley", description="A streaming chat API.")
+    parser.add_argument("--version", action="version", version=version("parley"))
+    commands = parser.add_subparsers(dest="command")
+    faulty = commands.add_parser("faulty", help="run a fake upstream; the last word of a message names its fault")
+    faulty.add_argument("--port", type=int, default=9000, help="the port of 127.0.0.1 to serve on (9000)")
+    commands.add_parser("serve", help="serve (the default); settings are environment variables, see the README")
+    chat = commands.add_parser("chat", help="talk to a Parley that serves")
+    chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
+    chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
+    health = commands.add_parser("health", help="exit with 0 if a Parley serves at PARLEY_HOST and PARLEY_PORT")
+    health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
+    _add_evaluation(commands.add_parser("eval", help="ask a suite of questions, and say whether the answers got worse"))
+    options = parser.parse_args(arguments)
+    if options.command == "eval" and options.write_baseline and (options.tag or options.case):
+        parser.error("--write-baseline needs the whole suite, without --tag and --case")
+    return options
+
+
+def _ask(options: argparse.Namespace, settings: Settings) -> int:
+    """Run a command that is a client of Parley, and return its exit code."""
     reached = msgspec.structs.replace(settings, host=_LOOPBACK.get(settings.host, settings.host))
+    key = next(iter(settings.keys()), None)
     if options.command == "health":
         return _health(reached.host, reached.port, "ready" if options.ready else "live")
     if options.command == "chat":
-        from parley import terminal  # noqa: PLC0415
+        from parley import terminal  # noqa: PLC0415  # each command imports only what it needs
 
-        return terminal.chat(options.url or reached.url, next(iter(settings.keys()), None), " ".join(options.message))
-    if options.command == "eval":
-        from parley.evaluation import command  # noqa: PLC0415
+        return terminal.chat(options.url or reached.url, key, " ".join(options.message))
+    from parley.evaluation import command  # noqa: PLC0415
 
-        return command.evaluate(options, next(iter(settings.keys()), None))
+    return command.evaluate(options, key)
+
+
+def _serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
     choose_folder(settings.workers)
     gc.disable()  # importing creates 400,000 objects that stay; searching them for garbage takes 0.3 s
-    from parley import server  # noqa: PLC0415
+    from parley import server  # noqa: PLC0415  # its libraries take seconds to import
 
     gc.enable()
     for number in (signal.SIGTERM, signal.SIGINT):  # from here on, there is something to clean up
         signal.signal(number, _end)
     with counting():
-        server.serve(settings, unknown_variables(environment))
-    return 0
+        server.serve(settings, unknown)
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import anyio
 import httpx_sse
 
-from tests.support.faults import pause
+from parley.testing.faults import pause
+from parley.testing.upstream import ScriptedUpstream, delta
 from tests.support.process import parley
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
 if TYPE_CHECKING:
     import httpx
+
+    from parley.testing.exchange import Exchange
 
 PLACES = 20
 QUEUE = 10

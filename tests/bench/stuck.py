@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import TYPE_CHECKING
 
 import anyio
 
+from parley.testing.upstream import ScriptedUpstream, delta
 from tests.support.process import parley, resident_kb
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
+
+if TYPE_CHECKING:
+    from parley.testing.exchange import Exchange
 
 CLIENTS = 30
 BODY = b'{"message":"Hi"}'

@@ -14,9 +14,9 @@ from anyio.from_thread import start_blocking_portal
 from schemathesis.config import SchemathesisConfig
 
 from parley.settings import LONGEST_S, MOST_OUTPUT_TOKENS, Settings
+from parley.testing.upstream import ScriptedUpstream
 from tests.support import contract
 from tests.support.running import running
-from tests.support.upstream import ScriptedUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,14 +8,15 @@ import jsonschema_rs
 import openapi_spec_validator
 import pytest
 
+from parley.testing.upstream import answer
 from tests.support import contract
 from tests.support.running import decode_chunk, kind, read_chunks
-from tests.support.upstream import Script, answer
 
 if TYPE_CHECKING:
     import httpx
 
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.exchange import Script
+    from parley.testing.upstream import ScriptedUpstream
 
 
 def test_the_document_is_valid_openapi() -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import UsageSource
+from parley.testing.upstream import ScriptedUpstream, answer, in_turn
 from parley.wire.schema import DoneChunk, TextChunk
 from tests.support.canaries import CANARY
 from tests.support.process import command, leading_to, parley
 from tests.support.running import problem, stream
-from tests.support.upstream import ScriptedUpstream, answer, call, in_turn
+from tests.support.scripts import call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import ScriptedUpstream, answer, in_turn
 from tests.support.canaries import CANARY
 from tests.support.process import leading_to, parley
 from tests.support.running import problem
-from tests.support.upstream import ScriptedUpstream, answer, call, in_turn
+from tests.support.scripts import call
 
 if TYPE_CHECKING:
     from pathlib import Path

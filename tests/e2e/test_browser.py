@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import playwright.async_api
 import pytest
 
+from parley.testing.exchange import Exchange
+from parley.testing.upstream import ScriptedUpstream, answer, delta, in_turn, respond
 from tests.support.installed import need
 from tests.support.npm import documented, install
 from tests.support.running import running
-from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta, in_turn, respond
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from parley.testing.upstream import ScriptedUpstream, hang
 from tests.support.canaries import CANARY_KEY
 from tests.support.cost import measuring
 from tests.support.process import leading_to, parley
 from tests.support.running import stream
-from tests.support.upstream import ScriptedUpstream, hang
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

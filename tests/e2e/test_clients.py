@@ -18,10 +18,12 @@ import anyio
 import msgspec
 import pytest
 
+from parley.testing.exchange import Exchange
+from parley.testing.upstream import ScriptedUpstream, answer, delta, respond
 from parley.wire.schema import ErrorResponse
 from tests.support import contract
 from tests.support.installed import need
-from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta, respond
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from parley.testing.upstream import hang, respond
 from tests.support.collector import Collector
 from tests.support.faults import ECHO
 from tests.support.process import leading_to, parley
 from tests.support.running import stream
-from tests.support.upstream import hang, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.upstream import Script, ScriptedUpstream
+    from parley.testing.exchange import Script
+    from parley.testing.upstream import ScriptedUpstream
 
 REQUEST = {"message": "Hi"}
 

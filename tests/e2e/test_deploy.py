@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from parley.environment import variables
+from parley.testing.faults import pause
+from parley.testing.upstream import ScriptedUpstream, delta, respond
 from tests.support.canaries import CANARY_KEY
-from tests.support.faults import pause, show_named_fault
+from tests.support.faults import show_named
 from tests.support.installed import need
 from tests.support.process import leading_to, parley
 from tests.support.prometheus import DEPLOY, Prometheus, prometheus, until
-from tests.support.upstream import Exchange, ScriptedUpstream, delta, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from parley.testing.exchange import Exchange
     from tests.support.process import Parley
 
 pytestmark = pytest.mark.long
@@ -98,7 +100,7 @@ async def play(upstream: ScriptedUpstream, client: httpx.AsyncClient) -> None:
 
     upstream.script = paced
     await ask("Hi")
-    upstream.script = show_named_fault
+    upstream.script = show_named
     for fault in FAULTS:
         await ask(fault)
     await ask("")

@@ -17,8 +17,8 @@ from tests.support.running import problem, stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.process import Parley
-    from tests.support.upstream import ScriptedUpstream
 
 pytestmark = pytest.mark.long
 

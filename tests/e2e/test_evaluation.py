@@ -13,15 +13,15 @@ import anyio
 import pexpect
 import pytest
 
+from parley.testing.upstream import answer, hang, in_turn
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.evals import CONTRACT, LOSES_FIRST_TEXT, LOSES_HISTORY, VARIABLES, broken_parley, echo_or_fault
 from tests.support.process import PARLEY, arguments, command, environment, leading_to, parley, watched
-from tests.support.upstream import answer, hang, in_turn
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.upstream import ScriptedUpstream
 
 SUITE = """
 cases:

@@ -14,12 +14,13 @@ from parley.wire.schema import DoneChunk, ErrorChunk, StreamChunk
 from tests.support.process import leading_to, parley
 from tests.support.proxies import proxy
 from tests.support.running import stream
-from tests.support.upstream import Gated, ScriptedUpstream
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.process import Parley
 
 STREAMS = 50

@@ -14,14 +14,15 @@ import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import ScriptedUpstream, delta
 from parley.wire.schema import ErrorChunk, ErrorResponse
 from tests.support.process import leading_to, parley
 from tests.support.running import decode_chunk, problem, sending
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
 if TYPE_CHECKING:
     import httpx
 
+    from parley.testing.exchange import Exchange
     from tests.support.process import Parley
 
 CHAT = b"POST %b HTTP/1.%d\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

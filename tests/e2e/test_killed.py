@@ -10,13 +10,13 @@ import httpx_sse
 import pytest
 
 from tests.support.process import leading_to, parley, watched
-from tests.support.upstream import Gated
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.process import Parley
-    from tests.support.upstream import ScriptedUpstream
 
 REQUEST = {"message": "hi"}
 

@@ -15,16 +15,19 @@ import pytest
 import trustme
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import ScriptedUpstream, answer, delta
 from parley.wire.schema import ErrorChunk
 from tests.support.out_of_turn import LAST_CHUNK, WAYS, WHOLE, First, OutOfTurn, chunked
 from tests.support.process import LOOPS, leading_to, parley, resident_kb
 from tests.support.running import decode_chunk, sending, stream
-from tests.support.upstream import Exchange, Gated, ScriptedUpstream, answer, delta
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
+
+    from parley.testing.exchange import Exchange
 
 MOST_GROWTH_KB = 20_000
 WRITE_TIMEOUT_S = 2.0

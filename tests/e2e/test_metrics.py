@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from parley.testing.upstream import ScriptedUpstream, answer, delta, in_turn, respond
 from tests.support.process import leading_to, parley
-from tests.support.upstream import Exchange, ScriptedUpstream, answer, delta, in_turn, respond
 
 if TYPE_CHECKING:
     import httpx
+
+    from parley.testing.exchange import Exchange
 
 REQUEST = {"message": "hi"}
 

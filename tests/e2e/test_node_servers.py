@@ -15,16 +15,17 @@ import anyio
 import httpx
 import pytest
 
+from parley.testing.upstream import hang
 from tests.support.installed import need
 from tests.support.npm import documented, install
 from tests.support.process import leading_to, parley
-from tests.support.upstream import Gated, hang
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.upstream import ScriptedUpstream
 
 pytestmark = pytest.mark.long
 

@@ -18,14 +18,16 @@ import httpx_sse
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import ScriptedUpstream, answer, delta, in_turn
 from parley.wire.schema import DoneChunk, ErrorChunk, TextChunk
 from tests.support.podman import HARDENED, container, podman, prepare
 from tests.support.running import decode_chunk, problem, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, answer, call, delta, in_turn
+from tests.support.scripts import call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from parley.testing.exchange import Exchange
     from tests.support.process import Parley
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # the tests build images

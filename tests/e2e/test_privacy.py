@@ -18,19 +18,20 @@ import anyio
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import respond
 from tests.support.canaries import Canaries
 from tests.support.collector import Collector
 from tests.support.hostile import CALLERS, ODD, OPERATIONS, bytes_of_requests, chat, headers, requests, scripts
 from tests.support.process import arguments, parley
-from tests.support.upstream import respond
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     import httpx
 
+    from parley.testing.exchange import Exchange
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.process import Parley
-    from tests.support.upstream import Exchange, ScriptedUpstream
 
     Job = Callable[[], Awaitable[None]]
 

@@ -14,16 +14,18 @@ import httpx
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import answer, delta, hang, respond
 from tests.support.process import leading_to, parley
 from tests.support.proxies import PROXIES, before_one, ways
 from tests.support.running import kind, problem, read_chunks
-from tests.support.upstream import Exchange, Gated, answer, delta, hang, respond
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.support.upstream import Script, ScriptedUpstream
+    from parley.testing.exchange import Exchange, Script
+    from parley.testing.upstream import ScriptedUpstream
 
 pytestmark = pytest.mark.long
 

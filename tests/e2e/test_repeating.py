@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 import pytest
 
+from parley.testing.upstream import ScriptedUpstream, answer, respond
 from tests.support.installed import need
 from tests.support.npm import documented, install
 from tests.support.running import running
-from tests.support.upstream import ScriptedUpstream, answer, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange
     from tests.support.logs import Logs
-    from tests.support.upstream import Exchange
 
 pytestmark = pytest.mark.long
 

@@ -16,7 +16,7 @@ from tests.support.logs import Logs
 from tests.support.process import PARLEY, cpu_s, environment, leading_to, read
 
 if TYPE_CHECKING:
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.upstream import ScriptedUpstream
 
 pytestmark = [
     pytest.mark.long,

@@ -9,20 +9,20 @@ from unittest.mock import ANY
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.testing.upstream import ScriptedUpstream
 from parley.wire.schema import StartChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.embedded import broken_module
 from tests.support.process import command, leading_to, parley
 from tests.support.running import kind, problem, stream
-from tests.support.upstream import ScriptedUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from parley.testing.exchange import Exchange
     from parley.wire.schema import StreamChunk
     from tests.support.logs import Logs
-    from tests.support.upstream import Exchange
 
 pytestmark = pytest.mark.long
 

@@ -17,19 +17,22 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
+from parley.testing.upstream import ScriptedUpstream, delta, hang
 from parley.wire.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.installed import need
 from tests.support.logs import Logs
 from tests.support.process import PARLEY, address, arguments, environment, leading_to, parley, read, watched
 from tests.support.running import decode_chunk, problem, stream
-from tests.support.upstream import Exchange, Gated, ScriptedUpstream, delta, hang
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncIterator
 
     import httpx
+
+    from parley.testing.exchange import Exchange
 
 REQUEST = {"message": CANARY}
 STREAMS = 100

@@ -9,10 +9,10 @@ import anyio
 import pexpect
 import pytest
 
+from parley.testing.upstream import answer, delta, hang, in_turn, respond
 from tests.support.canaries import CANARY_KEY
 from tests.support.process import PARLEY, environment
 from tests.support.running import running
-from tests.support.upstream import Exchange, answer, delta, hang, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.exchange import Exchange
+    from parley.testing.upstream import ScriptedUpstream
 
 
 @pytest.fixture

@@ -8,17 +8,18 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
+from parley.testing.upstream import ScriptedUpstream, answer, in_turn
 from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.running import problem, running, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, answer, call, in_turn
+from tests.support.scripts import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
     from parley.wire.schema import StreamChunk
     from tests.support.logs import Logs
-    from tests.support.upstream import Script
 
 REQUEST = {"message": "What is the weather in Paris?"}
 

@@ -14,19 +14,21 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import Event, ReplyFailed, ReplyText
 from parley.chat.messages import Message, Prompt
 from parley.chat.record import Record
+from parley.testing.faults import after, say, sse
+from parley.testing.upstream import answer, delta, hang, in_turn, respond
 from parley.wire.schema import DoneChunk, StartChunk, TextChunk
 from tests.support import agents
-from tests.support.faults import after, say, sse
 from tests.support.running import problem, running, sending, stream
-from tests.support.upstream import answer, call, call_weather, delta, hang, in_turn, respond, tool_calls
+from tests.support.scripts import call, call_weather, tool_calls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from parley.chat.service import ChatService
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import Exchange, Script, ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 

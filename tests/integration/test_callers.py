@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from parley.settings import Secret
+from parley.testing.upstream import USAGE, answer, hang, in_turn, respond
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.running import problem, running, stream
-from tests.support.upstream import USAGE, Exchange, Gated, answer, hang, in_turn, respond
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import Script, ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 

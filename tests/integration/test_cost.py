@@ -11,13 +11,15 @@ import httpx_sse
 import pytest
 
 import parley
-from tests.support.faults import sse
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
+from parley.testing.faults import sse
+from parley.testing.upstream import ScriptedUpstream, delta
 
 if TYPE_CHECKING:
     from types import FrameType
 
     import httpx
+
+    from parley.testing.exchange import Exchange
 
 # Calls within libraries are not counted: their number may change. `just bench` measures the total.
 OURS = str(Path(parley.__file__).parent)

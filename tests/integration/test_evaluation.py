@@ -11,9 +11,9 @@ from parley.evaluation.baseline import demand_all
 from parley.evaluation.cases import Case, Suite, load
 from parley.evaluation.expectations import Expect, Range
 from parley.evaluation.results import Report, run
+from parley.testing.upstream import answer, in_turn, respond
 from tests.support.evals import CONTRACT, SETTINGS, echo_or_fault
 from tests.support.running import running
-from tests.support.upstream import answer, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import Exchange, Script, ScriptedUpstream
 
 
 async def evaluate(client: httpx.AsyncClient, suite: Suite, *, repeat: int = 1, jobs: int = 4) -> Report:

@@ -13,11 +13,12 @@ import pytest
 
 from parley.chat.errors import EXPLANATIONS, ErrorCode
 from parley.chat.events import FinishReason, Usage
+from parley.testing.faults import after, ping, say, sse
+from parley.testing.upstream import delta, hang, respond
 from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.faults import ECHO, after, ping, say, sse
+from tests.support.faults import ECHO
 from tests.support.running import decode_chunk, problem, running, stream
-from tests.support.upstream import Exchange, Script, delta, hang, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import ScriptedUpstream
 
 REQUEST = {"message": CANARY}
 PATHS = ["/chat", "/chat/complete"]

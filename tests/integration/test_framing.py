@@ -11,9 +11,9 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.framing import ServerConnection
 from parley.settings import Secret
+from parley.testing.upstream import answer
 from parley.wire.schema import ErrorResponse
 from tests.support.running import running, sending
-from tests.support.upstream import answer
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 

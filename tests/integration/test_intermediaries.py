@@ -11,16 +11,17 @@ import httpx
 import pytest
 
 from parley.settings import Secret
+from parley.testing.faults import pause
+from parley.testing.upstream import answer, delta
 from tests.support.canaries import CANARY_KEY
-from tests.support.faults import pause
 from tests.support.running import kind, read_chunks, running, sending
-from tests.support.upstream import answer, delta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from parley.settings import Settings
-    from tests.support.upstream import Exchange, ScriptedUpstream
+    from parley.testing.exchange import Exchange
+    from parley.testing.upstream import ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 

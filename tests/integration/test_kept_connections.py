@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from parley.testing.faults import pause, sse
+from parley.testing.upstream import answer, delta
 from tests.support.canaries import CANARY
-from tests.support.faults import ECHO, pause, sse
+from tests.support.faults import ECHO
 from tests.support.out_of_turn import (
     LATE_ENDS,
     WAYS,
@@ -29,14 +31,14 @@ from tests.support.out_of_turn import (
     speak,
 )
 from tests.support.running import kind, stream
-from tests.support.upstream import answer, delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
 
-    from tests.support.upstream import Exchange, ScriptedUpstream
+    from parley.testing.exchange import Exchange
+    from parley.testing.upstream import ScriptedUpstream
 
 SOME_WAYS = ["a chunked answer", "half a status line", "half a body, the rest later", "401", "garbage", "100", "FIN"]
 REST_S = 3.0  # Parley may wait before it reuses a connection, to see whether it stays quiet

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from tests.support.faults import after
+from parley.testing.faults import after
+from parley.testing.upstream import answer, delta, hang
 from tests.support.running import BOTH, running, sending
-from tests.support.upstream import Exchange, answer, delta, hang
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 

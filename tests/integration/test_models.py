@@ -15,13 +15,13 @@ from parley.chat.watch import Untraced
 from parley.providers.calls import Upstreams
 from parley.providers.upstream import Upstream
 from parley.telemetry.metrics import metrics
-from tests.support.upstream import ScriptedUpstream, answer, in_turn, respond
+from parley.testing.upstream import ScriptedUpstream, answer, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from parley.settings import Settings
-    from tests.support.upstream import Script
+    from parley.testing.exchange import Script
 
 TERSE = Agent("Terse", instructions="You are terse.", model="m-2")
 

@@ -22,15 +22,15 @@ from parley.providers.upstream import Upstream
 from parley.settings import Secret
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
+from parley.testing.faults import after, ping
+from parley.testing.upstream import ScriptedUpstream, delta, in_turn, respond
 from parley.web.controllers import ChatController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard
 from parley.web.request import ChatAPIRequest
 from parley.wire.schema import ErrorChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
-from tests.support.faults import after, ping
 from tests.support.running import problem, read_chunks, running, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, delta, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from parley.chat.service import Agent
     from parley.chat.watch import CallSpan
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
     from tests.support.logs import Logs
-    from tests.support.upstream import Script
 
 REQUEST = {"message": CANARY}
 

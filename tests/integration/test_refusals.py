@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import ScriptedUpstream
 
 JSON = {"Content-Type": "application/json"}
 PATHS = ["/chat", "/chat/complete"]

@@ -14,11 +14,11 @@ import pytest
 from parley.chat.errors import ErrorCode
 from parley.chat.events import NO_USAGE, Usage
 from parley.settings import Secret
+from parley.testing.faults import after, pause, reset, say, sse
+from parley.testing.upstream import ScriptedUpstream, answer, delta, hang, in_turn, respond
 from parley.wire.schema import DoneChunk, ErrorChunk, ErrorResponse, StartChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.faults import after, pause, reset, say, sse
 from tests.support.running import BOTH, FORECASTER, kind, problem, read_chunks, running, sending, stream, with_tool
-from tests.support.upstream import Exchange, Script, ScriptedUpstream, answer, delta, hang, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
     from tests.support.logs import Logs
 
     MakeSettings = Callable[..., Settings]

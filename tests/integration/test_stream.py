@@ -11,11 +11,12 @@ import msgspec
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import NO_USAGE, FinishReason, Usage, UsageSource
+from parley.testing.upstream import answer, delta
 from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.clock import JumpingLoop
 from tests.support.running import BOTH, decode_chunk, problem, running, stream, with_tool
-from tests.support.upstream import Exchange, Gated, answer, delta
+from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
-    from parley.testing import ChatRequestFactory
+    from parley.testing.exchange import Exchange
+    from parley.testing.factories import ChatRequestFactory
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import ScriptedUpstream
 
 REQUEST = {"message": CANARY}
 COUNTED = Usage(input_tokens=7, output_tokens=3, total_tokens=10, source=UsageSource.UPSTREAM)

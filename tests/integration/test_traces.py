@@ -10,18 +10,20 @@ import anyio
 import httpx_sse
 import pytest
 
+from parley.testing.faults import after, close, reason_then_hang
+from parley.testing.upstream import answer, hang, in_turn, respond
 from tests.support.canaries import CANARIES, CANARY
 from tests.support.collector import Collector
-from tests.support.faults import ECHO, after, close, reason_then_hang
+from tests.support.faults import ECHO
 from tests.support.running import running, stream
-from tests.support.upstream import answer, hang, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from parley.settings import Settings
+    from parley.testing.exchange import Script
+    from parley.testing.upstream import ScriptedUpstream
     from tests.support.logs import Logs
-    from tests.support.upstream import Script, ScriptedUpstream
 
     MakeSettings = Callable[..., Settings]
 

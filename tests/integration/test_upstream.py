@@ -17,18 +17,18 @@ from parley.providers.exchange import CompletionRequest, Exchange
 from parley.providers.upstream import Upstream
 from parley.settings import SecretText, Settings
 from parley.telemetry.metrics import metrics
+from parley.testing.faults import after, close, reset, say, sse
+from parley.testing.upstream import ScriptedUpstream, answer, delta, in_turn, respond
 from tests.support.canaries import CANARY
-from tests.support.faults import after, close, reset, say, sse
 from tests.support.running import problem, running
-from tests.support.upstream import ScriptedUpstream, answer, delta, in_turn, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from parley.testing.exchange import Exchange as Asked
+    from parley.testing.exchange import Script
     from tests.support.logs import Logs
-    from tests.support.upstream import Exchange as Asked
-    from tests.support.upstream import Script
 
 REQUEST = {"message": CANARY}
 

@@ -11,12 +11,12 @@ import openai
 import pytest
 
 from parley.settings import Secret, Settings
+from parley.testing.upstream import ScriptedUpstream
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.logs import Logs
 from tests.support.outcomes import ask, differing
 from tests.support.replay import Replay
 from tests.support.running import running
-from tests.support.upstream import ScriptedUpstream
 from tests.support.wire_cases import WireCase, load
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ import anyio
 import pytest
 
 from parley.chat.errors import ErrorCode
+from parley.testing.faults import pause, say, say_in_pieces, sse
+from parley.testing.upstream import ScriptedUpstream, delta
 from parley.wire.errors import STATUS
 from parley.wire.schema import DoneChunk, ErrorChunk, TextChunk
 from tests.support.canaries import CANARY
-from tests.support.faults import pause, say, say_in_pieces, sse
 from tests.support.out_of_turn import sized
 from tests.support.running import problem, running, stream
-from tests.support.upstream import Exchange, ScriptedUpstream, delta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import httpx
 
     from parley.settings import Settings
+    from parley.testing.exchange import Exchange, Script
     from tests.support.logs import Logs
-    from tests.support.upstream import Script
 
 REQUEST = {"message": CANARY}
 STOP = delta(finish_reason="stop")

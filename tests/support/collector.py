@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from tests.support.upstream import ScriptedUpstream, respond
+from parley.testing.upstream import ScriptedUpstream, respond
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

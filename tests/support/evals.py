@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.support.faults import show_named_fault
-from tests.support.upstream import answer
+from parley.testing.upstream import answer
+from tests.support.faults import show_named
 
 if TYPE_CHECKING:
-    from tests.support.upstream import Exchange
+    from parley.testing.exchange import Exchange
 
 _FOLDER: Final = Path(__file__).parents[1] / "evals"
 CONTRACT: Final = str(_FOLDER / "contract.yaml")
@@ -57,4 +57,4 @@ async def echo_or_fault(exchange: Exchange) -> None:
     if exchange.message.endswith("echo"):
         await answer(json.dumps(exchange.json))(exchange)
     else:
-        await show_named_fault(exchange)
+        await show_named(exchange)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from parley.testing.faults import FAULTS, after, close, end, reset, say, sse
+from parley.testing.upstream import answer, delta, hang, respond
 from parley.wire.decoding import MAX_BODY_BYTES
-from tests.support.faults import SCRIPTS, after, close, end, reset, say, sse
-from tests.support.upstream import Exchange, answer, call, delta, hang, respond
+from tests.support.scripts import call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from parley.testing.exchange import Exchange, Script
     from tests.support.canaries import Canaries
-    from tests.support.upstream import Script
 
 # Unescaped, these forge lines and colours: line ends, ANSI and C1 sequences, a text direction override.
 ODD = "\"'\\ \n\r\x1b[31m\x07\x7f\x85\x9b31m\u2028\u2029\u202e\ufeff 東\U0001f389"
@@ -176,4 +177,4 @@ def scripts(canaries: Canaries) -> dict[str, Script]:
         "error_in_a_word": say(sse({"error": words})),
         "comment": say(f": {text}\nevent: {text}\nid: {text}\ndata: {text}\n\n".encode()),
     }
-    return {**SCRIPTS, **more}
+    return {**FAULTS, **more}

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import anyio.lowlevel
 
-from tests.support.faults import pause, sse
-from tests.support.upstream import Exchange, delta, respond
+from parley.testing.exchange import Exchange
+from parley.testing.faults import pause, sse
+from parley.testing.upstream import delta, respond
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     import httpx
 
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.upstream import ScriptedUpstream
 
 # Seconds after the end of the answer; below 0, in one write with the whole answer, or with its end.
 WITH_THE_ANSWER, WITH_ITS_END = -2.0, -1.0

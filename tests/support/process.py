@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.upstream import ScriptedUpstream
 
 PARLEY = (sys.executable, "-m", "parley")
 

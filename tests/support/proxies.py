@@ -18,7 +18,7 @@ from tests.support.process import leading_to, parley
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tests.support.upstream import ScriptedUpstream
+    from parley.testing.upstream import ScriptedUpstream
 
     Ask = Callable[[str], Awaitable[Any]]
 

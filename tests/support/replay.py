@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.support.wire_cases import REST, START, Format, WireCase
 
 if TYPE_CHECKING:
-    from tests.support.upstream import Exchange
+    from parley.testing.exchange import Exchange
 
 _CHUNK: Final = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1790000000, "model": "scripted-1"}
 _USAGE: Final = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from parley import testing
 from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Settings
+from parley.testing import factories
 from parley.wire.schema import ChatRequest, DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from polyfactory.factories.msgspec_factory import MsgspecFactory
 
 FACTORIES: list[type[MsgspecFactory[Any]]] = [
-    testing.ChatRequestFactory,
-    testing.ChatResponseFactory,
-    testing.DoneChunkFactory,
-    testing.ErrorChunkFactory,
-    testing.ErrorResponseFactory,
-    testing.HistoryTurnFactory,
-    testing.ReasoningChunkFactory,
-    testing.StartChunkFactory,
-    testing.TextChunkFactory,
+    factories.ChatRequestFactory,
+    factories.ChatResponseFactory,
+    factories.DoneChunkFactory,
+    factories.ErrorChunkFactory,
+    factories.ErrorResponseFactory,
+    factories.HistoryTurnFactory,
+    factories.ReasoningChunkFactory,
+    factories.StartChunkFactory,
+    factories.TextChunkFactory,
 ]
 
 
@@ -51,7 +49,7 @@ def test_a_seed_makes_a_factory_build_the_same_again(factory: type[MsgspecFactor
 
 def test_what_is_built_could_be_true() -> None:
     """Usage adds up, the first token is not after the end, and an error has its code's sentences."""
-    for chunk in testing.DoneChunkFactory.batch(20):
+    for chunk in factories.DoneChunkFactory.batch(20):
         assert isinstance(chunk, DoneChunk)
         assert chunk.usage.input_tokens
         assert chunk.usage.output_tokens
@@ -59,13 +57,13 @@ def test_what_is_built_could_be_true() -> None:
         assert chunk.timing.first_token_ms is not None
         assert chunk.timing.first_token_ms <= chunk.timing.total_ms
     for code in ErrorCode:
-        error = testing.ErrorResponseFactory.build(code=code)
+        error = factories.ErrorResponseFactory.build(code=code)
         assert error == ErrorResponse.of(ChatError(code), error.correlation_id)
 
 
 def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:
     """The request is within the default limits, and the prompt keeps its values."""
-    for request in testing.ChatRequestFactory.batch(20):
+    for request in factories.ChatRequestFactory.batch(20):
         assert isinstance(request, ChatRequest)
         prompt = request.to_prompt(Settings(), "")
         assert (prompt.max_output_tokens, prompt.timeout_s) == (request.max_output_tokens, request.timeout_s)
@@ -73,23 +71,13 @@ def test_every_request_of_the_factory_is_one_that_the_defaults_allow() -> None:
 
 def test_a_stream_is_numbered_and_ends_as_it_is_told() -> None:
     """The chunks decode as the chunks of a real stream do."""
-    chunks = testing.stream_of("Hel", "lo")
+    chunks = factories.stream_of("Hel", "lo")
     assert [chunk.seq for chunk in chunks] == [0, 1, 2, 3]
     assert chunks[1:3] == [TextChunk(seq=1, text="Hel"), TextChunk(seq=2, text="lo")]
     assert isinstance(chunks[3], DoneChunk)
-    thinking = testing.stream_of("Hi", reasoning=["Hm."])
+    thinking = factories.stream_of("Hi", reasoning=["Hm."])
     assert thinking[1:3] == [ReasoningChunk(seq=1, text="Hm."), TextChunk(seq=2, text="Hi")]
-    *_, last = testing.stream_of("Hel", ended_by=testing.ErrorChunkFactory.build())
+    *_, last = factories.stream_of("Hel", ended_by=factories.ErrorChunkFactory.build())
     assert isinstance(last, ErrorChunk)
     assert last.seq == 2
     assert msgspec.json.decode(msgspec.json.encode(chunks), type=list[StreamChunk]) == chunks
-
-
-@pytest.mark.process
-def test_another_project_tests_its_reader_with_the_fixtures(pytester: pytest.Pytester) -> None:
-    """The tests are the examples in docs/testing.md."""
-    pytester.makeconftest('pytest_plugins = ["parley.testing"]')
-    shown = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
-    _, reader, tests = re.findall(r"```python\n(.*?)```", shown, re.DOTALL)
-    pytester.makepyfile(reader=reader, test_reader=tests)
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)

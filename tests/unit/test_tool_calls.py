@@ -8,9 +8,10 @@ import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.providers.answer import Answer
+from parley.testing.faults import sse
+from parley.testing.upstream import delta
 from tests.support.attempts import new_attempt
-from tests.support.faults import sse
-from tests.support.upstream import delta, tool_calls
+from tests.support.scripts import tool_calls
 
 DONE = delta(finish_reason="tool_calls")
 PARIS, ROME = '{"city": "Paris"}', '{"city": "Rome"}'

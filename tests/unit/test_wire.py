@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from parley.providers import lenient
 from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
-from parley.testing import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
+from parley.testing.factories import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
 from parley.wire.encoding import encode_frame, encode_json
 from parley.wire.schema import StreamChunk, TextChunk
 

@@ -8,6 +8,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Any, Final
 
 from parley.chat.errors import ChatError, ErrorCode
+from parley.wire.keys import UNKNOWN_KEY, sent_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from parley.chat.record import Record
 
-_SCHEME: Final = "bearer"
 _NAME_DIGITS: Final = 8
 
 FULL: Final = "is_full"
@@ -50,13 +50,13 @@ class KeyGuard:
         if not self._hashes:
             state["caller"] = _caller(connection.client.host) if connection.client else ""
             return
-        scheme, __, key = connection.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != _SCHEME or not key:
+        key = sent_key(connection.headers.get("Authorization", ""))
+        if key is None:
             raise ChatError(ErrorCode.UNAUTHORIZED, reason="no_key")
-        sent = _hash(key.strip())
+        sent = _hash(key)
         # Compare with every key, so that the time taken does not reveal which one nearly matched.
         if not sum([hmac.compare_digest(sent, known) for known in self._hashes]):
-            raise ChatError(ErrorCode.UNAUTHORIZED, reason="wrong_key", detail="Unknown API key.")
+            raise ChatError(ErrorCode.UNAUTHORIZED, reason="wrong_key", detail=UNKNOWN_KEY)
         record: Record = state["record"]
         record.caller = state["caller"] = sent.hex()[:_NAME_DIGITS]
 

@@ -1,22 +1,18 @@
-"""Factories and pytest fixtures for the tests of clients.
+"""Factories for everything on the wire.
 
-Load it as a pytest plugin with `pytest_plugins = ["parley.testing"]`; it needs the extra `parley[testing]`. Each
-factory has a fixture with its name in snake case, such as `chat_request_factory`. The fixture `fake_parley` is a
-`parley.fake.FakeParley`. `ChatRequestFactory.seed_random(1)` makes a factory build the same values in each run.
+Each has a pytest fixture with its name in snake case, such as `chat_request_factory`.
+`ChatRequestFactory.seed_random(1)` makes a factory build the same values in each run.
 """
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
-import pytest
 from polyfactory import PostGenerated
 from polyfactory.factories.msgspec_factory import MsgspecFactory
-from polyfactory.pytest_plugin import register_fixture
 
 from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
-from parley.fake import FakeParley
 from parley.wire.schema import (
     ChatRequest,
     ChatResponse,
@@ -72,7 +68,6 @@ class _Factory(MsgspecFactory[T]):
         return Timing(first_token_ms=first_token_ms, total_ms=first_token_ms + cls.__random__.randint(0, 20_000))
 
 
-@register_fixture
 class HistoryTurnFactory(_Factory[HistoryTurn]):
     """Builds earlier turns of a conversation."""
 
@@ -82,7 +77,6 @@ class HistoryTurnFactory(_Factory[HistoryTurn]):
         return cls.text()
 
 
-@register_fixture
 class ChatRequestFactory(_Factory[ChatRequest]):
     """Builds requests that Parley accepts with default settings."""
 
@@ -107,7 +101,6 @@ class ChatRequestFactory(_Factory[ChatRequest]):
         return cls.__random__.uniform(1, 30)
 
 
-@register_fixture
 class ChatResponseFactory(_Factory[ChatResponse]):
     """Builds complete answers."""
 
@@ -116,7 +109,6 @@ def _explained(name: str, values: dict[str, ErrorCode]) -> object:
     return getattr(EXPLANATIONS[values["code"]], name)
 
 
-@register_fixture
 class ErrorResponseFactory(_Factory[ErrorResponse]):
     """Builds errors with the texts that Parley sends for their code."""
 
@@ -127,29 +119,24 @@ class ErrorResponseFactory(_Factory[ErrorResponse]):
     retry_after_s = None
 
 
-@register_fixture
 class StartChunkFactory(_Factory[StartChunk]):
     """Builds the first chunk of a stream."""
 
     seq = 0
 
 
-@register_fixture
 class ReasoningChunkFactory(_Factory[ReasoningChunk]):
     """Builds chunks of a model's reasoning."""
 
 
-@register_fixture
 class TextChunkFactory(_Factory[TextChunk]):
     """Builds chunks of an answer's text."""
 
 
-@register_fixture
 class DoneChunkFactory(_Factory[DoneChunk]):
     """Builds the last chunk of a complete answer."""
 
 
-@register_fixture
 class ErrorChunkFactory(_Factory[ErrorChunk]):
     """Builds the last chunk of an answer that failed."""
 
@@ -168,9 +155,3 @@ def stream_of(
     chunks += [ReasoningChunkFactory.build(text=text) for text in reasoning]
     chunks += [TextChunkFactory.build(text=text) for text in texts]
     return [msgspec.structs.replace(chunk, seq=number) for number, chunk in enumerate([*chunks, last])]
-
-
-@pytest.fixture
-def fake_parley() -> FakeParley:
-    """Return a fake Parley, for `httpx.Client(transport=fake_parley, base_url="http://parley")`."""
-    return FakeParley()
