@@ -81,7 +81,7 @@ async def test_what_the_model_said_how_long_it_took_and_what_broke_are_counted_a
     (result,) = report.results
     assert (result.right, len(result.judged), result.in_time, result.broken) == (1, 2, 2, 1)
     assert [tuple(failure) for failure in result.failures] == [
-        ("contains", "is not all there: paris"),
+        ("contains", "is not all found: paris"),
         ("answer", "failed: upstream_error"),
     ]
     assert result.passes_all(1) == 0.5
@@ -102,7 +102,7 @@ async def test_a_late_answer_is_not_a_wrong_one(client: httpx.AsyncClient) -> No
     ("script", "expect", "detail"),
     [
         (answer(finish_reason="length"), Expect(contains="a"), "all tokens were used up before any text"),
-        (answer("a", usage=None), Expect(input_tokens=Range(at_most=5)), "nobody has counted them"),
+        (answer("a", usage=None), Expect(input_tokens=Range(at_most=5)), "the upstream did not count them"),
         (respond(401, {}), Expect(contains="a"), "failed: upstream_auth"),
         (answer("a", finish_reason=None), Expect(contains="a"), "failed: upstream_truncated"),
     ],

@@ -31,7 +31,7 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
     """Run the suite that the options name, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that cannot be shown here is no failure
+            stream.reconfigure(errors="replace")  # replace characters that the terminal cannot show
     # Treat SIGTERM like Ctrl-C, so that the Parley that this command started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
 
 
 async def _run(options: argparse.Namespace, suite: Suite, cases: list[Case], key: str | None) -> Report:
-    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
+    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # use no proxy for this machine
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # Show a progress bar only on a terminal.
     progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -167,7 +167,7 @@ class EmbeddedUpstream:
                 start_new_session=True,  # Ctrl-C must reach only the server, which ends its streams before the child
             )
         except OSError as error:
-            raise EmbeddedModelError(f"its process cannot be made: {error.strerror}, {_OR_UPSTREAM}") from error
+            raise EmbeddedModelError(f"its process cannot be started: {error.strerror}, {_OR_UPSTREAM}") from error
         try:
             report = await _report(child, order)
         except BaseException:
