@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from parley.environment import SettingsError, load_env_file, settings_from, unknown_variables
-from parley.telemetry.workers import choose_folder, counting
+from parley.telemetry.worker_metrics import choose_folder, counting
 
 _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")

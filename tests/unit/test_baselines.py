@@ -8,7 +8,7 @@ import pytest
 
 from parley.evaluation import baseline
 from parley.evaluation.answers import Answer
-from parley.evaluation.baseline import Baseline, compare, demand_all, wilson
+from parley.evaluation.baseline import Baseline, compare, judge_without_baseline, wilson
 from parley.evaluation.cases import Case, Suite, SuiteError
 from parley.evaluation.expectations import Expect, Failure, Judgement
 from parley.evaluation.results import Attempt, CaseResult, Report
@@ -113,7 +113,7 @@ def test_what_is_broken_cannot_be_judged_and_is_not_wrong() -> None:
 )
 def test_without_a_baseline_all_have_to_pass(judgements: list[Judgement], code: int) -> None:
     """Late answers fail the suite, too."""
-    assert demand_all(report(*judgements)).exit_code == code
+    assert judge_without_baseline(report(*judgements)).exit_code == code
 
 
 def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return 0 if self.is_judged else 2
 
 
-def demand_all(report: Report) -> Verdict:
+def judge_without_baseline(report: Report) -> Verdict:
     """Judge results without a baseline: each answer must be right and in time."""
     wrong = [result.case.id for result in report.results if result.right < len(result.judged)]
     late = [result.case.id for result in report.results if result.in_time < len(result.judged)]

@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from parley.evaluation import baseline, files, tables
+from parley.evaluation import baseline, report_files, report_tables
 from parley.evaluation.answers import TIMEOUT
 from parley.evaluation.cases import Case, Suite, SuiteError, load
 from parley.evaluation.results import Report, run
@@ -44,8 +44,8 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
         elif options.write_baseline:
             verdict = baseline.Verdict(is_worse=False, is_judged=not report.broken, reasons=[])
         else:
-            verdict = baseline.demand_all(report)
-        tables.show(report, verdict, before, has_text=options.show_text)
+            verdict = baseline.judge_without_baseline(report)
+        report_tables.show(report, verdict, before, has_text=options.show_text)
         _write(options, report, verdict, before)
     except (SuiteError, ServingError) as error:
         return _fail(str(error))
@@ -88,12 +88,12 @@ def _write(
     options: argparse.Namespace, report: Report, verdict: baseline.Verdict, before: baseline.Baseline | None
 ) -> None:
     if options.markdown:
-        text = tables.markdown(report, verdict, before, has_text=options.show_text)
+        text = report_tables.markdown(report, verdict, before, has_text=options.show_text)
         Path(options.markdown).write_text(text, "utf-8")
     if options.junit:
-        Path(options.junit).write_bytes(files.junit(report, has_text=options.show_text))
+        Path(options.junit).write_bytes(report_files.junit(report, has_text=options.show_text))
     if options.jsonl:
-        Path(options.jsonl).write_bytes(files.json_lines(report))
+        Path(options.jsonl).write_bytes(report_files.json_lines(report))
     if options.write_baseline:
         if report.broken:
             raise SuiteError(f"{options.write_baseline}: is not written: some answers could not be judged.")

@@ -20,7 +20,7 @@ _FRAMING: Final = frozenset(
 )
 
 
-def conflicts(settings: Settings) -> Iterator[str]:
+def invalid_settings(settings: Settings) -> Iterator[str]:
     """Yield one line for each conflict between settings, and for each setting with an invalid part."""
     yield from _of_extras(settings)
     yield from _of_callers(settings)
