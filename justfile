@@ -1,4 +1,4 @@
-# Every recipe installs what it needs. Settings come from the environment, or from a file `.env` (see .env.example).
+# Each recipe installs what it needs. Settings come from the environment, or from a file `.env` (see .env.example).
 
 set dotenv-load
 set positional-arguments
@@ -8,11 +8,11 @@ export PYTHONDONTWRITEBYTECODE := ""
 
 uv := env("UV", "uv")
 hardened := "--read-only --cap-drop=all --security-opt no-new-privileges"
-# podman's own format knows no health check.
+# podman's default image format drops the health check.
 build := "podman build --format docker --label org.opencontainers.image.version=$(" + uv + " version --short)" + \
     " --label org.opencontainers.image.revision=$(git describe --always --dirty)"
 pins := uv + " run --no-project --python '>=3.11' python -m tests.support.pins"
-# Modules that take seconds to import.
+# Tests whose modules take seconds to import.
 slow := "--ignore=tests/e2e --ignore=tests/contract/test_operations.py"
 export := uv + " export -q --no-emit-project --no-annotate --no-header"
 
@@ -20,7 +20,7 @@ export := uv + " export -q --no-emit-project --no-annotate --no-header"
 serve:
     exec {{ uv }} run parley
 
-# Talk to the Parley that serves: `just chat`, or `just chat "a question"`
+# Talk to a running Parley: `just chat`, or `just chat "a question"`
 chat *message:
     {{ uv }} run parley chat "$@"
 
@@ -28,12 +28,12 @@ chat *message:
 test *arguments:
     {{ uv }} run --group clients pytest --numprocesses=auto "$@"
 
-# Run the tests that start no process and take less than 5 seconds each: half a minute in all
+# Run the tests that start no process and take less than 5 seconds each: about half a minute in total
 test-quick *arguments:
     {{ uv }} run --group clients pytest --numprocesses={{ num_cpus() }} {{ slow }} -m 'not process and not long' "$@"
 
-# What is computed together is rounded differently, so one question at a time.
-# Ask the embedded model our suite of questions, and say whether the answers got worse: see docs/evaluation.md
+# One question at a time, because llama.cpp rounds differently if it computes several together.
+# Ask the embedded model Parley's suite of questions, and report whether the answers got worse: see docs/evaluation.md
 eval *options:
     {{ uv }} run parley eval tests/evals/embedded.yaml --baseline tests/evals/baseline.json --jobs 1 "$@"
 
@@ -41,15 +41,15 @@ eval *options:
 faulty port="9000":
     {{ uv }} run python -m tests.support.faults "$@"
 
-# Measure what a token costs, against the stack as it comes: `just bench`, or `just bench burst paced --rounds 5`
+# Measure the CPU cost of a token, compared with the usual stack: `just bench`, or `just bench burst paced --rounds 5`
 bench *options:
     {{ uv }} run --group bench python -m tests.bench.tokens "$@"
 
-# Measure the embedded model's pace against llama.cpp's bare server
+# Measure the embedded model's tokens per second, compared with llama.cpp's own server
 bench-embedded:
     {{ uv }} run python -m tests.bench.embedded
 
-# Measure twice the load that it can bear, and clients that do not read
+# Measure twice the load that Parley can take, and clients that do not read
 bench-load seconds="20":
     {{ uv }} run python -m tests.bench.overload "$@"
     {{ uv }} run python -m tests.bench.stuck "$@"
@@ -63,7 +63,7 @@ mutate *mutants:
     {{ uv }} run --group mutate mutmut run "$@"
     {{ uv }} run --group mutate mutmut results | sed '/not checked/d'
 
-# Check the format, the linters, the types, the layers, and that what is imported is declared
+# Check the format, the lint rules, the types, the layers, and that all imported packages are declared
 check:
     {{ uv }} run ruff format --check
     {{ uv }} run ruff check
@@ -71,7 +71,7 @@ check:
     {{ uv }} run lint-imports
     {{ uv }} run --group bench --group clients deptry src
 
-# Format, and mend what the linter can mend
+# Format, and fix what the linter can fix
 fmt:
     {{ uv }} run ruff format
     {{ uv }} run ruff check --fix
@@ -88,20 +88,20 @@ tables:
 contract:
     {{ uv }} run python -m tests.support.served > contracts/chat-api.yaml
 
-# Keep the contract as the one that is released: part of a release, see contracts/README.md
+# Save the contract as that of the release; run this only at a release: see contracts/README.md
 release-contract:
-    echo '# The contract of the last release; written by `just release-contract` at a release, and never else.' > contracts/released.yaml
+    echo '# The contract of the last release; written by `just release-contract`, only at a release.' > contracts/released.yaml
     tail -n +2 contracts/chat-api.yaml >> contracts/released.yaml
 
 # Build Parley's image: `just image`, or `just image --no-cache`
 image *options:
     {{ build }} --target embedded --tag parley "$@" .
 
-# Build it without the model, for an upstream
+# Build the image without the embedded model, for use with an upstream
 image-slim *options:
     {{ build }} --target slim --tag parley:slim "$@" .
 
-# Serve from the image, at the same address and with the same variables; keys go in as podman's secrets
+# Serve from the image, at the same address and with the same settings; keys are passed as podman secrets
 podman *options: image
     #!/usr/bin/env bash
     set -euo pipefail
@@ -114,9 +114,9 @@ podman *options: image
         [[ ${!key:-} ]] || continue
         podman secret create --env "parley-$key" "$key" > /dev/null
         set -- --secret "parley-$key,type=env,target=$key" "$@"
-        unset "$key" # or --env would pass it on, too
+        unset "$key" # otherwise, `--env` below would pass it, too
     done
-    if [[ ${PARLEY_API_KEYS:-}${PARLEY_API_KEYS_FILE:-} ]]; then # a file, of which podman keeps nothing in the container
+    if [[ ${PARLEY_API_KEYS:-}${PARLEY_API_KEYS_FILE:-} ]]; then # as a file, which podman does not store with the container
         (tr , '\n' <<< "${PARLEY_API_KEYS:-}" && cat "${PARLEY_API_KEYS_FILE:-/dev/null}") |
             podman secret create "$callers" - > /dev/null
         set -- --secret "$callers,target=/parley-keys,uid=10001,mode=0400" "$@"
@@ -132,7 +132,7 @@ podman *options: image
         --publish "${host/localhost/127.0.0.1}:$port:$port" \
         --env 'PARLEY_*' --env 'OTEL_*' --env OPENAI_BASE_URL --env PARLEY_HOST=0.0.0.0 "$@" parley
 
-# Pin new dependencies, keep existing pins, and export what a deployment installs
+# Pin new dependencies, keep existing pins, and export the lock files that images install
 lock:
     {{ uv }} lock
     {{ pins }} write
@@ -146,7 +146,7 @@ export-locks folder *options:
     {{ export }} --only-group embedded {{ options }} -o "{{ folder }}/requirements-embedded.lock"
     {{ export }} --only-group build {{ options }} -o "{{ folder }}/requirements-build.lock"
 
-# Upgrade all packages, or these and what they need: `just upgrade`, or `just upgrade litestar uvicorn`
+# Upgrade all packages, or the named ones and what they need: `just upgrade`, or `just upgrade litestar uvicorn`
 upgrade *packages:
     #!/usr/bin/env bash
     set -euo pipefail

@@ -17,7 +17,7 @@ from parley.agent.plain import PlainAgent
 from parley.agent.threads import DaemonThreads
 from parley.chat.service import ChatService
 from parley.providers.calls import Upstreams
-from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream, reach
+from parley.providers.embedded import Address, EmbeddedModelError, EmbeddedUpstream, upstream_at
 from parley.providers.upstream import MAX_STREAMS, OPENAI_BASE_URL, Upstream
 from parley.signals import draining
 from parley.telemetry.metrics import metrics
@@ -158,7 +158,9 @@ def _sources(
 
     if settings.embedded:
         yield (
-            EmbeddedUpstream(settings, watch, tracer) if embedded is None else reach(embedded, settings, watch, tracer)
+            EmbeddedUpstream(settings, watch, tracer)
+            if embedded is None
+            else upstream_at(embedded, settings, watch, tracer)
         )
     else:
         yield upstream(settings.openai_base_url, settings.openai_api_key, settings.model)

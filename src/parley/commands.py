@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from parley.environment import SettingsError, load_env_file, settings_from, unknown_variables
-from parley.telemetry.workers import choose_folder, counting
+from parley.telemetry.worker_metrics import choose_folder, counting
 
 if TYPE_CHECKING:
     from parley.settings import Settings
@@ -65,13 +65,17 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command")
     faulty = commands.add_parser("faulty", help="run a fake upstream; the last word of a message names its fault")
     faulty.add_argument("--port", type=int, default=9000, help="the port of 127.0.0.1 to serve on (9000)")
-    commands.add_parser("serve", help="serve (the default); settings are environment variables, see the README")
-    chat = commands.add_parser("chat", help="talk to a Parley that serves")
-    chat.add_argument("message", nargs="*", help="ask this and exit; without it, read standard input or converse")
-    chat.add_argument("--url", help="where Parley serves; by default where PARLEY_HOST and PARLEY_PORT say")
-    health = commands.add_parser("health", help="exit with 0 if a Parley serves at PARLEY_HOST and PARLEY_PORT")
-    health.add_argument("--ready", action="store_true", help="exit with 0 only if it would answer a chat")
-    _add_evaluation(commands.add_parser("eval", help="ask a suite of questions, and say whether the answers got worse"))
+    commands.add_parser("serve", help="start Parley (the default); docs/configuration.md lists the settings")
+    chat = commands.add_parser("chat", help="talk to a running Parley")
+    chat.add_argument("message", nargs="*", help="ask this once; without it, converse, or read a message from a pipe")
+    chat.add_argument("--url", help="the URL of Parley; by default, it is made of PARLEY_HOST and PARLEY_PORT")
+    health = commands.add_parser(
+        "health", help="check Parley at PARLEY_HOST and PARLEY_PORT: exit with 0 if it is alive"
+    )
+    health.add_argument("--ready", action="store_true", help="exit with 0 only if Parley is ready to answer")
+    _add_evaluation(
+        commands.add_parser("eval", help="ask a suite of questions, and report whether the answers got worse")
+    )
     options = parser.parse_args(arguments)
     if options.command == "eval" and options.write_baseline and (options.tag or options.case):
         parser.error("--write-baseline needs the whole suite, without --tag and --case")
@@ -107,18 +111,22 @@ def _serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> Non
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("suite", help="a file of YAML: see docs/evaluation.md")
-    add("--url", help="where Parley serves; by default, one is started with the current settings")
-    add("--baseline", metavar="FILE", help="judge against these results; without it, each answer has to be right")
-    add("--write-baseline", metavar="FILE", help="keep the results, for --baseline")
-    add("--repeat", metavar="K", type=_count, default=1, help="ask each question K times (1)")
-    add("--jobs", metavar="N", type=_count, default=2, help="ask N questions at once (2)")
-    add("--tag", action="append", default=[], help="run the cases with this tag only; may be repeated")
-    add("--case", metavar="ID", action="append", default=[], help="run this case only; may be repeated")
-    add("--markdown", metavar="FILE", help="write the table as Markdown")
-    add("--junit", metavar="FILE", help="write the results as JUnit XML")
-    add("--jsonl", metavar="FILE", help="write a line of JSON for each answer, with its text")
-    add("--show-text", action="store_true", help="show the answers in the terminal, and in Markdown and JUnit XML")
+    add("suite", help="the suite, a YAML file: see docs/evaluation.md")
+    add("--url", help="the URL of Parley; by default, start one with the current settings")
+    add(
+        "--baseline",
+        metavar="FILE",
+        help="compare with these results; without it, each answer must be right and in time",
+    )
+    add("--write-baseline", metavar="FILE", help="write the results to a file for --baseline")
+    add("--repeat", metavar="K", type=_count, default=1, help="ask each question K times (default: 1)")
+    add("--jobs", metavar="N", type=_count, default=2, help="ask N questions at once (default: 2)")
+    add("--tag", action="append", default=[], help="run only the cases with this tag; can be repeated")
+    add("--case", metavar="ID", action="append", default=[], help="run only this case; can be repeated")
+    add("--markdown", metavar="FILE", help="write the report as Markdown")
+    add("--junit", metavar="FILE", help="write the report as JUnit XML")
+    add("--jsonl", metavar="FILE", help="write one line of JSON per answer, with its text")
+    add("--show-text", action="store_true", help="show the answers on the terminal, in Markdown and in JUnit XML")
 
 
 def _count(text: str) -> int:

@@ -11,9 +11,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.record import Record
-from parley.deadlines import Deadline, ProgressDeadline
-from parley.framing import RefusedRequestError, ServerConnection
+from parley.client_deadlines import Deadline, ProgressDeadline
 from parley.refusal import Refusal
+from parley.request_parser import RefusedRequestError, ServerConnection
 from parley.telemetry import request_log
 from parley.telemetry.correlation import record_of
 from parley.transport import ClientTransport, Flow, Lingering, Reader, prepare, reset, unread_bytes

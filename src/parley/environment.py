@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import inspect
 
-from parley.conflicts import conflicts
 from parley.settings import Secret, SecretText, Settings
+from parley.validation import invalid_settings
 
 _PREFIX: Final = "PARLEY_"
 _USUAL: Final = ("openai_", "otel_")
@@ -72,7 +72,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
                 f"PARLEY_API_KEYS_FILE: {path} must hold keys, one a line: printable ASCII without blanks and commas."
             )
     settings = Settings(**values)
-    problems += conflicts(settings)
+    problems += invalid_settings(settings)
     if problems:
         raise SettingsError("\n".join(problems))
     return settings

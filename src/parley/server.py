@@ -31,7 +31,7 @@ from parley.providers.upstream import MAX_STREAMS
 from parley.settings import Settings
 from parley.telemetry import logs
 from parley.telemetry.metrics import metrics
-from parley.telemetry.workers import count_here
+from parley.telemetry.worker_metrics import count_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

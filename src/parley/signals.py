@@ -35,11 +35,11 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     signals: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        is_hurry = number == signal.SIGINT and signals and signal.SIGINT not in signals[1:]
+        stops_at_once = number == signal.SIGINT and signals and signal.SIGINT not in signals[1:]
         signals.append(number)
         service.drain()
         tell_server = partial(servers[signal.Signals(number)], number, frame)
-        if is_hurry:  # a further SIGINT goes to the server at once
+        if stops_at_once:  # a further SIGINT goes to the server at once
             loop.call_soon_threadsafe(service.stop)
             loop.call_soon_threadsafe(loop.call_later, _LAST_WORDS_S, tell_server)
         else:

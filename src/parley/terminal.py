@@ -119,8 +119,8 @@ def ask(client: httpx.Client, message: str, history: list[HistoryTurn]) -> Itera
     except httpx.ConnectError as error:
         raise ChatFailedError(f"Nothing answers at {client.base_url}. Start Parley there: `uv run parley`.") from error
     except (httpx.HTTPError, httpx_sse.SSEError, msgspec.DecodeError) as error:
-        raise ChatFailedError(f"What answers at {client.base_url} is no Parley, or it broke off.") from error
-    raise ChatFailedError("\nThe stream ended without saying how the answer did.")
+        raise ChatFailedError(f"The server at {client.base_url} is no Parley, or it broke off.") from error
+    raise ChatFailedError("\nThe stream ended without `done` or `error`: the answer may be incomplete.")
 
 
 def _show(chunks: Iterator[StartChunk | TextChunk | DoneChunk]) -> str:

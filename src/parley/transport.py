@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from parley.framing import ReadBudget
+from parley.request_parser import ReadBudget
 
 if sys.platform == "linux":
     import fcntl

@@ -139,7 +139,7 @@ async def test_a_model_file_that_cannot_be_loaded_is_told(tmp_path: Path, conten
 async def test_a_model_whose_process_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is reported like that of any other model that cannot start."""
     monkeypatch.setattr(sys, "executable", "/none")
-    assert "its process cannot be made: No such file or directory" in await refused()
+    assert "its process cannot be started: No such file or directory" in await refused()
 
 
 async def test_a_model_that_hangs_is_not_ready() -> None:

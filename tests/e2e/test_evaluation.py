@@ -94,12 +94,12 @@ async def test_answers_are_shown_only_if_that_is_asked_for(
     code, reports = await run()
     assert code == 1
     for report in reports:
-        assert "is not all there: Rome" in report
+        assert "is not all found: Rome" in report
         assert "it is" not in report.replace("it is not all", "")
     answers = [json.loads(line) for line in (await (folder / "a.jsonl").read_text()).splitlines()]
     assert [line["text"] for line in answers] == ["\x1b[31mParis it is", "Oslo \x00 it is"]
     assert [line["case"] for line in answers] == ["paris", "rome"]
-    assert answers[1]["failures"] == [{"expectation": "contains", "detail": "is not all there: Rome"}]
+    assert answers[1]["failures"] == [{"expectation": "contains", "detail": "is not all found: Rome"}]
     assert len({line["correlation_id"] for line in answers}) == 2
 
     code, reports = await run("--show-text")

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.framing import ServerConnection
+from parley.request_parser import ServerConnection
 from parley.settings import Secret
 from parley.testing.upstream import answer
 from parley.wire.schema import ErrorResponse

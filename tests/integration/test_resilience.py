@@ -174,7 +174,7 @@ async def test_where_the_first_model_fails_the_second_answers(
     assert isinstance(done, DoneChunk)
     assert second.exchanges[0].headers["authorization"] == "Bearer sk-second-key"
     assert (await logs.line())["model"] == "second-1"
-    assert (await logs.line("provider_failed"))["model"] == "scripted-1"
+    assert (await logs.line("upstream_failed"))["model"] == "scripted-1"
 
 
 @BOTH
@@ -229,7 +229,7 @@ async def test_where_both_fail_the_second_error_is_told(
     second.script = respond(401, {})
     async with running(make_settings(fallback_base_url=second.url, fallback_model="second-1"), logs) as client:
         assert problem(await client.post("/chat", json=REQUEST)).code is ErrorCode.UPSTREAM_AUTH
-    line = await logs.line("provider_failed")
+    line = await logs.line("upstream_failed")
     assert (line["model"], line["error_code"]) == ("scripted-1", "upstream_error")
 
 

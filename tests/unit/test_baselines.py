@@ -8,7 +8,7 @@ import pytest
 
 from parley.evaluation import baseline
 from parley.evaluation.answers import Answer
-from parley.evaluation.baseline import Baseline, compare, demand_all, wilson
+from parley.evaluation.baseline import Baseline, compare, judge_without_baseline, wilson
 from parley.evaluation.cases import Case, Suite, SuiteError
 from parley.evaluation.expectations import Expect, Failure, Judgement
 from parley.evaluation.results import Attempt, CaseResult, Report
@@ -93,7 +93,7 @@ def test_a_new_or_changed_case_cannot_be_judged() -> None:
     """A new baseline belongs in the same commit as the case."""
     then = report(RIGHT)
     now = compare(report(RIGHT, RIGHT), Baseline.of(then))
-    assert (now.exit_code, now.reasons) == (2, ["New or changed since the baseline; write another: c1."])
+    assert (now.exit_code, now.reasons) == (2, ["New or changed cases, for which a new baseline is needed: c1."])
     assert verdict(report(RIGHT, text="y"), then) == 2
     assert verdict(report(WRONG, text="y"), then) == 2
 
@@ -113,7 +113,7 @@ def test_what_is_broken_cannot_be_judged_and_is_not_wrong() -> None:
 )
 def test_without_a_baseline_all_have_to_pass(judgements: list[Judgement], code: int) -> None:
     """Late answers fail the suite, too."""
-    assert demand_all(report(*judgements)).exit_code == code
+    assert judge_without_baseline(report(*judgements)).exit_code == code
 
 
 def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -132,12 +132,12 @@ def test_another_model_than_the_baselines_is_told() -> None:
     other = Answer(text="Hi", model="n")
     now = report(RIGHT)
     now.results[0].attempts[:] = [Attempt(other, RIGHT)]
-    assert compare(now, kept).reasons == ["The baseline is of m, these answers are of n."]
+    assert compare(now, kept).reasons == ["The baseline is from the model m, these answers are from n."]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), (b"{}", "is no baseline"), (b'{"suite": "\xff"}', "is no baseline")],
+    [(None, "cannot be read"), (b"{}", "is not a baseline"), (b'{"suite": "\xff"}', "is not a baseline")],
 )
 def test_a_file_that_is_no_baseline_is_told(tmp_path: Path, content: bytes | None, message: str) -> None:
     """The error says whether the file is unreadable or not a baseline."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parley.chat.watch import Untraced
-from parley.providers.embedded import Address, reach
+from parley.providers.embedded import Address, upstream_at
 from parley.settings import Settings
 from parley.telemetry.metrics import metrics
 
@@ -34,5 +34,5 @@ def test_the_settings_take_precedence_over_the_embedded_models_own(
     settings: dict[str, Any], expected: tuple[str, str, float, int]
 ) -> None:
     """The workers divide the model's parallel answers between them; each gets at least one."""
-    model = reach(Address("http://127.0.0.1:9", "key"), Settings(**settings), metrics(), Untraced())
+    model = upstream_at(Address("http://127.0.0.1:9", "key"), Settings(**settings), metrics(), Untraced())
     assert (model.model_name, model.instructions, model.temperature, model.max_streams) == expected

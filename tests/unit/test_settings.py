@@ -273,12 +273,12 @@ def test_origins_that_a_browser_sends_are_taken(origins: str) -> None:
 def test_keys_that_would_let_anybody_in_or_nobody_are_refused(tmp_path: Path) -> None:
     """An empty list, a guessable key and a missing file are refused; the error shows no key."""
     (line,) = problems(PARLEY_API_KEYS=",")
-    assert line == "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
+    assert line == "PARLEY_API_KEYS: there is no key in it; unset it to let anyone in."
     (line,) = problems(PARLEY_API_KEYS=f"{CANARY_KEY},guessable")
-    assert line.startswith("PARLEY_API_KEYS: a key has less than 16 characters")
+    assert line.startswith("PARLEY_API_KEYS: a key has fewer than 16 characters")
     assert "guessable" not in line
     (line,) = problems(PARLEY_METRICS_KEY="guessable")
-    assert line.startswith("PARLEY_METRICS_KEY: it has less than 16 characters")
+    assert line.startswith("PARLEY_METRICS_KEY: it has fewer than 16 characters")
     assert "guessable" not in line
     (line,) = problems(PARLEY_API_KEYS_FILE=str(tmp_path / "none"))
     assert line == f"PARLEY_API_KEYS_FILE: {tmp_path / 'none'} cannot be read."

@@ -83,7 +83,7 @@ def read(path: str) -> Baseline:
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read: {error.strerror}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SuiteError(f"{path}: is no baseline: {error}.") from error
+        raise SuiteError(f"{path}: is not a baseline: {error}.") from error
 
 
 def write(path: str, baseline: Baseline) -> None:
@@ -116,7 +116,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return 0 if self.is_judged else 2
 
 
-def demand_all(report: Report) -> Verdict:
+def judge_without_baseline(report: Report) -> Verdict:
     """Judge results without a baseline: each answer must be right and in time."""
     wrong = [result.case.id for result in report.results if result.right < len(result.judged)]
     late = [result.case.id for result in report.results if result.in_time < len(result.judged)]
@@ -154,10 +154,10 @@ def compare(report: Report, baseline: Baseline) -> Verdict:
         *_named(("Missing from the suite", missing)),
         *on_rightness,
         *on_time,
-        *_named(("New or changed since the baseline; write another", other), ("Could not be judged", broken)),
+        *_named(("New or changed cases, for which a new baseline is needed", other), ("Could not be judged", broken)),
     ]
     if report.model not in {baseline.model, "none"}:
-        reasons.append(f"The baseline is of {baseline.model}, these answers are of {report.model}.")
+        reasons.append(f"The baseline is from the model {baseline.model}, these answers are from {report.model}.")
     return Verdict(bool(missing) or is_wrong or is_late, not broken and not other, reasons)
 
 
@@ -172,10 +172,10 @@ def _changes(cases: list[tuple[str, _Share, _Share]], words: tuple[str, str]) ->
     )
     low, high = wilson(len(lost), len(lost) + len(gained))
     if lost:
-        verdict = "certainly most" if low > 1 / 2 else "chance explains as much"
+        verdict = "most got worse" if low > 1 / 2 else "this may be chance"
         reasons.append(
-            f"Of {len(lost) + len(gained)} that changed, {len(lost)} are more often {worse} "
-            f"({low:.0%} to {high:.0%}): {verdict}."
+            f"Of {len(lost) + len(gained)} cases that changed, {len(lost)} are more often {worse} "
+            f"(95% interval {low:.0%} to {high:.0%}): {verdict}."
         )
     return bool(certain) or low > 1 / 2, reasons
 

@@ -71,7 +71,7 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise SuiteError(f"The suite has no such tag or case: {', '.join(unknown)}.")
         chosen = [case for case in self.cases if (not tags or {*tags} & {*case.tags}) and (not ids or case.id in ids)]
         if not chosen:
-            raise SuiteError("No case has both such a tag and such an id.")
+            raise SuiteError("No case has both one of these tags and one of these ids.")
         return chosen
 
 

@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from parley.evaluation import baseline, files, tables
+from parley.evaluation import baseline, report_files, report_tables
 from parley.evaluation.answers import TIMEOUT
 from parley.evaluation.cases import Case, Suite, SuiteError, load
 from parley.evaluation.results import Report, run
@@ -31,7 +31,7 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
     """Run the suite that the options name, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that cannot be shown here is no failure
+            stream.reconfigure(errors="replace")  # replace characters that the terminal cannot show
     # Treat SIGTERM like Ctrl-C, so that the Parley that this command started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -44,8 +44,8 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
         elif options.write_baseline:
             verdict = baseline.Verdict(is_worse=False, is_judged=not report.broken, reasons=[])
         else:
-            verdict = baseline.demand_all(report)
-        tables.show(report, verdict, before, has_text=options.show_text)
+            verdict = baseline.judge_without_baseline(report)
+        report_tables.show(report, verdict, before, has_text=options.show_text)
         _write(options, report, verdict, before)
     except (SuiteError, ServingError) as error:
         return _fail(str(error))
@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace, key: str | None) -> int:
 
 
 async def _run(options: argparse.Namespace, suite: Suite, cases: list[Case], key: str | None) -> Report:
-    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # no proxy leads to this machine
+    mounts = dict.fromkeys(("all://127.0.0.1", "all://localhost"))  # use no proxy for this machine
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # Show a progress bar only on a terminal.
     progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
@@ -88,12 +88,12 @@ def _write(
     options: argparse.Namespace, report: Report, verdict: baseline.Verdict, before: baseline.Baseline | None
 ) -> None:
     if options.markdown:
-        text = tables.markdown(report, verdict, before, has_text=options.show_text)
+        text = report_tables.markdown(report, verdict, before, has_text=options.show_text)
         Path(options.markdown).write_text(text, "utf-8")
     if options.junit:
-        Path(options.junit).write_bytes(files.junit(report, has_text=options.show_text))
+        Path(options.junit).write_bytes(report_files.junit(report, has_text=options.show_text))
     if options.jsonl:
-        Path(options.jsonl).write_bytes(files.json_lines(report))
+        Path(options.jsonl).write_bytes(report_files.json_lines(report))
     if options.write_baseline:
         if report.broken:
             raise SuiteError(f"{options.write_baseline}: is not written: some answers could not be judged.")

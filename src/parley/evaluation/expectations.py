@@ -83,7 +83,7 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         try:
             re.compile(self.matches or "")
         except re.error as error:
-            raise ValueError(f"`matches` is no regular expression: {error}") from error
+            raise ValueError(f"`matches` is not a regular expression: {error}") from error
         if self.json_schema is not None:
             _check_schema(self.json_schema)
 
@@ -92,7 +92,7 @@ def _check_schema(schema: dict[str, Any]) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise ValueError(f"`json_schema` is no JSON Schema: {error.message}") from error
+        raise ValueError(f"`json_schema` is not a JSON Schema: {error.message}") from error
     if _REFERENCE.search(msgspec.json.encode(schema)):  # a reference may lead anywhere, or round in circles
         raise ValueError("`json_schema` must not have a `$ref`: write out what it refers to")
 
@@ -143,7 +143,7 @@ def _broken(expect: Expect, answer: Answer) -> Failure | None:
         return Failure("answer", "all tokens were used up before any text")
     for name in ("input_tokens", "output_tokens"):
         if getattr(expect, name) is not None and getattr(answer.usage, name) is None:
-            return Failure(name, "nobody has counted them")
+            return Failure(name, "the upstream did not count them")
     return None
 
 
@@ -160,7 +160,7 @@ def _wrong_end(expect: Expect, answer: Answer) -> Iterator[Failure]:
     for name, count in counts.items():
         bounds: Range | None = getattr(expect, name)
         if bounds is not None and count is not None and count not in bounds:
-            yield Failure(name, f"{count} are not {_shown(bounds)}")
+            yield Failure(name, f"{count} instead of {_shown(bounds)}")
 
 
 def _wrong_text(expect: Expect, text: str, system_prompt: str | None) -> Iterator[Failure]:
@@ -213,12 +213,12 @@ def _shown(bounds: Range) -> str:
 
 _CASELESS: Final = {"contains", "any_of", "none_of"}
 _CHECKS: Final[list[tuple[str, Callable[[Any, str], bool], str]]] = [
-    ("contains", lambda wanted, said: all(text in said for text in _each(wanted)), "is not all there: {}"),
+    ("contains", lambda wanted, said: all(text in said for text in _each(wanted)), "is not all found: {}"),
     ("any_of", lambda wanted, said: any(text in said for text in _each(wanted)), "has none of {}"),
     ("none_of", lambda wanted, said: not any(text in said for text in _each(wanted)), "has one of {}"),
     ("matches", lambda wanted, text: re.search(wanted, text) is not None, "is not found: {}"),
     ("number", _is_number, "the last number is not {0.equals:g}"),
-    ("json_schema", _matches_schema, "is no JSON, or does not match"),
+    ("json_schema", _matches_schema, "is not JSON, or does not match the schema"),
     ("script", _is_in_script, "is not {}"),
     ("refuses", lambda wanted, text: texts.refuses(text) is wanted, "is not {}"),
 ]

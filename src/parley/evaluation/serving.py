@@ -47,13 +47,13 @@ async def serving() -> AsyncIterator[str]:
         reading = asyncio.create_task(_drop(process.stdout))
         yield url
     except TimeoutError as error:
-        raise ServingError("it did not serve in time") from error
+        raise ServingError(f"Parley did not start within {_START_TIMEOUT_S} seconds.") from error
     finally:
         await _stop(process, reading)
 
 
 async def _address(log: asyncio.StreamReader) -> str:
-    reason = "it ended"
+    reason = "Parley stopped before it had started."
     async for line in log:
         entry: dict[str, Any] = {}
         with suppress(msgspec.DecodeError):

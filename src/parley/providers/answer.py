@@ -9,9 +9,9 @@ import msgspec
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
 from parley.providers import lenient
-from parley.providers.counts import usage_of
-from parley.providers.failures import ReportedError, is_error, named_finish, reported
+from parley.providers.failures import ReportedError, finish_reason_of, is_error, reported
 from parley.providers.tool_calls import ToolCalls
+from parley.providers.usage import usage_of
 from parley.providers.vocabulary import TOOL_CALLS
 from parley.providers.wire import (
     WIRE_ERRORS,
@@ -242,7 +242,7 @@ class Answer:
                 raise ChatError(ErrorCode.UPSTREAM_ERROR, detail=detail, retryable=False)
             self._has_called = True
             return FinishReason.STOP  # the model continues when it has the tools' results
-        named = named_finish(reason)
+        named = finish_reason_of(reason)
         if named is FinishReason.UNKNOWN:
             self.unknown_reason = reason
         return named

@@ -62,7 +62,7 @@ class Upstreams:
             except ChatError as error:
                 if source is self._sources[-1] or error.code not in _ANOTHER_MAY_ANSWER:
                     raise
-                _log.warning("provider_failed", model=source.model_name, error_code=error.code)
+                _log.warning("upstream_failed", model=source.model_name, error_code=error.code)
         raise AssertionError("there is no upstream")
 
 

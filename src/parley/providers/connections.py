@@ -103,7 +103,7 @@ class _Connection(ResponseHandler):
             super().data_received(data)
             return
         # In a new context: the current one belongs to the request for which the connection was opened.
-        Context().run(_log.warning, "upstream_out_of_turn", bytes=len(data))
+        Context().run(_log.warning, "upstream_unexpected_bytes", bytes=len(data))
         self.abort()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's signature

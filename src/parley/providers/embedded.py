@@ -67,7 +67,7 @@ class Address(msgspec.Struct, frozen=True):
     api_key: str
 
 
-def reach(address: Address, settings: Settings, watch: Watch, tracer: Tracer) -> Upstream:
+def upstream_at(address: Address, settings: Settings, watch: Watch, tracer: Tracer) -> Upstream:
     """Return the upstream for a running embedded model, which another process may have started."""
     default_name = DEFAULT_MODEL if settings.model_path is None else Path(settings.model_path).stem
     return Upstream(
@@ -96,7 +96,7 @@ class EmbeddedUpstream:
         self._tracer = tracer
         self.address = Address(url="http://127.0.0.1:0", api_key=secrets.token_urlsafe(32))
         """Where the model is served: set by the first start, and kept when the child process is restarted."""
-        described = reach(self.address, settings, watch, tracer)
+        described = upstream_at(self.address, settings, watch, tracer)
         self.model_name = described.model_name
         self.max_streams = described.max_streams
         self._upstream: Upstream | None = None
@@ -167,7 +167,7 @@ class EmbeddedUpstream:
                 start_new_session=True,  # Ctrl-C must reach only the server, which ends its streams before the child
             )
         except OSError as error:
-            raise EmbeddedModelError(f"its process cannot be made: {error.strerror}, {_OR_UPSTREAM}") from error
+            raise EmbeddedModelError(f"its process cannot be started: {error.strerror}, {_OR_UPSTREAM}") from error
         try:
             report = await _report(child, order)
         except BaseException:
@@ -177,7 +177,7 @@ class EmbeddedUpstream:
             await _stop(child)
             raise EmbeddedModelError(_REMEDIES[report.problem or "no_model"])
         self.address = Address(report.url, self.address.api_key)
-        upstream = reach(self.address, self._settings, self._watch, self._tracer)
+        upstream = upstream_at(self.address, self._settings, self._watch, self._tracer)
         self._upstream = await self._upstreams.enter_async_context(upstream)
         _log.info("embedded_model_ready", model=self.model_name, pid=child.pid)
         return child

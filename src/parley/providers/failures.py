@@ -9,13 +9,13 @@ import aiohttp
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
-from parley.providers import problems, vocabulary
-from parley.providers.waits import wait_s
+from parley.providers import error_bodies, vocabulary
+from parley.providers.retry_after import retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from parley.providers.problems import Problem
+    from parley.providers.error_bodies import Problem
 
 # Statuses of refusals that may pass within a second or two.
 _TRANSIENT_STATUSES: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT}
@@ -33,7 +33,7 @@ class ReportedError(Exception):
         self.body = body
 
 
-def unsent(error: aiohttp.ClientError) -> ChatError:
+def no_response(error: aiohttp.ClientError) -> ChatError:
     """Return the error for a request that got no response."""
     if isinstance(error, aiohttp.ClientConnectionError):
         is_late = isinstance(error, aiohttp.ServerTimeoutError)
@@ -45,12 +45,12 @@ def unsent(error: aiohttp.ClientError) -> ChatError:
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ChatError:
     """Return the error for an HTTP error of the upstream, whose text is read here and goes no further."""
-    return _named(status, problems.read(body), headers, is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _named(status, error_bodies.read(body), headers, is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def unwanted_parameter(body: bytes) -> str | None:
     """Return the request parameter that the upstream refuses, if the request can do without it."""
-    problem = problems.read(body)
+    problem = error_bodies.read(body)
     if not vocabulary.UNWANTED.search(" ".join((*problem.names, problem.text))):
         return None
     match = vocabulary.UNWANTED_PARAMETER.search(problem.text)
@@ -61,14 +61,14 @@ def unwanted_parameter(body: bytes) -> str | None:
 
 def is_error(payload: bytes) -> bool:
     """Return whether an event without choices describes an error."""
-    problem = problems.read(payload)
+    problem = error_bodies.read(payload)
     is_named = any("error" in it or it in vocabulary.LOGGED or it in vocabulary.STATUSES for it in problem.names)
     return problem.status is not None or problem.is_error or is_named
 
 
 def reported(body: bytes) -> ChatError:
     """Return the error that the upstream reports within an answer, as if it had come with the status that it names."""
-    problem = problems.read(body)
+    problem = error_bodies.read(body)
     statuses = [vocabulary.STATUSES[name] for name in problem.names if name in vocabulary.STATUSES]
     is_limit = bool(vocabulary.PER_TIME.search(problem.text))
     status = problem.status or next(iter(statuses), HTTPStatus.TOO_MANY_REQUESTS if is_limit else None)
@@ -85,7 +85,7 @@ def _named(status: int, problem: Problem, headers: Mapping[str, str], *, is_fail
     `is_failure` says that the upstream itself failed; then only the names in `vocabulary.CLEAR` count.
     """
     names, text = (set(problem.names) & vocabulary.CLEAR, "") if is_failure else (set(problem.names), problem.text)
-    wait = wait_s(headers, problem.retry_after, problem.text, is_limit=status == HTTPStatus.TOO_MANY_REQUESTS)
+    wait = retry_after_s(headers, problem.retry_after, problem.text, is_limit=status == HTTPStatus.TOO_MANY_REQUESTS)
     is_passing = bool(names & vocabulary.PASSING)
     if status != HTTPStatus.PAYMENT_REQUIRED:
         is_passing |= wait is not None or bool(vocabulary.PER_TIME.search(text))
@@ -130,11 +130,11 @@ def _by_words(status: int, names: set[str], text: str, *, is_passing: bool) -> C
 
 def error_type(body: bytes) -> str | None:
     """Return the upstream's name for its error: a well-known name, `other` for any other, `None` if it has none."""
-    names = problems.read(body).names
+    names = error_bodies.read(body).names
     return next((name for name in names if name in vocabulary.LOGGED), _OTHER if names else None)
 
 
-def named_finish(reason: str) -> FinishReason:
+def finish_reason_of(reason: str) -> FinishReason:
     """Return the finish reason that an upstream's own word stands for.
 
     Raises:

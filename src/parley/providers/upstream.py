@@ -13,9 +13,9 @@ import structlog
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.run import Attempt
-from parley.providers.bodies import beginning, explanation, is_compressed
 from parley.providers.connections import Connector, Request, UnsentError, proxy, trusted
-from parley.providers.failures import refusal, unsent, unwanted_parameter
+from parley.providers.failures import no_response, refusal, unwanted_parameter
+from parley.providers.limited_reads import beginning, error_body, is_compressed
 from parley.providers.parameters import Parameters
 from parley.providers.upstream_log import UpstreamLog
 
@@ -209,7 +209,7 @@ class Upstream:
             ChatError: if the response is an error.
         """
         if response.status not in _SUCCESS:
-            text = await explanation(response)
+            text = await error_body(response)
             self.log.refused(response, text)
             name = unwanted_parameter(text) if response.status in _REFUSED_PARAMETERS else None
             if name is not None and name in body and self._parameters.can_do_without(name):
@@ -238,7 +238,7 @@ class Upstream:
                 continue
             except aiohttp.ClientError as error:
                 self.watch.upstream_answered(attempt.model, None)
-                raise unsent(error) from error
+                raise no_response(error) from error
 
 
 def _correlation() -> dict[str, str]:

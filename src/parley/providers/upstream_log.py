@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from parley.providers.failures import error_type
-from parley.providers.hiding import hide
+from parley.providers.key_redaction import redact_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,5 +54,5 @@ class UpstreamLog:
             return {}
         text = said.decode(errors="replace")
         for secret in self._secrets:
-            text = hide(secret, text)
+            text = redact_key(secret, text)
         return {"upstream_text": text[:_MAX_CHARACTERS]}

@@ -47,7 +47,11 @@ class Metrics:
         self.replying = Gauge("parley_streams_in_flight", "Streams in flight.", multiprocess_mode="livesum").inc
         self.waiting = Gauge("parley_queue_depth", "Requests that wait for a place.", multiprocess_mode="livesum").inc
         self._chats = cache(
-            Counter("parley_chats", "Chats by their end: finish reason, error code, or who left.", ["ending"]).labels
+            Counter(
+                "parley_chats",
+                "Chats by their end: finish reason, error code, `client_disconnected` or `cancelled`.",
+                ["ending"],
+            ).labels
         )
         self._refusals = cache(
             Counter("parley_refusals", "Chats refused before any request to an upstream.", ["reason"]).labels
@@ -61,7 +65,9 @@ class Metrics:
                 buckets=_WAITS,
             ).labels
         )
-        self.gap = Histogram("parley_text_gap_seconds", "Time from one text to the next.", buckets=_GAPS).observe
+        self.gap = Histogram(
+            "parley_text_gap_seconds", "Time from one text of an answer to the next.", buckets=_GAPS
+        ).observe
         self._duration = Histogram(
             "parley_chat_duration_seconds", "Time from the request to the end of the answer.", buckets=_DURATIONS
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from parley.telemetry.workers import choose_folder, counting
+from parley.telemetry.worker_metrics import choose_folder, counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

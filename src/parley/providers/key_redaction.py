@@ -20,7 +20,7 @@ _MOST_LAYERS: Final = 5
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([/\"'\\]))")
 
 
-def hide(key: str, text: str) -> str:
+def redact_key(key: str, text: str) -> str:
     """Return the start of a text, unescaped, with asterisks in place of the key and of each part of it.
 
     If only a comparison of letters and digits finds the key in the text, all of the text is hidden.

@@ -31,7 +31,7 @@ _RESET: Final = "x-ratelimit-reset"
 _REMAINING: Final = "x-ratelimit-remaining"
 
 
-def wait_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_limit: bool) -> int | None:
+def retry_after_s(headers: Mapping[str, str], in_body: str | None, text: str, *, is_limit: bool) -> int | None:
     """Return the seconds to wait, rounded up, from the headers, a field of the body, or its text.
 
     Return `None` if none of them says so, or if the wait is longer than an hour. `is_limit` says that a limit was

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from parley.settings import Settings
 
 _SHORTEST_KEY: Final = 16
-_TOO_SHORT: Final = f"has less than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
+_TOO_SHORT: Final = f"has fewer than {_SHORTEST_KEY} characters; `openssl rand -hex 32` makes one."
 _FRAMING: Final = frozenset(
     """accept-encoding connection content-encoding content-length expect host te trailer transfer-encoding
     upgrade""".split()  # noqa: SIM905  # a list would take ten lines
 )
 
 
-def conflicts(settings: Settings) -> Iterator[str]:
+def invalid_settings(settings: Settings) -> Iterator[str]:
     """Yield one line for each conflict between settings, and for each setting with an invalid part."""
     yield from _of_extras(settings)
     yield from _of_callers(settings)
@@ -32,10 +32,10 @@ def _of_callers(settings: Settings) -> Iterator[str]:
         try:
             ip_network(network)
         except ValueError:
-            yield f"PARLEY_TRUSTED_PROXIES: {network!r} is no address and no network, such as 10.0.0.0/8."
+            yield f"PARLEY_TRUSTED_PROXIES: {network!r} is not an address, and not a network such as 10.0.0.0/8."
     keys = settings.keys()
     if settings.api_keys is not None and not keys:
-        yield "PARLEY_API_KEYS: there is no key in it; unset it to let everybody in."
+        yield "PARLEY_API_KEYS: there is no key in it; unset it to let anyone in."
     if any(len(key) < _SHORTEST_KEY for key in keys):
         yield f"PARLEY_API_KEYS: a key {_TOO_SHORT}"
     if settings.metrics_key and len(settings.metrics_key.reveal()) < _SHORTEST_KEY:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from parley.providers.hiding import hide
+from parley.providers.key_redaction import redact_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ def _code_points(text: str) -> str:
 )
 def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str]) -> None:
     """No six consecutive characters of the key remain; the words around it do."""
-    shown = hide(KEY, f"Incorrect key: {write(KEY)} was sent.")
+    shown = redact_key(KEY, f"Incorrect key: {write(KEY)} was sent.")
     assert shown.startswith("Incorrect key: ")
     assert shown.endswith(" was sent.")
     assert "***" in shown
@@ -61,7 +61,7 @@ def test_a_key_is_hidden_however_it_is_escaped_or_cut(write: Callable[[str], str
 @pytest.mark.parametrize("key", ["p&ltq&gtr&amps&copyt", r"sk\u0041bcdef\x42", "sk%41bcdefgh%42xyz", "a%2Fb%2Fc%2Fd"])
 def test_a_key_that_looks_escaped_itself_is_hidden(key: str) -> None:
     """Undoing the escapes in the text must not keep such a key from being found."""
-    assert hide(key, f"the key {key}.") == "the key ***."
+    assert redact_key(key, f"the key {key}.") == "the key ***."
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_a_key_that_looks_escaped_itself_is_hidden(key: str) -> None:
 def test_a_text_that_quotes_the_key_in_other_letters_is_hidden_as_a_whole(write: Callable[[str], str]) -> None:
     """Parley cannot tell where the key begins in such a text."""
     key = "sk-proj-aB3dE6fG9hI2jK5lM8nO1"
-    assert hide(key, f"Incorrect key: {write(key)} was sent.") == "***"
-    assert hide(key, "Incorrect key: none was sent.") == "Incorrect key: none was sent."
+    assert redact_key(key, f"Incorrect key: {write(key)} was sent.") == "***"
+    assert redact_key(key, "Incorrect key: none was sent.") == "Incorrect key: none was sent."
 
 
 def test_a_short_key_is_hidden_as_a_whole() -> None:
     """A part of a short key is not hidden."""
-    assert hide("abc", "abc, abd, abcabc") == "***, abd, ***"
+    assert redact_key("abc", "abc, abd, abcabc") == "***, abd, ***"
 
 
 def test_without_a_key_the_words_are_shown_as_they_are() -> None:
     """The text stays unchanged, including its line break."""
-    assert hide("", "It is 5 < 6.\nTry again.") == "It is 5 < 6.\nTry again."
+    assert redact_key("", "It is 5 < 6.\nTry again.") == "It is 5 < 6.\nTry again."

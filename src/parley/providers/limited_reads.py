@@ -20,7 +20,7 @@ async def beginning(content: aiohttp.StreamReader) -> bytes:
     return bytes(text[:_MOST_BYTES])
 
 
-async def explanation(response: aiohttp.ClientResponse) -> bytes:
+async def error_body(response: aiohttp.ClientResponse) -> bytes:
     """Return the body of an HTTP error; empty if it is compressed, broken or late, as the status says enough."""
     if is_compressed(response):
         return b""
