@@ -25,6 +25,7 @@ from parley.web.schema import (
     StartChunk,
     StreamChunk,
     TextChunk,
+    partial_text,
 )
 from parley.web.sse import encode_frame
 
@@ -59,7 +60,9 @@ class FakeParley(httpx.MockTransport):
             chat, answer = self._answer(request)
             chunks = _of_request(chat, answer, correlation_id)
             is_stream = _path(request) == "/chat"
-            response = _stream(chunks) if is_stream else _complete(chunks, include_reasoning=chat.include_reasoning)
+            response = (
+                _stream(chunks) if is_stream else _complete(chunks, include_reasoning=bool(chat.include_reasoning))
+            )
         except ChatError as error:
             response = _refuse(ErrorResponse.of(error, correlation_id))
         response.headers["X-Correlation-ID"] = correlation_id
@@ -125,8 +128,9 @@ def _complete(chunks: Sequence[StreamChunk], *, include_reasoning: bool) -> http
                 correlation_id=start.correlation_id,
             )
             return _json(200, whole)
-        case [*_, ErrorChunk() as last]:
-            return _refuse(last.error)
+        case [*pieces, ErrorChunk() as last]:
+            text = "".join(chunk.text for chunk in pieces if isinstance(chunk, TextChunk))
+            return _refuse(replace(last.error, partial=partial_text(last.error.code, text)))
         case _:
             raise _broken()
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 import pytest
+from msgspec import UNSET
 from polyfactory import PostGenerated
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 from polyfactory.pytest_plugin import register_fixture
@@ -125,6 +126,7 @@ class ErrorResponseFactory(_Factory[ErrorResponse]):
     action = PostGenerated(_explained)
     retryable = PostGenerated(_explained)
     retry_after_s = None
+    partial = UNSET
 
 
 @register_fixture

@@ -13,6 +13,7 @@ from parley.fake import FakeParley
 from parley.testing import ErrorChunkFactory, stream_of
 from parley.web.request import MAX_BODY_BYTES
 from parley.web.schema import ChatRequest, ErrorResponse
+from tests.support.faults import after
 from tests.support.running import kind, problem, read_chunks
 from tests.support.upstream import Script, answer, delta, respond
 
@@ -30,6 +31,12 @@ SAME: dict[str, tuple[Script, Told]] = {
         answer("Hello", finish_reason=None),
         lambda fake: fake.answer(
             *stream_of("Hello", ended_by=ErrorChunkFactory.build(error=broken(ErrorCode.UPSTREAM_TRUNCATED)))
+        ),
+    ),
+    "an answer that the upstream refuses in the middle": (
+        after(["Hello"], lambda exchange: exchange.events({"error": {"code": "content_filter", "message": "No."}})),
+        lambda fake: fake.answer(
+            *stream_of("Hello", ended_by=ErrorChunkFactory.build(error=broken(ErrorCode.CONTENT_FILTERED)))
         ),
     ),
     "an error": (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import UsageSource
@@ -143,3 +144,4 @@ def check_response(response: httpx.Response, fault: Fault) -> None:
     error = problem(response)
     assert (error.code, error.retryable, error.retry_after_s) == (fault.code, fault.retryable, fault.retry_after_s)
     assert response.headers.get("retry-after") == (None if fault.retry_after_s is None else str(fault.retry_after_s))
+    assert (None if error.partial is UNSET else error.partial) == (fault.text or None)

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 ODD = "\"'\\ \n\r\x1b[31m\x07\x7f\x85\x9b31m\u2028\u2029\u202e\ufeff 東\U0001f389"
 
 OPERATIONS = ("/chat", "/chat/complete")
-PAGES = ("/health/live", "/health/ready", "/metrics", "/schema", "/schema/openapi.json", "/schema/openapi.yaml")
+PAGES = (
+    "/health/live",
+    "/health/ready",
+    "/info",
+    "/metrics",
+    "/schema",
+    "/schema/openapi.json",
+    "/schema/openapi.yaml",
+)
 CALLERS = ("a caller's key", "another caller's key")
 _HEADERS = (
     "Accept",

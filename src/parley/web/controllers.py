@@ -1,8 +1,9 @@
-"""The HTTP operations: chat as a stream, chat as one answer, health checks and metrics."""
+"""The HTTP operations: chat as a stream, chat as one answer, what is served, health checks and metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Annotated
 
 from litestar import Controller, Response, get, post
@@ -16,11 +17,27 @@ from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
 from parley.web.encoding import JSONResponse
-from parley.web.errors import ClientDisconnectedError
+from parley.web.errors import ClientDisconnectedError, IncompleteAnswerError
 from parley.web.examples import STREAM
-from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
-from parley.web.request import ChatAPIRequest
-from parley.web.schema import ChatRequest, ChatResponse, Health, StreamChunk
+from parley.web.openapi import (
+    CHAT_FAILURES,
+    INFO_FAILURES,
+    LIVENESS_FAILURES,
+    MAY_NEED_KEY,
+    READINESS_FAILURES,
+    DescribedOperation,
+)
+from parley.web.request import MAX_BODY_BYTES, ChatAPIRequest
+from parley.web.schema import (
+    MAX_HISTORY_TURNS,
+    MAX_MESSAGE_CHARACTERS,
+    ChatRequest,
+    ChatResponse,
+    Health,
+    Info,
+    Limits,
+    StreamChunk,
+)
 from parley.web.sse import EventStream, cancelled_on_disconnect
 
 
@@ -81,16 +98,19 @@ class ChatController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> ChatResponse:
-        """Answer a message with one JSON response, for clients that do not stream."""
+        """Answer a message with one JSON response, for clients that do not stream.
+
+        If the model fails after it began to answer, the error has the text so far as `partial`.
+        """
         record: Record = request.scope["state"]["record"]
         reply = service.stream(data.to_prompt(settings, request.scope["state"]["caller"]), record)
         async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
-            return await _collect(events, record.correlation_id, include_reasoning=data.include_reasoning)
+            return await _collect(events, record.correlation_id, include_reasoning=bool(data.include_reasoning))
         raise ClientDisconnectedError
 
 
 async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include_reasoning: bool) -> ChatResponse:
-    """Join the events of a reply into one answer, or raise `ChatError` if the reply failed."""
+    """Join the events of a reply into one answer, or raise `IncompleteAnswerError` if the reply failed."""
     model = ""
     texts: list[str] = []
     thoughts: list[str] = []
@@ -103,7 +123,7 @@ async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include
             case ReplyReasoning():
                 thoughts.append(event.text)
             case ReplyFailed():
-                raise event.error
+                raise IncompleteAnswerError(event.error, "".join(texts))
             case ReplyFinished():
                 return ChatResponse(
                     text="".join(texts),
@@ -115,6 +135,43 @@ async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include
                     correlation_id=correlation_id,
                 )
     raise AssertionError("a reply has a last event")
+
+
+class InfoController(Controller):
+    """What this Parley serves."""
+
+    path = "/info"
+    tags = ("info",)
+
+    @get(
+        operation_id="getInfo",
+        summary="Get the model and the limits",
+        response_description="The model, the limits in force, and the version.",
+        operation_class=DescribedOperation,
+        responses=INFO_FAILURES,
+        security=MAY_NEED_KEY,
+    )
+    async def info(self, service: NamedDependency[ChatService], settings: NamedDependency[Settings]) -> Info:
+        """Return the model, the limits in force, and the version.
+
+        The request reaches no upstream and counts towards no quota. It is answered even if Parley is not ready.
+        """
+        model, *fallbacks = service.model_names
+        return Info(
+            model=model,
+            fallback_model=fallbacks[0] if fallbacks else None,
+            limits=Limits(
+                max_output_tokens=settings.max_output_tokens,
+                timeout_s=settings.request_timeout_s,
+                message_characters=MAX_MESSAGE_CHARACTERS,
+                history_turns=MAX_HISTORY_TURNS,
+                body_bytes=MAX_BODY_BYTES,
+                requests_per_minute=settings.requests_per_minute,
+                open_requests=settings.max_streams_per_caller,
+                tokens_per_minute=settings.tokens_per_minute,
+            ),
+            version=version("parley"),
+        )
 
 
 class MetricsController(PrometheusController):

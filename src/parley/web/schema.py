@@ -1,6 +1,6 @@
 """The shapes on the wire: requests, chunks, responses and errors, as the contract publishes them."""
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -29,6 +29,8 @@ _CONTENT: Final = f"What was said: at most {MAX_MESSAGE_CHARACTERS:,} characters
 _NO_NUL: Final = r"^[^\x00]*$"
 NOT_BLANK_NO_NUL: Final = rf"^[{_BLANK}]*[^{_BLANK}\x00][^\x00]*$"
 
+_REFUSED_ANSWERS: Final = {ErrorCode.GUARDRAIL_TRIPPED, ErrorCode.CONTENT_FILTERED}
+
 
 class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An earlier turn of the conversation."""
@@ -50,18 +52,15 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ]
     history: Annotated[
-        list[HistoryTurn],
+        Annotated[list[HistoryTurn], Meta(max_length=MAX_HISTORY_TURNS)] | None,
         Meta(
-            max_length=MAX_HISTORY_TURNS,
             description=f"Earlier turns of `user` and `assistant`, oldest first; at most {MAX_HISTORY_TURNS}.",
         ),
     ] = msgspec.field(default_factory=list)
     max_output_tokens: (
         Annotated[
-            int,
+            Annotated[int, Meta(ge=1, le=MOST_OUTPUT_TOKENS)] | None,
             Meta(
-                ge=1,
-                le=MOST_OUTPUT_TOKENS,
                 description="Most tokens in the answer, a whole number. Default and ceiling are "
                 f"{_DEFAULTS.max_output_tokens:,} unless the operator says otherwise; above it is refused.",
             ),
@@ -70,10 +69,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ) = UNSET
     timeout_s: (
         Annotated[
-            float,
+            Annotated[float, Meta(gt=0, le=LONGEST_S)] | None,
             Meta(
-                gt=0,
-                le=LONGEST_S,
                 description="Seconds for the whole answer. Default and ceiling are "
                 f"{_DEFAULTS.request_timeout_s:g} unless the operator says otherwise; above it is refused.",
             ),
@@ -82,23 +79,26 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ) = UNSET
 
     include_reasoning: Annotated[
-        bool, Meta(description="Whether to send the model's reasoning, if the upstream provides it.")
+        bool | None, Meta(description="Whether to send the model's reasoning, if the upstream provides it.")
     ] = False
 
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
         """Return the prompt for the domain, or raise `ChatError` if a value is above its ceiling."""
         return Prompt(
-            messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
+            messages=[
+                *(Message(turn.role, turn.content) for turn in self.history or ()),
+                Message("user", self.message),
+            ],
             max_output_tokens=_limited("max_output_tokens", self.max_output_tokens, settings.max_output_tokens),
             timeout_s=_limited("timeout_s", self.timeout_s, settings.request_timeout_s),
-            include_reasoning=self.include_reasoning,
+            include_reasoning=bool(self.include_reasoning),
             caller=caller,
         )
 
 
-def _limited(name: str, value: NumberT | UnsetType, ceiling: NumberT) -> NumberT:
+def _limited(name: str, value: NumberT | UnsetType | None, ceiling: NumberT) -> NumberT:
     """Return the value, which defaults to its ceiling, or raise `ChatError` if it is above the ceiling."""
-    if value is UNSET:
+    if value is None or value is UNSET:
         return ceiling
     if value > ceiling:
         raise ChatError(ErrorCode.INVALID_REQUEST, detail=f"`/{name}` must be at most {ceiling:,.9g}.")
@@ -117,16 +117,32 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: Annotated[
         Annotated[int, Meta(ge=0)] | None, Meta(description="Seconds to wait before a retry; null if unknown.")
     ]
+    partial: (
+        Annotated[
+            str,
+            Meta(
+                description="The text that arrived before the failure. Only in responses of `/chat/complete`; absent "
+                "if no text arrived, and for `guardrail_tripped` and `content_filtered`."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
     @classmethod
-    def of(cls, error: ChatError, correlation_id: str) -> "ErrorResponse":
+    def of(cls, error: ChatError, correlation_id: str, partial: str | UnsetType = UNSET) -> "ErrorResponse":
         """Return the response for an error of the domain."""
         return cls(
             code=error.code,
             correlation_id=correlation_id,
             retry_after_s=error.retry_after_s,
+            partial=partial,
             **error.explanation._asdict(),
         )
+
+
+def partial_text(code: ErrorCode, text: str) -> str | UnsetType:
+    """Return what an error shows of an answer's text: nothing if the operator or the upstream refused the answer."""
+    return UNSET if not text or code in _REFUSED_ANSWERS else text
 
 
 class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="start"):
@@ -140,6 +156,7 @@ class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 class ReasoningChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
     """A piece of the model's reasoning; sent only if the request sets `include_reasoning`."""
 
+    requested_by: ClassVar[str] = "include_reasoning"
     seq: _Seq
     text: Annotated[str, Meta(description="The next piece of the reasoning.")]
 
@@ -191,9 +208,40 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Annotated[
         Literal["live", "ready", "not_ready"],
-        Meta(description="`live` for liveness; `ready` or `not_ready` for readiness."),
+        Meta(description="`live` for liveness; `ready` or `not_ready` for readiness. The list is closed."),
     ]
     reason: Annotated[
         ErrorCode | None,
         Meta(description="The error code that a chat would get; null if it would get none."),
     ]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits in force. Parley refuses requests above one of the first five; the others are quotas.
+
+    Each Parley process counts the quotas for itself.
+    """
+
+    max_output_tokens: Annotated[int, Meta(description="The ceiling, and the default, of `max_output_tokens`.")]
+    timeout_s: Annotated[float, Meta(description="The ceiling, and the default, of `timeout_s`.")]
+    message_characters: Annotated[int, Meta(description="Most characters in `message`, and in each earlier turn.")]
+    history_turns: Annotated[int, Meta(description="Most turns in `history`.")]
+    body_bytes: Annotated[int, Meta(description="Most bytes in the request body.")]
+    requests_per_minute: Annotated[int | None, Meta(description="Requests per minute and caller; null if unlimited.")]
+    open_requests: Annotated[int | None, Meta(description="Open requests per caller; null if unlimited.")]
+    tokens_per_minute: Annotated[
+        int | None,
+        Meta(description="Tokens per minute, input and output of all callers together; null if unlimited."),
+    ]
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """The model, the limits in force, and the version."""
+
+    model: Annotated[str, Meta(description="The model that answers, unless it fails.")]
+    fallback_model: Annotated[
+        str | None,
+        Meta(description="The model that answers if the first one fails before its first token; null if none."),
+    ]
+    limits: Limits
+    version: Annotated[str, Meta(description="The version of Parley.")]
