@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import msgspec
@@ -66,6 +67,8 @@ def _components() -> dict[str, Any]:
                 "oneOf": schema.pop("anyOf"),
                 **schema,
             }
+    for schema in components.values():
+        schema["description"] = cleandoc(schema["description"])  # before Python 3.13, docstrings keep indentation
     components[ErrorCode.__name__] = _open(components[ErrorCode.__name__], list(ErrorCode))
     for kind in get_args(StreamChunk):
         if field := getattr(kind, "requested_by", None):
