@@ -73,10 +73,7 @@ class ClientDisconnectedError(Exception):
 
 
 class IncompleteAnswerError(Exception):
-    """A whole answer was requested, and the model failed after it had begun to answer.
-
-    The text is not part of the message, so that no log has it.
-    """
+    """A whole answer failed; `text` is what had arrived, and is not part of the message, so that no log has it."""
 
     def __init__(self, cause: ChatError, text: str) -> None:
         super().__init__(cause.code)
