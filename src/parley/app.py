@@ -22,12 +22,13 @@ from parley.providers.upstream import MAX_STREAMS, OPENAI_BASE_URL, Upstream
 from parley.signals import draining
 from parley.telemetry.metrics import metrics
 from parley.telemetry.plugin import TelemetryPlugin
-from parley.web.controllers import ChatController, HealthController, MetricsController
+from parley.web.controllers import ChatController, HealthController, InfoController, MetricsController
 from parley.web.errors import EXCEPTION_HANDLERS
 from parley.web.keys import KeyGuard, check_room
-from parley.web.openapi import WireSchemas, openapi_config
+from parley.web.openapi import openapi_config
 from parley.web.request import ChatAPIRequest
-from parley.wire.decoding import MAX_BODY_BYTES
+from parley.web.shapes import WireSchemas
+from parley.wire.schema import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -88,7 +89,7 @@ def create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
 
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[ChatController], before_request=admit),
+            Router("/", route_handlers=[ChatController, InfoController], before_request=admit),
             Router("/", route_handlers=[MetricsController], guards=[KeyGuard(settings.metrics_keys())]),
             HealthController,
         ],

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import h11
 
-from parley.wire.decoding import MAX_BODY_BYTES
+from parley.wire.schema import MAX_BODY_BYTES
 
 # Each socket read and each chunk costs the same time, however small it is. A client may use `_FREE_READS` reads, plus
 # one per `_BYTES_PER_READ` bytes; the same holds for chunks. That limits the cost to a fifth of a second, and is enough

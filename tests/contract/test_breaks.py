@@ -41,6 +41,26 @@ def properties(document: Any, name: str) -> Any:
     return document["components"]["schemas"][name]["properties"]
 
 
+def codes(document: Any) -> Any:
+    """Return the shape of the error codes."""
+    return document["components"]["schemas"]["ErrorCode"]
+
+
+def add_field(document: Any, name: str) -> object:
+    """Add an optional field to the request, and return it."""
+    return properties(document, "ChatRequest").setdefault(name, {"type": "boolean"})
+
+
+def new_chunk(document: Any, field: str | None) -> object:
+    """Add a kind of chunk that this field of the request asks for, and return it."""
+    schemas = document["components"]["schemas"]
+    chunk = schemas["SourceChunk"] = {"type": "object"} | ({"x-requested-by": field} if field else {})
+    reference = "#/components/schemas/SourceChunk"
+    schemas["StreamChunk"]["oneOf"].append({"$ref": reference})
+    schemas["StreamChunk"]["discriminator"]["mapping"]["source"] = reference
+    return chunk
+
+
 BREAKS: dict[str, Change] = {
     "a path gone": lambda it: it["paths"].pop("/chat/complete"),
     "an operation renamed": lambda it: chat(it).update(operationId="chat"),
@@ -72,7 +92,31 @@ BREAKS: dict[str, Change] = {
     "a chunk's field of another type": lambda it: properties(it, "TextChunk")["seq"].update(type="string"),
     "a tag renamed": lambda it: properties(it, "TextChunk")["type"].update(const="delta"),
     "a chunk of a new kind": lambda it: it["components"]["schemas"]["StreamChunk"]["oneOf"].append({"type": "object"}),
-    "an error of a new code": lambda it: it["components"]["schemas"]["ErrorCode"]["enum"].append("new"),
+    "a new kind of chunk that nothing requests": lambda it: new_chunk(it, None),
+    "a new kind of chunk that an old field requests": lambda it: new_chunk(it, "timeout_s"),
+    "a new kind of chunk that a field of another shape requests": lambda it: new_chunk(it, "role"),
+    "a new kind of chunk that a field requests that has to be sent": lambda it: (
+        add_field(it, "include_sources"),
+        it["components"]["schemas"]["ChatRequest"]["required"].append("include_sources"),
+        new_chunk(it, "include_sources"),
+    ),
+    "a kind of chunk that now comes to all": lambda it: it["components"]["schemas"]["ReasoningChunk"].pop(
+        "x-requested-by"
+    ),
+    "a kind of chunk that now has to be requested": lambda it: it["components"]["schemas"]["TextChunk"].update(
+        {"x-requested-by": "include_reasoning"}
+    ),
+    "a closed list of codes": lambda it: codes(it).update(enum=codes(it).pop("x-extensible-enum")),
+    "a reason more": lambda it: it["components"]["schemas"]["FinishReason"]["enum"].append("new"),
+    "a source of counts more": lambda it: it["components"]["schemas"]["UsageSource"]["enum"].append("new"),
+    "a status of health more": lambda it: properties(it, "Health")["status"]["enum"].append("new"),
+    "an answer's field that may be null": lambda it: properties(it, "ChatResponse").update(
+        text={"anyOf": [{"type": "string"}, {"type": "null"}]}
+    ),
+    "a request's field that may not be null": lambda it: properties(it, "ChatRequest")["timeout_s"]["anyOf"].pop(),
+    "a request's field that may be null, and is shorter": lambda it: properties(it, "ChatRequest").update(
+        message={"anyOf": [properties(it, "ChatRequest")["message"] | {"maxLength": 10}, {"type": "null"}]}
+    ),
     "a request's field that has to be sent": lambda it: it["components"]["schemas"]["ChatRequest"]["required"].append(
         "history"
     ),
@@ -86,7 +130,17 @@ HARMLESS: dict[str, Change] = {
     "an operation more": lambda it: it["paths"].update({"/new": {"get": {"operationId": "new", "responses": {}}}}),
     "a request's field more": lambda it: properties(it, "ChatRequest").update(seed={"type": "integer"}),
     "an answer's field more": lambda it: properties(it, "ChatResponse").update(more={"type": "string"}),
-    "an error code less": lambda it: it["components"]["schemas"]["ErrorCode"]["enum"].remove("rate_limited"),
+    "a chunk's field more": lambda it: properties(it, "TextChunk").update(more={"type": "string"}),
+    "an error's field more": lambda it: properties(it, "ErrorResponse").update(more={"type": "string"}),
+    "an error code more": lambda it: codes(it)["x-extensible-enum"].append("new"),
+    "an error code less": lambda it: codes(it)["x-extensible-enum"].remove("rate_limited"),
+    "a new kind of chunk that a new field requests": lambda it: (
+        add_field(it, "include_sources"),
+        new_chunk(it, "include_sources"),
+    ),
+    "a request's field that may be null": lambda it: properties(it, "ChatRequest").update(
+        message={"anyOf": [properties(it, "ChatRequest")["message"], {"type": "null"}]}
+    ),
     "a role more": lambda it: properties(it, "HistoryTurn")["role"]["enum"].append("tool"),
     "other words": lambda it: properties(it, "ChatRequest")["message"].update(description="What to say."),
     "other words of a key": lambda it: it["components"]["securitySchemes"]["key"].update(description="Ask for one."),

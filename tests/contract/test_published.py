@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from parley.chat.errors import ErrorCode
 from parley.environment import variables
 from parley.evaluation import baseline, cases
 from parley.evaluation.expectations import Expect
@@ -39,6 +40,22 @@ def test_the_contract_says_that_chat_streams_chunks() -> None:
     for response in responses.values():
         assert response["content"]["application/json"]["schema"]["$ref"] == "#/components/schemas/ErrorResponse"
         assert "X-Correlation-ID" in response["headers"]
+
+
+def test_the_contract_lists_the_error_codes_without_closing_the_list() -> None:
+    """A client that was generated from an `enum` could not decode a new code."""
+    code = read()["components"]["schemas"]["ErrorCode"]
+    assert (code["type"], code["x-extensible-enum"]) == ("string", [str(code) for code in ErrorCode])
+    assert "enum" not in code
+    assert all(f"`{known}`" in code["description"] for known in ErrorCode)
+
+
+def test_the_contract_names_the_field_that_asks_for_a_kind_of_chunk() -> None:
+    """The field is optional."""
+    schemas = read()["components"]["schemas"]
+    fields = {name: schema["x-requested-by"] for name, schema in schemas.items() if "x-requested-by" in schema}
+    assert fields == {"ReasoningChunk": "include_reasoning"}
+    assert set(fields.values()) <= schemas["ChatRequest"]["properties"].keys() - schemas["ChatRequest"]["required"]
 
 
 def test_the_last_release_has_its_section_in_the_changelog() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from parley.testing.exchange import Script
     from tests.support.logs import Logs
 
 pytestmark = pytest.mark.long
@@ -351,6 +353,46 @@ async def test_a_program_does_not_take_a_part_for_the_whole(
     exit_code, output, _ = await generated.ask(upstream.url.removesuffix("/v1"))
     assert (exit_code, output) == (1, "first")
     assert [exchange.path for exchange in upstream.exchanges] == ["/chat"]
+
+
+FUTURE = {
+    "code": "code_of_the_future",
+    "error": "Something new happened.",
+    "detail": "A later version knows why.",
+    "action": "Retry.",
+    "correlation_id": "c-1",
+    "retryable": True,
+    "retry_after_s": None,
+    "field_of_the_future": {"more": 1},
+}
+
+
+async def fails_in_mid_stream(exchange: Exchange) -> None:
+    """Answer as a later version of Parley whose upstream fails after the first text."""
+    usage = {"input_tokens": None, "output_tokens": None, "total_tokens": None, "source": "none"}
+    chunks: list[dict[str, object]] = [
+        {"type": "start", "seq": 0, "correlation_id": "c-1", "model": "m", "field_of_the_future": []},
+        {"type": "text", "seq": 1, "text": "first"},
+        {"type": "error", "seq": 2, "error": FUTURE, "usage": usage},
+    ]
+    await exchange.head()
+    for chunk in chunks:
+        await exchange.write(f"event: {chunk['type']}\ndata: {json.dumps(chunk)}\n\n".encode())
+    await exchange.end()
+
+
+@pytest.mark.parametrize(
+    ("script", "text"), [(fails_in_mid_stream, "first"), (respond(418, FUTURE), "")], ids=["chunk", "http"]
+)
+async def test_a_program_tells_an_error_whose_code_only_a_later_version_knows(
+    generated: Client, upstream: ScriptedUpstream, script: Script, text: str, proves: Callable[[str], None]
+) -> None:
+    """The code, and more fields than the contract has, do not keep the client from decoding the error."""
+    proves("later codes told")
+    upstream.script = script
+    exit_code, output, errors = await generated.ask(upstream.url.removesuffix("/v1"))
+    assert (exit_code, output) == (1, text)
+    assert re.search(r"^code_of_the_future: A later version knows why\. \[c-1\]$", errors, re.MULTILINE), errors
 
 
 async def test_a_program_that_is_stopped_stops_the_model(

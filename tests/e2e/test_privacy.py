@@ -11,6 +11,7 @@ import re
 import sys
 from collections import Counter
 from functools import partial
+from http import HTTPStatus
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,8 @@ def without_answer(path: str, response: httpx.Response) -> str:
         return "\n".join(line for line in response.text.split("\n") if not line.startswith('data: {"type":"text"'))
     if path == "/chat/complete" and response.status_code == 200:
         return json.dumps({**response.json(), "text": ""})
+    if path == "/chat/complete" and response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return json.dumps({**response.json(), "partial": ""}, separators=(",", ":"))
     return response.text
 
 

@@ -115,8 +115,12 @@ async def test_the_answer_that_a_guardrail_does_not_allow_ends_with_an_error(
     upstream.script = answer("All too long ", "an answer, this one")
     async with running(make_settings(agent=agent("tooled"))) as client:
         _, error = ending(await stream(client, REQUEST))
+        refused = await client.post("/chat/complete", json=REQUEST)
     assert isinstance(error, ErrorChunk)
     assert error.error.code is ErrorCode.GUARDRAIL_TRIPPED
+    assert problem(refused).code is ErrorCode.GUARDRAIL_TRIPPED
+    assert "too long" not in refused.text
+    assert "partial" not in refused.json()
 
 
 async def test_a_failure_after_text_does_not_overtake_the_text(

@@ -71,7 +71,7 @@ async def test_each_of_the_keys_opens(guarded: httpx.AsyncClient, logs: Logs, ke
         (bearer("é" * 40), "wrong_key"),
     ],
 )
-@pytest.mark.parametrize("path", ["/chat", "/chat/complete", "/metrics"])
+@pytest.mark.parametrize("path", ["/chat", "/chat/complete", "/info", "/metrics"])
 async def test_without_one_of_the_keys_nobody_passes(
     guarded: httpx.AsyncClient,
     upstream: ScriptedUpstream,
@@ -82,7 +82,7 @@ async def test_without_one_of_the_keys_nobody_passes(
 ) -> None:
     """The request is refused before its body is read; the log gives the reason."""
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    method = "GET" if path == "/metrics" else "POST"
+    method = "GET" if path in {"/info", "/metrics"} else "POST"
     response = await guarded.request(method, path, content=b"{", headers=encoded)
     error = problem(response)
     assert (response.status_code, error.code, error.retryable) == (401, "unauthorized", False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpx_sse
 import pytest
+from msgspec import UNSET
 
 from parley.chat.errors import EXPLANATIONS, ErrorCode
 from parley.chat.events import FinishReason, Usage
@@ -270,3 +271,19 @@ async def test_an_answer_that_has_an_end_does_not_wait_for_the_end_of_its_connec
     before = loop.time()
     assert isinstance((await stream(client, REQUEST))[-1], DoneChunk)
     assert loop.time() - before < 1
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "partial"),
+    [("server_error", "upstream_error", "Hello, you"), ("content_filter", "content_filtered", None)],
+)
+async def test_a_whole_answer_that_fails_late_keeps_its_text_unless_the_upstream_refuses_it(
+    client: httpx.AsyncClient, upstream: ScriptedUpstream, code: str, error: str, partial: str | None
+) -> None:
+    """A stream has sent the text already, so its error does not repeat it."""
+    upstream.script = after(["Hello, ", "you"], lambda exchange: exchange.events({"error": {"code": code}}))
+    body = (await client.post("/chat/complete", json=REQUEST)).json()
+    assert (body["code"], body.get("partial")) == (error, partial)
+    *_, last = await stream(client, REQUEST)
+    assert isinstance(last, ErrorChunk)
+    assert (last.error.code, last.error.partial) == (error, UNSET)

@@ -10,13 +10,13 @@ import pytest
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.settings import Secret
-from parley.testing.factories import ErrorChunkFactory, stream_of
+from parley.testing.factories import ErrorChunkFactory, ErrorResponseFactory, stream_of
 from parley.testing.fake import Fake
+from parley.testing.faults import after
 from parley.testing.in_memory import FakeParley
 from parley.testing.server import FakeParleyServer
 from parley.testing.upstream import answer, delta, respond
-from parley.wire.decoding import MAX_BODY_BYTES
-from parley.wire.schema import ChatRequest, ErrorResponse
+from parley.wire.schema import MAX_BODY_BYTES, ChatRequest, ErrorResponse
 from tests.support.running import kind, problem, read_chunks, running
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ SAME: dict[str, tuple[Script, Told]] = {
         answer("Hello", finish_reason=None),
         lambda fake: fake.answer(
             *stream_of("Hello", ended_by=ErrorChunkFactory.build(error=broken(ErrorCode.UPSTREAM_TRUNCATED)))
+        ),
+    ),
+    "an answer that the upstream refuses in the middle": (
+        after(["Hello"], lambda exchange: exchange.events({"error": {"code": "content_filter", "message": "No."}})),
+        lambda fake: fake.answer(
+            *stream_of("Hello", ended_by=ErrorChunkFactory.build(error=broken(ErrorCode.CONTENT_FILTERED)))
         ),
     ),
     "an error": (
@@ -149,6 +155,7 @@ REFUSED: dict[str, tuple[str, str, bytes, str]] = {
     "too large, and no JSON": ("POST", "/chat", b" " * (MAX_BODY_BYTES + 1), "text/plain"),
     "another type": ("POST", "/chat", b"{}", "text/plain"),
     "another method": ("GET", "/chat", b"", JSON),
+    "another method of a page": ("POST", "/info", b"{}", JSON),
     "another path": ("POST", "/nothing", b"{}", JSON),
 }
 
@@ -255,6 +262,32 @@ def until_it_breaks(faked: httpx.Client, path: str, **options: Any) -> bytes:
     with faked.stream("POST", path, json=HI, **options) as response, pytest.raises(httpx.RemoteProtocolError):
         came.extend(response.iter_raw())
     return b"".join(came)
+
+
+@pytest.mark.parametrize("path", ["/info", "/health/live", "/health/ready"])
+@pytest.mark.parametrize("sent", [None, KEY])
+async def test_the_fakes_pages_are_as_parleys(
+    make_settings: Callable[..., Settings], fake: Fake, faked: httpx.Client, path: str, sent: str | None
+) -> None:
+    """The fields are the same, the limits too; `/info` needs a key if the chats do, and the health checks do not."""
+    fake.require_key(KEY)
+    headers = {"Authorization": f"Bearer {sent}"} if sent else {}
+    async with running(make_settings(api_keys=Secret(KEY))) as client:
+        real = await client.get(path, headers=headers)
+    made = send(faked, "GET", path, headers=headers)
+    assert made.status_code == real.status_code == (401 if path == "/info" and not sent else 200)
+    varying = {"model", "correlation_id"}
+    assert [made.json() | dict.fromkeys(varying, 0)] == [real.json() | dict.fromkeys(varying, 0)]
+
+
+def test_the_fake_can_fail_by_a_code_that_nobody_knows(fake: Fake, faked: httpx.Client) -> None:
+    """So a test can show that a client acts on `retryable` and the status."""
+    error = ErrorResponseFactory.build(
+        code=ErrorCode("code_of_the_future"), error="It broke.", detail="By fate.", action="Wait.", retryable=True
+    )
+    fake.fail(error, status=418)
+    response = faked.post("/chat", json=HI)
+    assert (response.status_code, response.json()["code"], response.json()["retryable"]) == (418, error.code, True)
 
 
 def test_the_fake_drops_a_connection_without_a_response(fake: Fake, faked: httpx.Client) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import UsageSource
@@ -144,3 +145,4 @@ def check_response(response: httpx.Response, told: Told) -> None:
     error = problem(response)
     assert (error.code, error.retryable, error.retry_after_s) == (told.code, told.retryable, told.retry_after_s)
     assert response.headers.get("retry-after") == (None if told.retry_after_s is None else str(told.retry_after_s))
+    assert (None if error.partial is UNSET else error.partial) == (told.text or None)

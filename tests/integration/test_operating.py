@@ -334,4 +334,4 @@ async def test_no_key_is_in_an_upstreams_words_however_it_quotes_it(
 async def test_the_contract_is_served(client: httpx.AsyncClient) -> None:
     """The errors refer to this path."""
     response = await client.get("/schema/openapi.json")
-    assert response.json()["paths"].keys() == {"/chat", "/chat/complete", "/health/live", "/health/ready"}
+    assert response.json()["paths"].keys() == {"/chat", "/chat/complete", "/info", "/health/live", "/health/ready"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parley.chat.errors import ErrorCode
-from parley.wire.decoding import MAX_BODY_BYTES
+from parley.wire.schema import MAX_BODY_BYTES
 from tests.support.canaries import CANARY
 from tests.support.running import problem, running, sending
 
@@ -66,7 +66,11 @@ FIELDS: dict[str, tuple[bytes, str]] = {
     "more tokens than allowed": (_fields(max_output_tokens=2001), "`/max_output_tokens` must be at most 2,000."),
     "no time": (_fields(timeout_s=0), "`/timeout_s` must be more than 0."),
     "more time than allowed": (_fields(timeout_s=31), "`/timeout_s` must be at most 30."),
-    "null for a number": (_fields(timeout_s=None), "`/timeout_s` must be a number, not null."),
+    "null for the message": (_fields(message=None), "`/message` must be a string, not null."),
+    "null for a turn": (_fields(history=[None]), "`/history/0` must be an object, not null."),
+    "text for turns": (_fields(history="Hi"), "`/history` must be an array, not a string."),
+    "text for a time": (_fields(timeout_s="5"), "`/timeout_s` must be a number, not a string."),
+    "a number for a choice": (_fields(include_reasoning=1), "`/include_reasoning` must be true or false, not a whole"),
     "too many turns": (
         _fields(history=[{"role": "user", "content": "Hi"}] * 201),
         "`/history` must have at most 200 items.",

@@ -156,7 +156,7 @@ async def test_any_request_that_the_factory_makes_is_answered(
         assert response.status_code == 200
         sent = upstream.exchanges[-1].json
         assert [turn["content"] for turn in sent["messages"]] == [
-            *(turn.content for turn in request.history),
+            *(turn.content for turn in request.history or ()),
             request.message,
         ]
         assert sent["max_tokens"] == request.max_output_tokens

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).parents[2] / "contracts"
 
 # Generated clients do not depend on these.
-_PROSE: Final = {"description", "example", "examples", "title"}
+_PROSE: Final = {"description", "example", "examples", "title", "x-extensible-enum"}
+
+_NULL: Final = {"type": "null"}
 
 
 def read(name: str = "chat-api.yaml") -> Any:
@@ -36,16 +38,22 @@ def check(shape: str, body: object) -> None:
 
 @cache
 def _validator(shape: str) -> jsonschema_rs.Validator:
+    components = read()["components"]
+    for schema in components["schemas"].values():
+        if known := schema.get("x-extensible-enum"):  # the list is open for clients, but not for Parley
+            schema["enum"] = known
     return jsonschema_rs.validator_for(
-        {"$ref": f"#/components/schemas/{shape}", "components": read()["components"]}, validate_formats=True
+        {"$ref": f"#/components/schemas/{shape}", "components": components}, validate_formats=True
     )
 
 
 def breaks(old: Any, new: Any) -> Iterator[str]:
     """Yield each change that may break a client that was generated from the old contract.
 
-    A change counts unless it is known to be harmless: a needless new version is better than a broken client.
+    A change counts unless it is known to be harmless: a needless new version is better than a broken client. The
+    contract's description tells clients which changes they must be ready for.
     """
+    new = _without_chunks_on_request(old, new)
     old, new = _inlined(old, old), _inlined(new, new)
     if version(new) < version(old):
         yield "the version went down"
@@ -62,6 +70,23 @@ def breaks(old: Any, new: Any) -> Iterator[str]:
                 yield from _in_operation({**_inherited(old), **was}, {**_inherited(new), **now}, where)
             else:
                 yield f"{where} is gone, or has another name"
+
+
+def _without_chunks_on_request(old: Any, new: Any) -> Any:
+    """Return the new contract without the kinds of chunk that Parley sends only for requests with a new field."""
+    new = copy.deepcopy(new)
+    request = new["components"]["schemas"]["ChatRequest"]
+    fields = request["properties"].keys() - request["required"]
+    fields -= old["components"]["schemas"]["ChatRequest"]["properties"].keys()
+    chunk, tags = new["components"]["schemas"]["StreamChunk"], []
+    for tag, reference in chunk.get("discriminator", {}).get("mapping", {}).items():
+        kind = new["components"]["schemas"][reference.rpartition("/")[2]]
+        if kind.get("x-requested-by") in fields:
+            chunk["oneOf"].remove({"$ref": reference})
+            tags.append(tag)
+    for tag in tags:
+        del chunk["discriminator"]["mapping"][tag]
+    return new
 
 
 def version(document: Any) -> tuple[int, ...]:
@@ -127,7 +152,19 @@ def _in_named(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]
             yield from _in_schema(old["schema"], new["schema"], f"{where}: {name}", is_sent=is_sent)
 
 
+def _without_null(schema: Any) -> Any:
+    """Return a schema that does not allow null, otherwise the same."""
+    match [one for one in schema.get("anyOf", []) if one != _NULL]:
+        case [one]:
+            return {name: value for name, value in schema.items() if name != "anyOf"} | one
+        case [*several] if several:
+            return {**schema, "anyOf": several}
+        case _:
+            return schema
+
+
 def _in_schema(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str]:
+    now = _without_null(now) if is_sent and _NULL not in was.get("anyOf", []) else now
     for keyword in (was.keys() | now.keys()) - _PROSE:
         match was.get(keyword), now.get(keyword):
             case dict() as old, dict() as new if keyword == "properties":

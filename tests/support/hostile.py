@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from parley.testing.faults import FAULTS, after, close, end, reset, say, sse
 from parley.testing.upstream import answer, delta, hang, respond
-from parley.wire.decoding import MAX_BODY_BYTES
+from parley.wire.schema import MAX_BODY_BYTES
 from tests.support.scripts import call
 
 if TYPE_CHECKING:
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 ODD = "\"'\\ \n\r\x1b[31m\x07\x7f\x85\x9b31m\u2028\u2029\u202e\ufeff 東\U0001f389"
 
 OPERATIONS = ("/chat", "/chat/complete")
-PAGES = ("/health/live", "/health/ready", "/metrics", "/schema", "/schema/openapi.json", "/schema/openapi.yaml")
+PAGES = (
+    "/health/live",
+    "/health/ready",
+    "/info",
+    "/metrics",
+    "/schema",
+    "/schema/openapi.json",
+    "/schema/openapi.yaml",
+)
 CALLERS = ("a caller's key", "another caller's key")
 _HEADERS = (
     "Accept",

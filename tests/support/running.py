@@ -96,6 +96,8 @@ async def stream(client: httpx.AsyncClient, request: object, **options: Any) -> 
     chunks = [decode_chunk(event.data) for event in events]
     assert [event.event for event in events] == [kind(chunk) for chunk in chunks]
     assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
+    requested_by = {getattr(chunk, "requested_by", None) for chunk in chunks} - {None}
+    assert not requested_by or (isinstance(request, dict) and all(request[field] for field in requested_by))
     assert [kind(chunk) in {"done", "error"} for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     return chunks
 

@@ -47,7 +47,7 @@ def test_a_suite_is_read(tmp_path: Path) -> None:
     first, second = suite.cases
     assert (suite.name, suite.system_prompt) == ("mine", "Be kind.")
     assert (first.request().max_output_tokens, second.request().max_output_tokens) == (9, 50)
-    assert [turn.content for turn in first.request().history] == ["Once", "upon"]
+    assert [turn.content for turn in first.request().history or ()] == ["Once", "upon"]
     assert first.expect.contains == ["a", "b"]
     assert suite.only(["stories"], []) == [first]
     assert suite.only([], ["second"]) == [second]

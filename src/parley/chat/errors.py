@@ -1,14 +1,14 @@
-"""The closed list of error codes and, for each code, what happened, why, and what to do."""
+"""The error codes and, for each code, what happened, why, and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 
 class ErrorCode(StrEnum):
-    """Every way in which a request can fail. The list is closed: clients may switch on it."""
+    """Why a request failed. The list is open: if you do not know a code, act on `retryable` and the HTTP status."""
 
     INVALID_REQUEST = "invalid_request"
     NOT_FOUND = "not_found"
@@ -32,6 +32,15 @@ class ErrorCode(StrEnum):
     GUARDRAIL_TRIPPED = "guardrail_tripped"
     TOO_MANY_TURNS = "too_many_turns"
     INTERNAL = "internal"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        """Return a code for a value that only a later version of Parley knows, so that a client can decode it."""
+        if not isinstance(value, str):
+            return None
+        code = str.__new__(cls, value)
+        code._name_ = code._value_ = value
+        return code
 
 
 class Explanation(NamedTuple):

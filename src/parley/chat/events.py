@@ -15,7 +15,7 @@ _Count = Annotated[int, Meta(ge=0)]
 
 
 class FinishReason(StrEnum):
-    """Why the model stopped; `unknown` if the upstream says that the answer is complete, but not why."""
+    """Why the model stopped. `unknown`: the upstream reported the end, but no known reason. The list is closed."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -24,7 +24,10 @@ class FinishReason(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Who counted the tokens: the upstream, Parley by the deltas it saw, or nobody."""
+    """Where the token counts come from: the upstream, Parley's estimate from the pieces it received, or none.
+
+    The list is closed.
+    """
 
     UPSTREAM = "upstream"
     ESTIMATE = "estimate"
@@ -32,15 +35,15 @@ class UsageSource(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one request; a number that nobody knows is null, never 0."""
+    """Token counts of one request. Unknown counts are null, never 0."""
 
-    input_tokens: Annotated[_Count | None, Meta(description="Tokens of the prompt, the system prompt included.")]
-    output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer.")]
-    total_tokens: Annotated[_Count | None, Meta(description="Both together.")]
+    input_tokens: Annotated[_Count | None, Meta(description="Tokens of the prompt, including the system prompt.")]
+    output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer, including reasoning.")]
+    total_tokens: Annotated[_Count | None, Meta(description="Input and output tokens together.")]
     cached_input_tokens: Annotated[
-        _Count | None, Meta(description="Those of the input that the upstream had in its cache.")
+        _Count | None, Meta(description="Input tokens that came from the upstream's cache.")
     ] = None
-    reasoning_tokens: Annotated[_Count | None, Meta(description="Those of the output that the model thought with.")] = (
+    reasoning_tokens: Annotated[_Count | None, Meta(description="Output tokens that the model used for reasoning.")] = (
         None
     )
     source: UsageSource
@@ -79,10 +82,13 @@ NO_USAGE: Final = Usage(input_tokens=None, output_tokens=None, total_tokens=None
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds since the request was accepted."""
+    """Times in milliseconds, from when Parley accepted the request."""
 
-    first_token_ms: Annotated[_Count | None, Meta(description="When the first text came; null where none did.")]
-    total_ms: Annotated[_Count, Meta(description="When the answer ended.")]
+    first_token_ms: Annotated[
+        _Count | None,
+        Meta(description="Milliseconds to the first text; reasoning does not count. Null if no text arrived."),
+    ]
+    total_ms: Annotated[_Count, Meta(description="Milliseconds to the end of the answer.")]
 
 
 class ReplyAdmitted(msgspec.Struct, frozen=True):

@@ -76,6 +76,11 @@ class ChatService:
         self._quotas = Quotas(settings, lambda: self._admission.usual_stay_s)
         self._watch = watch
 
+    @property
+    def model_names(self) -> list[str]:
+        """The names of the models that answer: the first, then the fallback."""
+        return self._agent.model_names
+
     def drain(self) -> None:
         """Refuse new prompts from now on; open replies continue."""
         self._is_draining = True

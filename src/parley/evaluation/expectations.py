@@ -86,6 +86,8 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"`matches` is not a regular expression: {error}") from error
         if self.json_schema is not None:
             _check_schema(self.json_schema)
+        if self.error is not None and self.error not in set(ErrorCode):
+            raise ValueError(f"`error` must be one of {', '.join(ErrorCode)}, not {self.error}")
 
 
 def _check_schema(schema: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET
 from polyfactory import PostGenerated
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 
@@ -117,6 +118,7 @@ class ErrorResponseFactory(_Factory[ErrorResponse]):
     action = PostGenerated(_explained)
     retryable = PostGenerated(_explained)
     retry_after_s = None
+    partial = UNSET
 
 
 class StartChunkFactory(_Factory[StartChunk]):

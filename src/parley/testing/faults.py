@@ -152,19 +152,13 @@ def too_long(**error: object) -> Script:
     return script
 
 
-async def html(exchange: Exchange) -> None:
-    """Answer with a page, as a proxy does; it quotes the request."""
-    await say(f"<html>{quoted(exchange)}</html>".encode(), "text/html")(exchange)
+def say_quoted(before: bytes, after: bytes, content_type: str = "text/event-stream") -> Script:
+    """Answer 200 with a body that quotes the request between these bytes."""
 
+    async def script(exchange: Exchange) -> None:
+        await say(before + quoted(exchange).encode() + after, content_type)(exchange)
 
-async def malformed(exchange: Exchange) -> None:
-    """Send JSON that is malformed, and quotes the request."""
-    await say(b'data: {"choices": [' + quoted(exchange).encode() + b"\n\n")(exchange)
-
-
-async def malformed_after_text(exchange: Exchange) -> None:
-    """Send text, then malformed JSON that quotes the request."""
-    await say(sse(*map(delta, ABC)) + b"data: {" + quoted(exchange).encode() + b"\n\n")(exchange)
+    return script
 
 
 async def error_in_band(exchange: Exchange) -> None:
@@ -212,10 +206,10 @@ FAULTS: Final[Mapping[str, Script]] = {
     "reset_after_reason": after(ABC, reason_then_reset),
     "hang_after_reason": after(ABC, reason_then_hang),
     # The upstream sends something else.
-    "html": html,
+    "html": say_quoted(b"<html>", b"</html>", "text/html"),
     "json": say(b'{"choices": []}', "application/json"),
-    "malformed": malformed,
-    "malformed_after_text": malformed_after_text,
+    "malformed": say_quoted(b'data: {"choices": [', b"\n\n"),
+    "malformed_after_text": say_quoted(sse(*map(delta, ABC)) + b"data: {", b"\n\n"),
     "not_utf8": say(b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n' + sse(_STOP, "[DONE]")),
     "another_shape": say(sse({"choices": 5})),
     "error_in_band": error_in_band,

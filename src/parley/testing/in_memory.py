@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 import httpx
 
-from parley.testing.fake import Fake, Received, Reply
+from parley.testing.fake import Fake
+from parley.testing.replies import Received, Reply
 
 
 class FakeParley(Fake, httpx.BaseTransport, httpx.AsyncBaseTransport):

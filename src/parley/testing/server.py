@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from parley.testing.exchange import ScriptedServer
-from parley.testing.fake import Fake, Received, Reply
+from parley.testing.fake import Fake
+from parley.testing.replies import Received, Reply
 
 if TYPE_CHECKING:
     from parley.testing.exchange import Exchange

@@ -1,8 +1,9 @@
-"""The HTTP operations: chat as a stream, chat as one answer, health checks and metrics."""
+"""The HTTP operations: chat as a stream, chat as one answer, what is served, health checks and metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Annotated
 
 from litestar import Controller, Response, get, post
@@ -15,12 +16,20 @@ from parley.chat.events import Event, ReplyFailed, ReplyFinished, ReplyReasoning
 from parley.chat.record import Record
 from parley.chat.service import ChatService
 from parley.settings import Settings
-from parley.web.errors import ClientDisconnectedError
+from parley.web.errors import ClientDisconnectedError, IncompleteAnswerError
 from parley.web.examples import STREAM
-from parley.web.openapi import CHAT_FAILURES, LIVENESS_FAILURES, MAY_NEED_KEY, READINESS_FAILURES, DescribedOperation
+from parley.web.openapi import (
+    CHAT_FAILURES,
+    INFO_FAILURES,
+    LIVENESS_FAILURES,
+    MAY_NEED_KEY,
+    READINESS_FAILURES,
+    DescribedOperation,
+)
 from parley.web.request import ChatAPIRequest
 from parley.web.responses import JSONResponse
 from parley.web.sse import EventStream, cancelled_on_disconnect
+from parley.wire.info import Info, Limits
 from parley.wire.schema import ChatRequest, ChatResponse, Health, StreamChunk
 
 
@@ -81,16 +90,19 @@ class ChatController(Controller):
         service: NamedDependency[ChatService],
         settings: NamedDependency[Settings],
     ) -> ChatResponse:
-        """Answer a message with one JSON response, for clients that do not stream."""
+        """Answer a message with one JSON response, for clients that do not stream.
+
+        If the model fails after it began to answer, the error has the text so far as `partial`.
+        """
         record: Record = request.scope["state"]["record"]
         reply = service.stream(data.to_prompt(settings, request.scope["state"]["caller"]), record)
         async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
-            return await _collect(events, record.correlation_id, include_reasoning=data.include_reasoning)
+            return await _collect(events, record.correlation_id, include_reasoning=bool(data.include_reasoning))
         raise ClientDisconnectedError
 
 
 async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include_reasoning: bool) -> ChatResponse:
-    """Join the events of a reply into one answer, or raise `ChatError` if the reply failed."""
+    """Join the events of a reply into one answer, or raise `IncompleteAnswerError` if the reply failed."""
     model = ""
     texts: list[str] = []
     thoughts: list[str] = []
@@ -103,7 +115,7 @@ async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include
             case ReplyReasoning():
                 thoughts.append(event.text)
             case ReplyFailed():
-                raise event.error
+                raise IncompleteAnswerError(event.error, "".join(texts))
             case ReplyFinished():
                 return ChatResponse(
                     text="".join(texts),
@@ -115,6 +127,34 @@ async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include
                     correlation_id=correlation_id,
                 )
     raise AssertionError("a reply has a last event")
+
+
+class InfoController(Controller):
+    """What this Parley serves."""
+
+    path = "/info"
+    tags = ("info",)
+
+    @get(
+        operation_id="getInfo",
+        summary="Get the model and the limits",
+        response_description="The model, the limits in force, and the version.",
+        operation_class=DescribedOperation,
+        responses=INFO_FAILURES,
+        security=MAY_NEED_KEY,
+    )
+    async def info(self, service: NamedDependency[ChatService], settings: NamedDependency[Settings]) -> Info:
+        """Return the model, the limits in force, and the version.
+
+        The request reaches no upstream and counts towards no quota. It is answered even if Parley is not ready.
+        """
+        model, *fallbacks = service.model_names
+        return Info(
+            model=model,
+            fallback_model=fallbacks[0] if fallbacks else None,
+            limits=Limits.of(settings),
+            version=version("parley"),
+        )
 
 
 class MetricsController(PrometheusController):

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
+from msgspec import UNSET
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.web.responses import JSONResponse
 from parley.wire.errors import NO_BODY, STATUS, headers_of
-from parley.wire.schema import ErrorResponse
+from parley.wire.schema import ErrorResponse, partial_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from litestar import Request
     from litestar.types import ExceptionHandlersMap
+    from msgspec import UnsetType
 
     from parley.chat.record import Record
 
@@ -43,12 +45,24 @@ class ClientDisconnectedError(Exception):
     """The client disconnected before Parley had anything to send."""
 
 
+class IncompleteAnswerError(Exception):
+    """A whole answer failed; `text` is what had arrived, and is not part of the message, so that no log has it."""
+
+    def __init__(self, cause: ChatError, text: str) -> None:
+        super().__init__(cause.code)
+        self.cause = cause
+        self.text = text
+
+
 def _respond(
-    request: Request[Any, Any, Any], error: ChatError, headers: Mapping[str, str] | None = None
+    request: Request[Any, Any, Any],
+    error: ChatError,
+    headers: Mapping[str, str] | None = None,
+    partial: str | UnsetType = UNSET,
 ) -> Response[ErrorResponse]:
     record: Record = request.state.record
     record.fail(error)
-    body = ErrorResponse.of(error, record.correlation_id)
+    body = ErrorResponse.of(error, record.correlation_id, partial)
     return JSONResponse(
         body,
         status_code=STATUS[error.code],
@@ -74,6 +88,10 @@ def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Respons
     return _respond(request, ChatError(ErrorCode.INTERNAL))
 
 
+def _on_incomplete(request: Request[Any, Any, Any], error: IncompleteAnswerError) -> Response[ErrorResponse]:
+    return _respond(request, error.cause, partial=partial_text(error.cause.code, error.text))
+
+
 def _on_disconnect(request: Request[Any, Any, Any], _: ClientDisconnectedError) -> Response[bytes]:
     record: Record = request.state.record
     record.outcome = "client_disconnected"
@@ -83,6 +101,7 @@ def _on_disconnect(request: Request[Any, Any, Any], _: ClientDisconnectedError) 
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {
     ChatError: _respond,
     ClientDisconnectedError: _on_disconnect,
+    IncompleteAnswerError: _on_incomplete,
     ValidationException: _on_no_body,
     HTTPException: _on_http_error,
     Exception: _on_unexpected,

@@ -10,6 +10,7 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
 from parley.wire.encoding import encode_frame
 from parley.wire.errors import STATUS
+from parley.wire.info import Info, Limits
 from parley.wire.schema import (
     ChatRequest,
     ChatResponse,
@@ -78,11 +79,31 @@ _ANSWER: Final = ChatResponse(
     model=_MODEL,
     correlation_id=_CORRELATION_ID,
 )
+_INCOMPLETE: Final = {
+    "incomplete": ErrorResponse.of(
+        ChatError(ErrorCode.UPSTREAM_TRUNCATED), _CORRELATION_ID, partial="The capital of France"
+    )
+}
+_INFO: Final = Info(
+    model="gpt-5-mini",
+    fallback_model=_MODEL,
+    limits=Limits(
+        max_output_tokens=2000,
+        timeout_s=30,
+        message_characters=32_000,
+        history_turns=200,
+        body_bytes=1 << 20,
+        requests_per_minute=60,
+        open_requests=None,
+        tokens_per_minute=None,
+    ),
+    version="0.2.0",
+)
 _NOT_READY: Final = Health(status="not_ready", reason=ErrorCode.UPSTREAM_UNREACHABLE)
 
 
-def bodies(shape: str, status: int | None) -> Mapping[str, object]:
-    """Return the examples of this shape, by name, for a response with this status."""
+def bodies(shape: str, status: int | None, operation: str | None) -> Mapping[str, object]:
+    """Return the examples of this shape, by name, for this operation's response with this status."""
     match shape:
         case "ChatRequest":
             return _REQUESTS
@@ -92,5 +113,8 @@ def bodies(shape: str, status: int | None) -> Mapping[str, object]:
             return {"answer": _ANSWER}
         case "Health":
             return {} if status == HTTPStatus.OK else {"not_ready": _NOT_READY}
+        case "Info":
+            return {"info": _INFO}
         case _:
-            return {code: _error(code) for code in ErrorCode if STATUS[code] == status}
+            errors = {str(code): _error(code) for code in ErrorCode if STATUS[code] == status}
+            return errors | _INCOMPLETE if operation == "completeChat" and status == HTTPStatus.BAD_GATEWAY else errors

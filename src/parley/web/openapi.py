@@ -1,12 +1,11 @@
-"""The contract: what the OpenAPI document says about the operations and their shapes."""
+"""The contract: what the OpenAPI document says about the operations, and about changes to come."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from litestar.openapi import OpenAPIConfig, ResponseSpec
@@ -28,29 +27,30 @@ from litestar.openapi.spec import (
 )
 from litestar.openapi.spec.base import BaseSchemaObject
 from litestar.openapi.spec.enums import OpenAPIType
-from litestar.params import Parameter as Named
-from litestar.plugins import OpenAPISchemaPlugin
-from litestar.typing import FieldDefinition
 
 from parley.chat.errors import EXPLANATIONS, ErrorCode
 from parley.web import docs
 from parley.web.examples import bodies
-from parley.wire.decoding import MAX_BODY_BYTES
 from parley.wire.errors import STATUS
-from parley.wire.schema import ChatRequest, ChatResponse, ErrorResponse, Health, StreamChunk
+from parley.wire.schema import MAX_BODY_BYTES, ErrorResponse, Health
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from litestar._openapi.schema_generation import SchemaCreator
+_DESCRIPTION: Final = """\
+POST a message, and read the model's answer as typed server-sent events.
 
-_PUBLISHED: Final[dict[str, Any]] = {
-    "ChatRequest": ChatRequest,
-    "StreamChunk": StreamChunk,
-    "ChatResponse": ChatResponse,
-    "ErrorResponse": ErrorResponse,
-    "Health": Health,
-}
+Clients must be ready for these changes, which can come in any version:
+
+- Responses and chunks get new fields. Ignore fields that you do not know.
+- New error codes appear. If you do not know a code, act on `retryable` and the HTTP status.
+- Requests get new optional fields, and there are new operations.
+- New kinds of chunk appear, but Parley sends them only for requests that ask for them with a field of their own, as
+  `include_reasoning` asks for `reasoning` chunks. The chunk's schema names the field as `x-requested-by`.
+
+In a request, null for an optional field is the same as leaving it out. Any other change that can break a client raises
+the first number of the version or, while that is 0, the second.
+"""
 
 # Errors that no operation returns; Litestar returns them if there is no such operation.
 _OF_NO_OPERATION: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
@@ -97,6 +97,7 @@ def _failures(*codes: ErrorCode) -> dict[int, ResponseSpec]:
 
 
 CHAT_FAILURES: Final = _failures(*(code for code in ErrorCode if code not in _OF_NO_OPERATION))
+INFO_FAILURES: Final = _failures(ErrorCode.UNAUTHORIZED, ErrorCode.OVERLOADED, ErrorCode.INTERNAL)
 LIVENESS_FAILURES: Final = _failures(ErrorCode.INTERNAL)
 READINESS_FAILURES: Final = LIVENESS_FAILURES | {
     503: ResponseSpec(Health, generate_examples=False, description="Parley is not ready; `reason` says why.")
@@ -123,12 +124,14 @@ class DescribedOperation(Operation):
                     response.headers["Retry-After"] = _RETRY_AFTER
                 if is_error and int(status) == HTTPStatus.UNAUTHORIZED:
                     response.headers["WWW-Authenticate"] = _AUTHENTICATE
-                _exemplify(content, int(status))
+                _exemplify(content, int(status), self.operation_id)
 
 
-def _exemplify(content: Mapping[str, OpenAPIMediaType], status: int | None = None) -> None:
+def _exemplify(
+    content: Mapping[str, OpenAPIMediaType], status: int | None = None, operation: str | None = None
+) -> None:
     for media_type in content.values():
-        if examples := bodies(_shape(media_type), status):
+        if examples := bodies(_shape(media_type), status, operation):
             media_type.examples = {name: Example(value=_Body(body)) for name, body in examples.items()}
 
 
@@ -146,72 +149,13 @@ class _Body(BaseSchemaObject):
         return dict(msgspec.to_builtins(self.body))
 
 
-class WireSchemas(OpenAPISchemaPlugin):
-    """Publishes msgspec's own schemas; Litestar's lack the limits, the closed objects and the discriminators."""
-
-    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
-        """Return whether a field's type goes over the wire."""
-        return field_definition.annotation in _PUBLISHED.values()
-
-    def to_openapi_schema(  # type: ignore[override]  # Litestar accepts a reference as well
-        self, field_definition: FieldDefinition, schema_creator: SchemaCreator
-    ) -> Reference | None:
-        """Register the schemas of all types on the wire, and return a reference to this one."""
-        registry = schema_creator.schema_registry
-        for name, definition in _components().items():
-            schema = registry.get_schema_for_field_definition(_component(name))
-            for keyword, value in definition.items():
-                setattr(schema, Schema.field_aliases().get(keyword, keyword), value)
-        name = next(name for name, shape in _PUBLISHED.items() if shape == field_definition.annotation)
-        return registry.get_reference_for_field_definition(_component(name))
-
-
-def _component(name: str) -> FieldDefinition:
-    """Return the field definition that names a component in Litestar's registry."""
-    shape = _PUBLISHED.get(name, object)  # no handler refers to the other components, so a name is enough
-    return FieldDefinition.from_annotation(Annotated[shape, Named(schema_component_key=name)])
-
-
-@cache
-def _components() -> dict[str, Any]:
-    """Return the schemas by name."""
-    published, components = msgspec.json.schema_components(
-        _PUBLISHED.values(), ref_template="#/components/schemas/{name}"
-    )
-    for name, schema in zip(_PUBLISHED, published, strict=True):
-        if "anyOf" in schema:  # msgspec does not name a union, and does not say that exactly one member applies
-            components[name] = {
-                "title": name,
-                "description": "One event's data; `type` tells which.",
-                "oneOf": schema.pop("anyOf"),
-                **schema,
-            }
-    return {name: _typed(schema) for name, schema in components.items()}
-
-
-def _typed(schema: Any) -> Any:
-    """Mark each enumeration as one of strings, and each tag as a constant, as code generators need both."""
-    match schema:
-        case {"enum": [tag]}:
-            return {"type": "string", "const": tag}
-        case {"enum": [*_]}:
-            return {"type": "string", **schema}
-        case dict():
-            # Leave out the defaults: some code generators take a field with a default for a required one.
-            return {keyword: _typed(value) for keyword, value in schema.items() if keyword != "default"}
-        case list():
-            return [_typed(member) for member in schema]
-        case _:
-            return schema
-
-
 def openapi_config() -> OpenAPIConfig:
     """Return the configuration: a page at /schema, the document at /schema/openapi.json and /schema/openapi.yaml."""
     return OpenAPIConfig(
         title="Parley",
         version=version("parley"),
         summary="A streaming chat API.",
-        description="POST a message, and read the model's answer as typed server-sent events.",
+        description=_DESCRIPTION,
         license=License(name="MIT", identifier="MIT"),
         components=Components(
             security_schemes={
@@ -222,8 +166,9 @@ def openapi_config() -> OpenAPIConfig:
         ),
         security=[],
         tags=[
-            Tag("chat", "Answers to messages. To send a request again is to ask, and to pay, again."),
-            Tag("health", "What an orchestrator asks."),
+            Tag("chat", "Answer messages. Each request runs the model, and costs tokens, even if it is a retry."),
+            Tag("info", "Describe what this Parley serves."),
+            Tag("health", "Check whether Parley is alive and ready, for orchestrators."),
         ],
         use_handler_docstrings=True,
         openapi_router=docs.router(),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from parley.chat.errors import ChatError, ErrorCode
 from parley.wire.findings import reworded
-
-MAX_BODY_BYTES: Final = 1 << 20
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ _GOT: Final = {**_EXPECTED, "float": "a fraction", "bool": "a boolean", "null": 
 _BOUNDS: Final = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 _UNITS: Final = {"str": "characters", "array": "items"}
 
-_WRONG_TYPE: Final = re.compile(r"Expected `(\w+)`, got `(\w+)`")
+_WRONG_TYPE: Final = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
 _OUT_OF_BOUNDS: Final = re.compile(r"Expected `(\w+)`( of length)? ([<>]=?) ([\d.]+)")
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z0-9_-]{1,40})`")
@@ -70,7 +70,7 @@ def _allowed(shape: Any, path: list[str]) -> list[Any]:
     """Return the values that are allowed at this place."""
     kind = inspect.type_info(shape)
     for step in [*path, ""]:
-        kind = kind.type if isinstance(kind, inspect.Metadata) else kind
+        kind = _bare(kind)
         match kind:
             case inspect.StructType():
                 fields = {field.encode_name: field.type for field in kind.fields}
@@ -80,3 +80,14 @@ def _allowed(shape: Any, path: list[str]) -> list[Any]:
             case inspect.LiteralType():
                 return list(kind.values)
     return []
+
+
+def _bare(kind: inspect.Type) -> inspect.Type:
+    """Return a type without its metadata and its null."""
+    match kind:
+        case inspect.Metadata():
+            return _bare(kind.type)
+        case inspect.UnionType():
+            return _bare(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+        case _:
+            return kind

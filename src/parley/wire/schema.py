@@ -1,6 +1,6 @@
 """The shapes on the wire: requests, chunks, responses and errors, as the contract publishes them."""
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,6 +14,7 @@ NumberT = TypeVar("NumberT", int, float)
 
 MAX_MESSAGE_CHARACTERS: Final = 32_000
 MAX_HISTORY_TURNS: Final = 200
+MAX_BODY_BYTES: Final = 1 << 20
 
 _Seq = Annotated[int, Meta(ge=0, description="Number of the chunk in the stream, from 0.")]
 _Model = Annotated[str, Meta(description="The model that answers, which may be the fallback.")]
@@ -28,6 +29,8 @@ _CONTENT: Final = f"What was said: at most {MAX_MESSAGE_CHARACTERS:,} characters
 # In servers written in C, a NUL would silently end the text.
 _NO_NUL: Final = r"^[^\x00]*$"
 NOT_BLANK_NO_NUL: Final = rf"^[{_BLANK}]*[^{_BLANK}\x00][^\x00]*$"
+
+_REFUSED_ANSWERS: Final = {ErrorCode.GUARDRAIL_TRIPPED, ErrorCode.CONTENT_FILTERED}
 
 
 class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,18 +53,15 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ]
     history: Annotated[
-        list[HistoryTurn],
+        Annotated[list[HistoryTurn], Meta(max_length=MAX_HISTORY_TURNS)] | None,
         Meta(
-            max_length=MAX_HISTORY_TURNS,
             description=f"Earlier turns of `user` and `assistant`, oldest first; at most {MAX_HISTORY_TURNS}.",
         ),
     ] = msgspec.field(default_factory=list)
     max_output_tokens: (
         Annotated[
-            int,
+            Annotated[int, Meta(ge=1, le=MOST_OUTPUT_TOKENS)] | None,
             Meta(
-                ge=1,
-                le=MOST_OUTPUT_TOKENS,
                 description="Most tokens in the answer, a whole number. Default and ceiling are "
                 f"{_DEFAULTS.max_output_tokens:,} unless the operator says otherwise; above it is refused.",
             ),
@@ -70,10 +70,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ) = UNSET
     timeout_s: (
         Annotated[
-            float,
+            Annotated[float, Meta(gt=0, le=LONGEST_S)] | None,
             Meta(
-                gt=0,
-                le=LONGEST_S,
                 description="Seconds for the whole answer. Default and ceiling are "
                 f"{_DEFAULTS.request_timeout_s:g} unless the operator says otherwise; above it is refused.",
             ),
@@ -82,23 +80,26 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ) = UNSET
 
     include_reasoning: Annotated[
-        bool, Meta(description="Whether to send the model's reasoning, if the upstream provides it.")
+        bool | None, Meta(description="Whether to send the model's reasoning, if the upstream provides it.")
     ] = False
 
     def to_prompt(self, settings: Settings, caller: str) -> Prompt:
         """Return the prompt for the domain, or raise `ChatError` if a value is above its ceiling."""
         return Prompt(
-            messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)],
+            messages=[
+                *(Message(turn.role, turn.content) for turn in self.history or ()),
+                Message("user", self.message),
+            ],
             max_output_tokens=_limited("max_output_tokens", self.max_output_tokens, settings.max_output_tokens),
             timeout_s=_limited("timeout_s", self.timeout_s, settings.request_timeout_s),
-            include_reasoning=self.include_reasoning,
+            include_reasoning=bool(self.include_reasoning),
             caller=caller,
         )
 
 
-def _limited(name: str, value: NumberT | UnsetType, ceiling: NumberT) -> NumberT:
+def _limited(name: str, value: NumberT | UnsetType | None, ceiling: NumberT) -> NumberT:
     """Return the value, which defaults to its ceiling, or raise `ChatError` if it is above the ceiling."""
-    if value is UNSET:
+    if value is None or value is UNSET:
         return ceiling
     if value > ceiling:
         raise ChatError(ErrorCode.INVALID_REQUEST, detail=f"`/{name}` must be at most {ceiling:,.9g}.")
@@ -117,16 +118,32 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: Annotated[
         Annotated[int, Meta(ge=0)] | None, Meta(description="Seconds to wait before a retry; null if unknown.")
     ]
+    partial: (
+        Annotated[
+            str,
+            Meta(
+                description="The text that arrived before the failure. Only in responses of `/chat/complete`; absent "
+                "if no text arrived, and for `guardrail_tripped` and `content_filtered`."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
     @classmethod
-    def of(cls, error: ChatError, correlation_id: str) -> "ErrorResponse":
+    def of(cls, error: ChatError, correlation_id: str, partial: str | UnsetType = UNSET) -> "ErrorResponse":
         """Return the response for an error of the domain."""
         return cls(
             code=error.code,
             correlation_id=correlation_id,
             retry_after_s=error.retry_after_s,
+            partial=partial,
             **error.explanation._asdict(),
         )
+
+
+def partial_text(code: ErrorCode, text: str) -> str | UnsetType:
+    """Return what an error shows of an answer's text: nothing if the operator or the upstream refused the answer."""
+    return UNSET if not text or code in _REFUSED_ANSWERS else text
 
 
 class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="start"):
@@ -140,6 +157,7 @@ class StartChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
 class ReasoningChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
     """A piece of the model's reasoning; sent only if the request sets `include_reasoning`."""
 
+    requested_by: ClassVar[str] = "include_reasoning"
     seq: _Seq
     text: Annotated[str, Meta(description="The next piece of the reasoning.")]
 
@@ -191,7 +209,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Annotated[
         Literal["live", "ready", "not_ready"],
-        Meta(description="`live` for liveness; `ready` or `not_ready` for readiness."),
+        Meta(description="`live` for liveness; `ready` or `not_ready` for readiness. The list is closed."),
     ]
     reason: Annotated[
         ErrorCode | None,

@@ -8,7 +8,7 @@ import sseclient
 
 
 def fail(error: parley.ErrorResponse) -> NoReturn:
-    sys.exit(f"{error.code.value}: {error.detail} [{error.correlation_id}]")
+    sys.exit(f"{error.code}: {error.detail} [{error.correlation_id}]")
 
 
 def ask(base_url: str, message: str) -> None:
