@@ -8,7 +8,14 @@ project = "Parley"
 release = metadata.version("parley")
 extensions = ["myst_parser", "sphinxcontrib.mermaid"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "contracts/README.md", "deploy/*.md", "docs/*.md", "examples/agent/README.md"]
+include_patterns = [
+    "*.md",
+    "contracts/README.md",
+    "deploy/*.md",
+    "docs/*.md",
+    "examples/README.md",
+    "examples/*/README.md",
+]
 exclude_patterns = [".venv", "dist", "tests"]
 
 myst_fence_as_directive = ["mermaid"]

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.support.browser import chromium
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from playwright.async_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Use the real clock: a simulated one would not wait for other processes."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Run the installed Chromium for all tests of a file."""
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """Open a page that shares no state with those of other tests."""
+    async with await browser.new_context() as context:
+        yield await context.new_page()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

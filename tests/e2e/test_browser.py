@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import http.server
-import shutil
-import threading
 import urllib.parse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import playwright.async_api
 import pytest
 
 from parley.testing.exchange import Exchange
-from parley.testing.upstream import ScriptedUpstream, answer, delta, in_turn, respond
-from tests.support.installed import need
-from tests.support.npm import documented, install
+from parley.testing.upstream import ScriptedUpstream, answer, delta, respond
+from tests.support.browser import broken_parley, served
 from tests.support.running import running
 from tests.support.scripts import Gated
 
@@ -25,88 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     import httpx
+    import playwright.async_api
 
     from parley.settings import Settings
     from tests.support.logs import Logs
 
 PROGRAM = Path(__file__).parents[1] / "clients" / "browser"
 
-# The browser runs as root in a container, and contacts no other host.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
-]
-
-
-FETCH_EVENT_SOURCE = """
-<!doctype html>
-<p id="answer"></p><p id="end"></p>
-<script type="importmap">
-  {"imports": {"@microsoft/fetch-event-source": "/node_modules/@microsoft/fetch-event-source/lib/esm/index.js"}}
-</script>
-<script type="module">
-  import { ask } from './program.js';
-  const [answer, end] = [document.querySelector('#answer'), document.querySelector('#end')];
-  const question = ['baseUrl', 'message'].map((name) => new URLSearchParams(location.search).get(name));
-  ask(...question, (text) => { answer.textContent += text; }).then(
-    () => { end.textContent = 'Done.'; },
-    (error) => { end.textContent = error.message; },
-  );
-</script>
-"""
-"""A page that uses the documented program for @microsoft/fetch-event-source."""
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[playwright.async_api.Browser]:
-    """Run the installed Chromium."""
-    need("chromium")
-    async with (
-        playwright.async_api.async_playwright() as driver,
-        await driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
-        ) as browser,
-    ):
-        yield browser
-
 
 @pytest.fixture
-async def page(browser: playwright.async_api.Browser) -> AsyncIterator[playwright.async_api.Page]:
-    """Open a page that shares no state with those of other tests."""
-    async with await browser.new_context() as context:
-        yield await context.new_page()
-
-
-class _Files(http.server.SimpleHTTPRequestHandler):
-    def translate_path(self, path: str) -> str:
-        """Find a module also by its name without the extension, as bundlers do."""
-        found = super().translate_path(path)
-        return f"{found}.js" if Path(f"{found}.js").exists() else found
-
-    def log_message(self, *_: Any) -> None:
-        """Log nothing."""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that is served: the programs, and the package fetch-event-source."""
-    folder = tmp_path_factory.mktemp("site")
-    install(folder)
-    shutil.copy(PROGRAM / "program.html", folder)
-    (folder / "program.js").write_text(documented("clients.md", "fetch-event-source"))
-    (folder / "fetch-event-source.html").write_text(FETCH_EVENT_SOURCE)
-    return folder
-
-
-@pytest.fixture
-def origin(site: Path) -> Iterator[str]:
-    """Serve the programs from an origin that is not Parley's."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(site))) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://localhost:{server.server_port}"
-        server.shutdown()
+def origin() -> Iterator[str]:
+    """Serve the program from an origin that is not Parley's."""
+    with served(PROGRAM) as origin:
+        yield origin
 
 
 @pytest.fixture
@@ -116,22 +41,10 @@ async def parley(make_settings: Callable[..., Settings], logs: Logs, origin: str
         yield client
 
 
-def program(origin: str, url: object, name: str = "program") -> str:
+def program(origin: str, url: object) -> str:
     """Return the program's address, with the message to send and the URL of the Parley to call."""
     question = urllib.parse.urlencode({"baseUrl": str(url).rstrip("/"), "message": "hi"})
-    return f"{origin}/{name}.html?{question}"
-
-
-async def turn(page: playwright.async_api.Page, state: str) -> None:
-    """Make a page see its tab as hidden or visible; without a window, no tab of a browser is ever hidden."""
-    await page.evaluate(
-        """state => {
-            Object.defineProperty(document, 'hidden', { value: state === 'hidden', configurable: true });
-            Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
-            document.dispatchEvent(new Event('visibilitychange'));
-        }""",
-        state,
-    )
+    return f"{origin}/program.html?{question}"
 
 
 async def test_a_page_of_another_origin_shows_the_first_text_before_the_last_is_made(
@@ -185,14 +98,7 @@ async def test_a_page_gives_up_a_connection_that_is_dead(
 
     The browser itself would wait for minutes.
     """
-    allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head(**allowed)
-        await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
-        await exchange.gone.wait()
-
-    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser sends a CORS preflight first
+    upstream.script = broken_parley(asyncio.Event())
     await page.clock.install()
     await page.goto(program(origin, upstream.url.removesuffix("/v1")))
     await page.get_by_text("first", exact=True).wait_for()
@@ -253,48 +159,12 @@ async def test_a_page_does_not_take_a_part_for_the_whole(
 ) -> None:
     """The connection ends without `done` or `error`; the page shows the correlation id, and does not ask again."""
     is_seen = asyncio.Event()
-    allowed: dict[str, Any] = {"access_control_allow_origin": "*", "access_control_allow_headers": "content-type"}
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head(**allowed)
-        await exchange.write(b'event: start\ndata: {"type":"start","seq":0,"correlation_id":"c","model":"m"}\n\n')
-        await exchange.write(b'event: text\ndata: {"type":"text","seq":1,"text":"first"}\n\n')
-        await is_seen.wait()
-        if ending := end(exchange):
-            await ending
-
-    upstream.script = in_turn(respond(200, {}, **allowed), script)  # the browser sends a CORS preflight first
+    upstream.script = broken_parley(is_seen, end)
     await page.goto(program(origin, upstream.url.removesuffix("/v1")))
     await page.get_by_text("first", exact=True).wait_for()
     is_seen.set()
     await page.get_by_text("[c]").wait_for()
     assert [exchange.path for exchange in upstream.exchanges] == ["/chat", "/chat"]
-
-
-async def test_fetch_event_source_asks_once_although_its_tab_is_hidden_and_shown(
-    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
-) -> None:
-    """The program is run as it is documented."""
-    gated = upstream.script = Gated(last=", \u2028last")
-    await page.goto(program(origin, parley.base_url, "fetch-event-source"))
-    await page.get_by_text("first", exact=True).wait_for()
-    await turn(page, "hidden")
-    await turn(page, "visible")
-    gated.may_end.set()
-    await page.get_by_text("Done.").wait_for()
-    assert await page.locator("#answer").text_content() == "first, \u2028last"
-    assert len(upstream.exchanges) == 1
-
-
-async def test_fetch_event_source_does_not_answer_a_failure_with_another_request(
-    page: playwright.async_api.Page, origin: str, parley: httpx.AsyncClient, upstream: ScriptedUpstream
-) -> None:
-    """The failures come before the first text, and after it."""
-    upstream.script = in_turn(respond(429, {}), answer("first", finish_reason=None), answer("first"))
-    for asked, end in enumerate(["upstream_rate_limited", "The answer is incomplete: upstream_truncated."], start=1):
-        await page.goto(program(origin, parley.base_url, "fetch-event-source"))
-        await page.get_by_text(end).wait_for()
-        assert len(upstream.exchanges) == asked
 
 
 async def test_a_page_of_an_origin_that_is_not_given_gets_nothing(

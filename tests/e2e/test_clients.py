@@ -24,6 +24,7 @@ from parley.testing.upstream import ScriptedUpstream, answer, delta, respond
 from parley.wire.schema import ErrorResponse
 from tests.support import contract
 from tests.support.installed import need
+from tests.support.npm import install_examples
 from tests.support.scripts import Gated
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
+HOMES = "tests/clients", "examples"
 TSC, NODE = "tsc", "node program.js"
 MYPY, PYTHON = "mypy --strict --follow-imports=silent program.py", f"{sys.executable} program.py"
 WITHOUT_MEANING = (
@@ -55,11 +57,41 @@ class Generator:
     check: str
     run: str
     needs: tuple[str, ...]
+    home: str = "workshop"
+    """The fixture that provides the folder with the program's own folder."""
+
+    @property
+    def program(self) -> Path:
+        """The program that uses the client, in this repository."""
+        (program,) = (path for home in HOMES for path in (ROOT / home / self.name).glob("program.[tp][sy]"))
+        return program
 
 
 GENERATORS = (
-    Generator("hey-api", "openapi-ts -i ../chat-api.yaml -o generated -c @hey-api/client-fetch", TSC, NODE, ("npm",)),
-    Generator("openapi-fetch", "openapi-typescript ../chat-api.yaml -o generated.ts", TSC, NODE, ("npm",)),
+    Generator(
+        "hey-api",
+        "openapi-ts -i ../chat-api.yaml -o generated -c @hey-api/client-fetch",
+        TSC,
+        NODE,
+        ("npm",),
+        "npm_installed",
+    ),
+    Generator(
+        "openapi-fetch",
+        "openapi-typescript ../chat-api.yaml -o generated.ts",
+        TSC,
+        NODE,
+        ("npm",),
+        "npm_installed",
+    ),
+    Generator(
+        "orval",
+        "orval --input ../chat-api.yaml --output generated.ts --client fetch",
+        TSC,
+        NODE,
+        ("npm",),
+        "orval_installed",
+    ),
     Generator(
         "typescript-fetch",
         "openapi-generator-cli generate -g typescript-fetch -i ../chat-api.yaml -o generated"
@@ -67,6 +99,7 @@ GENERATORS = (
         TSC,
         NODE,
         ("npm", "java", "openapi-generator-cli"),
+        "npm_installed",
     ),
     Generator(
         "openapi-python-client",
@@ -161,9 +194,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def npm_installed(workshop: Path) -> None:
+def npm_installed(workshop: Path) -> Path:
     """Install what the TypeScript programs need."""
     subprocess.run(["npm", "ci"], cwd=workshop, check=True)  # noqa: S607  # the installed npm
+    return workshop
+
+
+@pytest.fixture(scope="session")
+def orval_installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install what the example with orval needs."""
+    return install_examples(tmp_path_factory.mktemp("repository"), "orval")
 
 
 @pytest.fixture(scope="session")
@@ -173,14 +213,13 @@ def all_generated() -> dict[str, Client]:
 
 
 @pytest.fixture(params=GENERATORS, ids=lambda generator: generator.name)
-def generated(request: pytest.FixtureRequest, workshop: Path, all_generated: dict[str, Client]) -> Client:
+def generated(request: pytest.FixtureRequest, all_generated: dict[str, Client]) -> Client:
     """Generate a client, unless it has been generated already."""
     generator: Generator = request.param
     need(*generator.needs)
-    if "npm" in generator.needs:
-        request.getfixturevalue("npm_installed")
     if generator.name not in all_generated:
-        all_generated[generator.name] = Client(generator, workshop / generator.name)
+        home: Path = request.getfixturevalue(generator.home)
+        all_generated[generator.name] = Client(generator, home / generator.name)
     return all_generated[generator.name]
 
 
@@ -194,9 +233,11 @@ def proves(generated: Client, record_property: Callable[[str, object], None]) ->
 def test_the_how_to_tells_how_to_generate_a_client(generator: Generator) -> None:
     """The page shows the same command and the same program that these tests run."""
     command = generator.generate.replace("../", "")
-    program = next((ROOT / "tests" / "clients" / generator.name).glob("program.[tp][sy]")).name
-    row = f"| [{generator.name}](../tests/clients/{generator.name}/{program}) | `{command}` |"
+    program = generator.program.relative_to(ROOT)
+    row = f"| [{generator.name}](../{program}) | `{command}` |"
     assert row in (ROOT / "contracts" / "README.md").read_text(), f"the table should have:\n{row}"
+    if (readme := generator.program.with_name("README.md")).exists():
+        assert command.replace("chat-api.yaml", "http://localhost:8000/schema/openapi.json") in readme.read_text()
 
 
 def test_a_linter_has_nothing_to_say_of_the_contract(workshop: Path, request: pytest.FixtureRequest) -> None:

@@ -26,3 +26,18 @@ def install(folder: Path, packages: str = "node") -> None:
     need("npm")
     shutil.copytree(_ROOT / "tests" / "clients" / packages, folder, dirs_exist_ok=True)
     subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)  # noqa: S607  # the installed npm
+
+
+def install_examples(folder: Path, *examples: str) -> Path:
+    """Copy the examples to this folder, with the contract beside them; install what these examples need."""
+    need("npm")
+    copied = shutil.copytree(_ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copy(_ROOT / "contracts" / "chat-api.yaml", copied)
+    workspaces = [f"--workspace={example}" for example in examples]
+    subprocess.run(["npm", "ci", "--silent", *workspaces], cwd=copied, check=True)  # noqa: S603, S607  # the installed npm
+    return copied
+
+
+def run_script(package: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of an npm package."""
+    return subprocess.run(["npm", "run", script], cwd=package, capture_output=True, text=True, check=False)  # noqa: S603, S607  # the installed npm

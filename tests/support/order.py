@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Tests that share something expensive run on one worker. xdist's own marks for this have no effect with pytest 9.2.
 _TOGETHER: Final = re.compile(
-    r"^tests/(?:e2e/test_(browser|clients|deploy|embedded(?:_answers)?|node_servers|podman|repeating|start)"
+    r"^tests/(?:e2e/test_(browser|clients|deploy|embedded(?:_answers)?|examples|node_servers|podman|repeating|start)"
     r"|integration/test_(faults))\.py::"
     r"(?:\w+\[(openapi-python-client|openapi-generator-python)\b)?"
 )
