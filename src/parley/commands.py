@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -66,10 +65,10 @@ def run(arguments: Sequence[str] | None) -> int:
 
         return command.evaluate(options, next(iter(settings.keys()), None))
     choose_folder(settings.workers)
-    gc.disable()  # importing creates 400,000 objects that stay; searching them for garbage takes 0.3 s
     from parley import server  # noqa: PLC0415
 
-    gc.enable()
+    if settings.workers == 1 or settings.agent is not None:
+        server.import_app()
     for number in (signal.SIGTERM, signal.SIGINT):  # from here on, there is something to clean up
         signal.signal(number, _end)
     with counting():
