@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MOST_GROWTH_KB = 20_000
 WRITE_TIMEOUT_S = 2.0
 
+pytestmark = pytest.mark.long
+
 each_loop = pytest.mark.parametrize("loop", LOOPS)
 on_each_loop = pytest.mark.parametrize("shared", LOOPS, indirect=True)
 
