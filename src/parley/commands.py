@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -99,10 +98,10 @@ def _ask(options: argparse.Namespace, settings: Settings) -> int:
 
 def _serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
     choose_folder(settings.workers)
-    gc.disable()  # importing creates 400,000 objects that stay; searching them for garbage takes 0.3 s
-    from parley import server  # noqa: PLC0415  # its libraries take seconds to import
+    from parley import server  # noqa: PLC0415  # each command imports only what it needs
 
-    gc.enable()
+    if settings.workers == 1 or settings.agent is not None:
+        server.import_app()
     for number in (signal.SIGTERM, signal.SIGINT):  # from here on, there is something to clean up
         signal.signal(number, _end)
     with counting():

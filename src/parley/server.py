@@ -20,8 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from uvicorn.supervisors import Multiprocess
 
 from parley import descriptors
-from parley.agent.loading import AgentError, load
-from parley.app import create_app
+from parley.agent.errors import AgentError
 from parley.chat.watch import Untraced
 from parley.connection import Connection
 from parley.descriptors import ConnectionLimit
@@ -118,6 +117,8 @@ def _listening(settings: Settings) -> socket.socket:
 
 def _create_app(settings: Settings, embedded: Address | None = None) -> Litestar:
     """Return the app, or exit with code 3 if Parley cannot run the operator's agent."""
+    from parley.app import create_app  # noqa: PLC0415  # the parent of workers has no app
+
     with _or_exit():
         app = create_app(settings, embedded)
     # The libraries create 400,000 objects that live as long as the process. Each full garbage collection that scans
@@ -143,10 +144,27 @@ class _WorkerApp(msgspec.Struct):
     settings: Settings
     embedded: Address | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.settings, self.embedded)
+
     def __call__(self) -> Litestar:
         count_here()
         logs.configure(self.settings)
         return _create_app(self.settings, self.embedded)
+
+
+def _received(settings: Settings, embedded: Address | None) -> _WorkerApp:
+    """Return the factory in a worker, after the slow imports: until it is there, a signal simply ends the worker."""
+    import_app()
+    return _WorkerApp(settings, embedded)
+
+
+def import_app() -> None:
+    """Import the app with all its libraries, which takes seconds; a process that only starts workers need not."""
+    gc.disable()  # importing creates 400,000 objects that stay; searching them for garbage takes 0.3 s
+    import parley.app  # noqa: F401, PLC0415
+
+    gc.enable()
 
 
 class _Workers(Multiprocess):
@@ -186,6 +204,8 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
     if settings.agent is not None:
+        from parley.agent.loading import load  # noqa: PLC0415
+
         with _or_exit():  # once, so that not every worker fails for the same reason, and no model is loaded in vain
             load(settings.agent)
     app = _WorkerApp(settings)

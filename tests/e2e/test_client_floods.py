@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import urllib.parse
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -47,10 +48,15 @@ class Flood:
     is_dripped: bool = False
 
     def run(self, port: int) -> bytes:
-        """Send the flood, and return what Parley sent until the connection was closed."""
-        received = b""
-        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        """Send the flood, and return what Parley sent until the connection was closed.
+
+        It is read at once: a client that first sends for longer than Parley waits for the end would lose it.
+        """
+        received = bytearray()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            reader = threading.Thread(target=_read, args=(connection, received))
+            reader.start()
             with suppress(ConnectionError):
                 if self.is_dripped:
                     connection.sendall(self.head)
@@ -58,9 +64,14 @@ class Flood:
                         connection.sendall(self.piece)
                 else:
                     connection.sendall(self.head + self.piece * self.pieces)
-            while data := connection.recv(65_536):
-                received += data
-        return received
+            reader.join()
+        return bytes(received)
+
+
+def _read(connection: socket.socket, received: bytearray) -> None:
+    with suppress(ConnectionError):
+        while data := connection.recv(65_536):
+            received += data
 
 
 FLOODS = {

@@ -13,14 +13,20 @@ import anyio
 import pexpect
 import pytest
 
+from parley.settings import Secret
 from parley.testing.upstream import answer, hang, in_turn
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.evals import CONTRACT, LOSES_FIRST_TEXT, LOSES_HISTORY, VARIABLES, broken_parley, echo_or_fault
-from tests.support.process import PARLEY, arguments, command, environment, leading_to, parley, watched
+from tests.support.process import PARLEY, arguments, command, environment, leading_to, watched
+from tests.support.running import running
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    import httpx
+
+    from parley.settings import Settings
     from parley.testing.upstream import ScriptedUpstream
 
 SUITE = """
@@ -36,6 +42,12 @@ def suite(tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(SUITE)
     return str(path)
+
+
+@pytest.fixture
+def url(client: httpx.AsyncClient) -> str:
+    """Return the address of a Parley with the scripted upstream."""
+    return str(client.base_url)
 
 
 async def contract(upstream: ScriptedUpstream, **variables: str) -> tuple[int, str, str]:
@@ -79,7 +91,7 @@ async def test_what_breaks_parley_turns_the_suite_red(
 
 
 async def test_answers_are_shown_only_if_that_is_asked_for(
-    upstream: ScriptedUpstream, suite: str, tmp_path: Path
+    upstream: ScriptedUpstream, url: str, suite: str, tmp_path: Path
 ) -> None:
     """Each report has the rest; only the file of answers always has the text. Reports omit control codes."""
     folder = anyio.Path(tmp_path)
@@ -87,7 +99,7 @@ async def test_answers_are_shown_only_if_that_is_asked_for(
 
     async def run(*options: str) -> tuple[int, list[str]]:
         upstream.script = in_turn(answer("\x1b[31mParis", " it is"), answer("Oslo \x00 it is"))
-        code, output, errors = await command("eval", suite, "--jobs", "1", *files, *options, **leading_to(upstream))
+        code, output, errors = await command("eval", suite, "--url", url, "--jobs", "1", *files, *options)
         assert errors == ""
         return code, [output, *[await (folder / name).read_text() for name in ("m.md", "j.xml")]]
 
@@ -116,29 +128,32 @@ async def test_answers_are_shown_only_if_that_is_asked_for(
     assert "\n| rome | 0/1 | 0.00 | 1/1 | 3 | " in reports[1]
 
 
-async def test_a_baseline_is_kept_and_judged_against(upstream: ScriptedUpstream, suite: str, tmp_path: Path) -> None:
+async def test_a_baseline_is_kept_and_judged_against(
+    upstream: ScriptedUpstream, url: str, suite: str, tmp_path: Path
+) -> None:
     """A case that was wrong before does not count as worse; a missing case does."""
     upstream.script = answer("Paris")
     baseline = str(tmp_path / "baseline.json")
-    variables = leading_to(upstream)
-    code, output, _ = await command("eval", suite, "--write-baseline", baseline, **variables)
+    code, output, _ = await command("eval", suite, "--url", url, "--write-baseline", baseline)
     assert code == 0
     kept = json.loads(await anyio.Path(baseline).read_text())
     assert (kept["model"], kept["pass_rate"], kept["cases"]["rome"]["right"]) == ("scripted-1", 0.5, 0)
-    code, output, _ = await command("eval", suite, "--baseline", baseline, **variables)
+    code, output, _ = await command("eval", suite, "--url", url, "--baseline", baseline)
     assert code == 0
     assert "Not worse." in output
     await anyio.Path(suite).write_text(SUITE.rpartition("  - ")[0])
-    code, output, _ = await command("eval", suite, "--baseline", baseline, **variables)
+    code, output, _ = await command("eval", suite, "--url", url, "--baseline", baseline)
     assert code == 1
     assert "Missing from the suite: rome." in output
 
 
-async def test_a_parley_that_serves_is_evaluated_with_its_key(upstream: ScriptedUpstream, suite: str) -> None:
+async def test_a_parley_that_serves_is_evaluated_with_its_key(
+    upstream: ScriptedUpstream, make_settings: Callable[..., Settings], suite: str
+) -> None:
     """With `--url`, all other settings are ignored. Without the key, nothing can be judged."""
     upstream.script = answer("Paris and Rome")
-    async with parley(**leading_to(upstream, PARLEY_API_KEYS=CANARY_KEY)) as served:
-        url = ("--url", served.url)
+    async with running(make_settings(api_keys=Secret(CANARY_KEY))) as client:
+        url = ("--url", str(client.base_url))
         code, output, _ = await command("eval", suite, *url, PARLEY_API_KEYS=CANARY_KEY, PARLEY_RETRIES="nonsense")
         assert (code, "2 of 2 answers right" in output) == (0, True)
         code, output, _ = await command("eval", suite, *url)
@@ -191,15 +206,15 @@ async def test_the_parley_that_was_started_ends_with_the_evaluation(
             await gone.wait()
 
 
-async def test_a_terminal_shows_how_far_it_is(upstream: ScriptedUpstream, suite: str) -> None:
+async def test_a_terminal_shows_how_far_it_is(upstream: ScriptedUpstream, url: str, suite: str) -> None:
     """The terminal shows the progress, and then the table."""
     upstream.script = answer("Paris and Rome")
 
     def run() -> str:
         shown = pexpect.spawn(
             sys.executable,
-            ["-m", "parley", "eval", suite, "--repeat", "3"],
-            env={**environment(**leading_to(upstream)), "TERM": "xterm"},
+            ["-m", "parley", "eval", suite, "--url", url, "--repeat", "3"],
+            env={**environment(), "TERM": "xterm"},
             encoding="utf-8",
             dimensions=(40, 160),
             timeout=60,

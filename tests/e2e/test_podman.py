@@ -42,7 +42,7 @@ UNCOMPILED = """
 import sys
 from importlib.util import cache_from_source
 from pathlib import Path
-import parley.server
+import parley.app, parley.server
 files = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
 ours = [file for file in files if file.startswith("/opt/") and file.endswith(".py")]
 assert len(ours) > 1000, len(ours)

@@ -250,6 +250,8 @@ async def test_workers_do_not_outlive_their_parent(upstream: ScriptedUpstream) -
         await served.logs.line("Application startup complete.", number=2)
         pids = [int(number) for number in re.findall(r"Started server process \[(\d+)\]", served.logs.getvalue())]
         assert len(pids) == 2
+        maps = anyio.Path(f"/proc/{served.process.pid}/maps")
+        assert "/pydantic_core/" not in await maps.read_text(), "the parent has imported what only workers need"
         with watched(pids[0]) as first, watched(pids[1]) as second:
             served.process.kill()
             with anyio.fail_after(60):

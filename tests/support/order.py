@@ -5,7 +5,6 @@ A pytest plugin. pytest-randomly shuffles and prints the seed, pytest-xdist runs
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -18,12 +17,24 @@ if TYPE_CHECKING:
 
 # Tests that share something expensive run on one worker. xdist's own marks for this have no effect with pytest 9.2.
 _TOGETHER: Final = re.compile(
-    r"^tests/(?:e2e/test_(browser|clients|deploy|embedded(?:_answers)?|examples|node_servers|podman|repeating|start)"
-    r"|integration/test_(faults))\.py::"
+    r"^tests/(?:e2e/test_(agent|browser|client_floods|clients|deploy|embedded(?:_answers)?|examples|floods|kit|loops"
+    r"|node_servers|podman|repeating|start)|integration/test_(faults))\.py::"
     r"(?:\w+\[(openapi-python-client|openapi-generator-python)\b)?"
 )
-# A test spends part of its time waiting for processes and sockets.
-_WORKERS_PER_CORE: Final = 1.5
+# These modules take the longest. The ones that mostly wait come early too, so that others use the cores meanwhile.
+_FIRST: Final = (
+    "podman",
+    "embedded_answers",
+    "proxies",
+    "floods",
+    "fleet",
+    "privacy",
+    "clients",
+    "node_servers",
+    "loops",
+)
+# Tests spend about half of their time waiting for processes, sockets and timers.
+_WORKERS_PER_CORE: Final = 2
 
 
 class _Units(LoadScopeScheduling):  # type: ignore[misc]  # it has no type hints
@@ -77,15 +88,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long tests first, so that none of them delays the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Run long tests first, and the longest of them before all others, so that none of them delays the end."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    if item.get_closest_marker("long") is None:
+        return len(_FIRST) + 1
+    name = item.path.stem.removeprefix("test_")
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers for `--numprocesses=auto`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(_WORKERS_PER_CORE * cores)
+    return _WORKERS_PER_CORE * cores
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+import ssl
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -59,7 +60,8 @@ class Parley:
 
     def client(self) -> httpx.AsyncClient:
         """Return a new client."""
-        return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; the default one takes 20 ms to load certificates
+        return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=tls)
 
     async def wait(self) -> int:
         """Wait until the process has ended by itself, and return its exit code."""

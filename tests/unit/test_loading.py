@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from agents import Agent, FunctionTool
 
-from parley.agent.loading import AgentError, load
+from parley.agent.errors import AgentError
+from parley.agent.loading import load
 from tests.support.canaries import CANARY
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from agents.exceptions import AgentsException
 from agents.models.chatcmpl_converter import Converter
 from agents.sandbox import SandboxAgent
 
+from parley.agent.errors import AgentError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from traceback import FrameSummary
@@ -22,13 +24,6 @@ if TYPE_CHECKING:
 _PARLEY: Final = str(Path(__file__).parents[1])
 _IMPORT_SYSTEM: Final = ("<frozen ", str(importlib.__file__))
 _INSTALLED: Final = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
-
-
-class AgentError(Exception):
-    """Parley cannot run the operator's agent; the message says why, and what to do."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"PARLEY_AGENT: {reason}.")
 
 
 def load(path: str) -> Agent[Any]:
