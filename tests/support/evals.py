@@ -31,8 +31,8 @@ VARIABLES: Final = {f"PARLEY_{name.upper()}": str(value) for name, value in SETT
 # A file of Parley, a line in it, and the line that replaces it.
 LOSES_HISTORY: Final = (
     "wire/schema.py",
-    'messages=[*(Message(turn.role, turn.content) for turn in self.history), Message("user", self.message)]',
-    'messages=[Message("user", self.message)]',
+    "*(Message(turn.role, turn.content) for turn in self.history or ()),",
+    "",
 )
 LOSES_FIRST_TEXT: Final = (
     "providers/answer.py",
