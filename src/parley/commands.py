@@ -28,6 +28,7 @@ _OF_CLIENTS: Final = {"chat": (*_ADDRESS, *_KEYS), "eval": _KEYS, "health": _ADD
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # all addresses include loopback
 _HEALTH_TIMEOUT_S: Final = 4.0
 _MOST_OF_ALL: Final = 1000
+_MOST_PORT: Final = 65_535
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -36,7 +37,11 @@ def run(arguments: Sequence[str] | None) -> int:
     if options.command == "faulty":
         from parley.testing import faulty  # noqa: PLC0415  # each command imports only what it needs
 
-        faulty.serve(options.port)
+        try:
+            faulty.serve(options.port)
+        except OSError as error:
+            sys.stderr.write(f"parley: cannot serve on port {options.port} ({error.strerror}).\n")
+            return _CONFIGURATION_ERROR
         return 0
     if find_spec("litestar") is None:
         sys.stderr.write("parley: the server is not installed, only the test kit. Install `parley[server]`.\n")
@@ -63,7 +68,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=version("parley"))
     commands = parser.add_subparsers(dest="command")
     faulty = commands.add_parser("faulty", help="run a fake upstream; the last word of a message names its fault")
-    faulty.add_argument("--port", type=int, default=9000, help="the port of 127.0.0.1 to serve on (9000)")
+    faulty.add_argument("--port", type=_port, default=9000, help="the port of 127.0.0.1 to serve on (9000)")
     commands.add_parser("serve", help="start Parley (the default); docs/configuration.md lists the settings")
     chat = commands.add_parser("chat", help="talk to a running Parley")
     chat.add_argument("message", nargs="*", help="ask this once; without it, converse, or read a message from a pipe")
@@ -126,6 +131,13 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--junit", metavar="FILE", help="write the report as JUnit XML")
     add("--jsonl", metavar="FILE", help="write one line of JSON per answer, with its text")
     add("--show-text", action="store_true", help="show the answers on the terminal, in Markdown and in JUnit XML")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= _MOST_PORT:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_MOST_PORT}")
+    return port
 
 
 def _count(text: str) -> int:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import h11
 
-from parley.telemetry.correlation import NO_STORE
 from parley.wire.correlation import HEADER
 from parley.wire.encoding import encode_json
 from parley.wire.errors import STATUS, headers_of
+from parley.wire.headers import NO_STORE
 from parley.wire.schema import ErrorResponse
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Refusal:
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
             (HEADER.decode(), correlation_id),
-            (NO_STORE[0].decode(), NO_STORE[1].decode()),
+            ("cache-control", NO_STORE),
             ("connection", "close"),
         ]
         response = h11.Response(

@@ -35,15 +35,15 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     signals: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        stops_at_once = number == signal.SIGINT and signals and signal.SIGINT not in signals[1:]
+        stops_at_once = number == signal.SIGINT and len(signals) > 0 and signal.SIGINT not in signals[1:]
         signals.append(number)
         service.drain()
         tell_server = partial(servers[signal.Signals(number)], number, frame)
         if stops_at_once:  # a further SIGINT goes to the server at once
-            loop.call_soon_threadsafe(service.stop)
+            loop.call_soon_threadsafe(partial(service.stop, "second_signal"))
             loop.call_soon_threadsafe(loop.call_later, _LAST_WORDS_S, tell_server)
         else:
-            loop.call_soon_threadsafe(loop.call_later, timeout_s, service.stop)
+            loop.call_soon_threadsafe(loop.call_later, timeout_s, partial(service.stop, "drain_timeout"))
             tell_server()
 
     def lose_parent(sentinel: int) -> None:

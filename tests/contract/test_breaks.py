@@ -106,6 +106,19 @@ BREAKS: dict[str, Change] = {
     "a kind of chunk that now has to be requested": lambda it: it["components"]["schemas"]["TextChunk"].update(
         {"x-requested-by": "include_reasoning"}
     ),
+    "an error code gone": lambda it: codes(it)["x-extensible-enum"].remove("rate_limited"),
+    "no list of codes": lambda it: codes(it).pop("x-extensible-enum"),
+    "a status of success more": lambda it: chat(it)["responses"].update({"202": {"description": "new"}}),
+    "a redirect": lambda it: chat(it)["responses"].update({"307": {"description": "new"}}),
+    "another server for an operation": lambda it: chat(it).update(servers=[{"url": "/v2"}]),
+    "a header that has to be sent to a path": lambda it: it["paths"]["/chat"].update(
+        parameters=[{"name": "X-New", "in": "header", "schema": {"type": "string"}, "required": True}]
+    ),
+    "a new kind of chunk in the mapping only": lambda it: (
+        add_field(it, "include_sources"),
+        new_chunk(it, "include_sources"),
+        it["components"]["schemas"]["StreamChunk"]["oneOf"].pop(),
+    ),
     "a closed list of codes": lambda it: codes(it).update(enum=codes(it).pop("x-extensible-enum")),
     "a reason more": lambda it: it["components"]["schemas"]["FinishReason"]["enum"].append("new"),
     "a source of counts more": lambda it: it["components"]["schemas"]["UsageSource"]["enum"].append("new"),
@@ -133,7 +146,6 @@ HARMLESS: dict[str, Change] = {
     "a chunk's field more": lambda it: properties(it, "TextChunk").update(more={"type": "string"}),
     "an error's field more": lambda it: properties(it, "ErrorResponse").update(more={"type": "string"}),
     "an error code more": lambda it: codes(it)["x-extensible-enum"].append("new"),
-    "an error code less": lambda it: codes(it)["x-extensible-enum"].remove("rate_limited"),
     "a new kind of chunk that a new field requests": lambda it: (
         add_field(it, "include_sources"),
         new_chunk(it, "include_sources"),

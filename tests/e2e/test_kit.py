@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,7 @@ from tests.support.installed import need
 
 ROOT: Final = Path(__file__).parents[2]
 MOST_PACKAGES: Final = 12
-MOST_MB: Final = 20
+MOST_MB: Final = 18
 
 
 class Project:
@@ -104,6 +105,16 @@ def test_the_command_without_the_server_says_what_to_install(project: Project) -
     assert "parley[server]" in ended.stdout
 
 
+def test_the_faulty_upstream_says_what_it_cannot_do(project: Project) -> None:
+    """A port that is taken, or is none, is an error of one line."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = project.end(str(project.python.with_name("parley")), "faulty", "--port", str(port))
+    assert (ended.returncode, ended.stdout.count("\n")) == (2, 1)
+    assert str(port) in ended.stdout
+    assert project.end(str(project.python.with_name("parley")), "faulty", "--port", "99999").returncode == 2
+
+
 def test_the_faulty_upstream_needs_no_server(project: Project) -> None:
     """`parley faulty` names its address and its faults, and shows the one that a message names."""
     command = [str(project.python.with_name("parley")), "faulty", "--port", "0"]
@@ -114,6 +125,8 @@ def test_the_faulty_upstream_needs_no_server(project: Project) -> None:
             assert "stall_with_pings" in upstream.stdout.readline()
             asked = {"messages": [{"role": "user", "content": "Show me 429_retry_after"}]}
             response = httpx.post(f"{url}/chat/completions", json=asked, trust_env=False)
+            odd = [httpx.post(f"{url}/{path}", json=[], trust_env=False) for path in ("chat/completions", "nothing")]
         finally:
             upstream.terminate()
+    assert [one.status_code for one in odd] == [400, 404]
     assert (response.status_code, response.headers["retry-after"]) == (429, "7")

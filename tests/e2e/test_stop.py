@@ -51,9 +51,9 @@ async def refused(url: httpx.URL) -> None:
                 continue
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
 async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
-    upstream: ScriptedUpstream, workers: int
+    upstream: ScriptedUpstream, number: signal.Signals, workers: int
 ) -> None:
     """New prompts come over an open connection, as Parley accepts no new one. Then the process ends by itself."""
     gated = upstream.script = Gated()
@@ -66,7 +66,7 @@ async def test_a_signal_to_stop_lets_streams_end_and_refuses_new_prompts(
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source:
             events = source.aiter_sse()
             chunks = [decode_chunk((await anext(events)).data)]
-            served.process.send_signal(signal.SIGTERM)
+            served.process.send_signal(number)
             await served.logs.line("Shutting down", number=workers)
             await refused(client.base_url)
             writer.write(b'"message":"Hi"}')

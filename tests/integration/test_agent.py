@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import UNSET
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import FinishReason, UsageSource
@@ -121,6 +122,34 @@ async def test_the_answer_that_a_guardrail_does_not_allow_ends_with_an_error(
     assert problem(refused).code is ErrorCode.GUARDRAIL_TRIPPED
     assert "too long" not in refused.text
     assert "partial" not in refused.json()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "shows_it"),
+    [
+        ("vetted", "An answer", ErrorCode.REQUEST_TIMEOUT, False),
+        ("vetted", "Do crash", ErrorCode.INTERNAL, False),
+        ("leading_to_vetted", "An answer", ErrorCode.UPSTREAM_TRUNCATED, False),
+        ("forecaster", "An answer", ErrorCode.UPSTREAM_TRUNCATED, True),
+    ],
+)
+async def test_an_answer_that_no_guardrail_has_allowed_is_not_shown_in_part(
+    make_settings: Callable[..., Settings],
+    upstream: ScriptedUpstream,
+    name: str,
+    text: str,
+    code: ErrorCode,
+    *,
+    shows_it: bool,
+) -> None:
+    """It does not matter whether the guardrail is late, fails, or has not been asked yet."""
+    upstream.script = answer(text, finish_reason=None if code is ErrorCode.UPSTREAM_TRUNCATED else "stop")
+    async with running(make_settings(agent=agent(name))) as client:
+        response = await client.post("/chat/complete", json=REQUEST)
+    error = problem(response)
+    assert error.code is code
+    assert error.partial == (text if shows_it else UNSET)
+    assert (text in response.text) is shows_it
 
 
 async def test_a_failure_after_text_does_not_overtake_the_text(

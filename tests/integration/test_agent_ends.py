@@ -77,7 +77,7 @@ async def test_text_that_comes_just_when_parley_is_stopped_is_not_lost(
         upstream.exchanges[0].send_raw(b"%x\r\n%b\r\n" % (len(body), body))
         for _ in range(turns):
             await asyncio.sleep(0)
-        service.stop()
+        service.stop("drain_timeout")
         events = await reading
     *texts, last = events[2:]
     assert isinstance(last, ReplyFailed)
@@ -203,7 +203,7 @@ async def test_a_run_ends_when_parley_is_stopped(
         reading = asyncio.ensure_future(until(ReplyFailed, service.stream(PROMPT, Record(correlation_id="mine"))))
         await asked(upstream, len(scripts))
         stopped = loop.time()
-        service.stop()
+        service.stop("drain_timeout")
         *_, last = await reading
         assert loop.time() - stopped < 1.5 * NOTICED_S + NOTICED_S * (STUBBORN in scripts)
     assert isinstance(last, ReplyFailed)
@@ -222,7 +222,7 @@ async def test_a_run_ends_while_nobody_reads(
         await until(ReplyText, events)
         await asked(upstream, 1)
         if code is ErrorCode.SHUTTING_DOWN:
-            service.stop()
+            service.stop("drain_timeout")
         await asyncio.sleep(PROMPT.timeout_s + 5)  # the client does not read
         for exchange in upstream.exchanges:
             assert exchange.over.is_set()

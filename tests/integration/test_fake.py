@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,6 +19,7 @@ from parley.testing.in_memory import FakeParley
 from parley.testing.server import FakeParleyServer
 from parley.testing.upstream import answer, delta, respond
 from parley.wire.schema import MAX_BODY_BYTES, ChatRequest, ErrorResponse
+from tests.support import contract
 from tests.support.running import kind, problem, read_chunks, running
 
 if TYPE_CHECKING:
@@ -236,7 +239,7 @@ async def test_the_fake_takes_the_keys_that_parley_takes(
     assert fake.received[0].key == (sent.split()[1] if "earer " in sent else None)
 
 
-@pytest.mark.parametrize("break_at", [0, 1, 60, 300])
+@pytest.mark.parametrize("break_at", [0, 1, 60, 200])
 @pytest.mark.parametrize("path", ["/chat", "/chat/complete"])
 def test_the_fake_breaks_where_it_is_told_to(fake: Fake, faked: httpx.Client, path: str, break_at: int) -> None:
     """The client gets that many bytes, then an error."""
@@ -285,6 +288,8 @@ def test_the_fake_can_fail_by_a_code_that_nobody_knows(fake: Fake, faked: httpx.
     error = ErrorResponseFactory.build(
         code=ErrorCode("code_of_the_future"), error="It broke.", detail="By fate.", action="Wait.", retryable=True
     )
+    with pytest.raises(ValueError, match="code_of_the_future"):
+        fake.fail(error.code)
     fake.fail(error, status=418)
     response = faked.post("/chat", json=HI)
     assert (response.status_code, response.json()["code"], response.json()["retryable"]) == (418, error.code, True)
@@ -301,8 +306,9 @@ def test_the_fake_drops_a_connection_without_a_response(fake: Fake, faked: httpx
 def test_the_fake_paces_its_chunks_and_notes_that_the_client_left(fake: Fake, faked: httpx.Client) -> None:
     """The first chunk arrives at once, before the others, which would take an hour."""
     fake.answer(*stream_of("Hel", "lo"), pace_s=3600)
-    with faked.stream("POST", "/chat", json=HI) as response:
-        assert b"event: start" in next(response.iter_raw())
+    with faked.stream("POST", "/chat", json=HI, timeout=60) as response:
+        pieces = response.iter_raw()
+        assert b"event: start" in next(pieces)
         assert not fake.received[0].left.is_set()
     assert fake.received[0].left.wait(timeout=60)
 
@@ -315,6 +321,13 @@ def test_a_client_that_reads_the_whole_answer_has_not_left(fake: Fake, faked: ht
     assert [received.left.is_set() for received in fake.received] == [False, False]
 
 
+def test_a_fake_that_is_slower_than_the_clients_patience_is_a_timeout(fake: Fake, faked: httpx.Client) -> None:
+    """In memory, too: a test of a client that gives up must not pass without it."""
+    fake.answer(*stream_of("Hel", "lo"), pace_s=3600)
+    with faked.stream("POST", "/chat", json=HI, timeout=0.1) as response, pytest.raises(httpx.ReadTimeout):
+        list(response.iter_raw())
+
+
 async def test_the_fakes_stream_comes_frame_by_frame_to_async_readers_too() -> None:
     """An async reader, too, gets each chunk, with a pause before it, before the connection breaks."""
     fake = FakeParley()
@@ -323,7 +336,7 @@ async def test_the_fakes_stream_comes_frame_by_frame_to_async_readers_too() -> N
 
     async def read() -> None:
         async with (
-            httpx.AsyncClient(transport=fake, base_url="http://parley") as client,
+            httpx.AsyncClient(transport=fake, base_url="http://parley", timeout=7200) as client,
             client.stream("POST", "/chat", json=HI) as response,
         ):
             async for frame in response.aiter_raw():
@@ -384,6 +397,66 @@ def test_the_fake_server_takes_bodies_as_clients_send_them(body: str) -> None:
         content = iter([b'{"message":', b'"hi"}']) if "chunks" in body else b'{"message":"hi"}'
         assert client.post("/chat", content=content, headers=headers).is_success
     assert server.requests == [ChatRequest(message="hi")]
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.0\r\n", "HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"])
+def test_the_fake_server_closes_the_connections_of_clients_that_read_to_the_end(head: str) -> None:
+    """An HTTP/1.0 client knows no chunks of a body."""
+    with FakeParleyServer() as server:
+        server.answer(*stream_of("Hello"))
+        request = f"POST /chat {head}Content-Type: {JSON}\r\nContent-Length: 16\r\n\r\n" + '{"message":"hi"}'
+        with connected(server) as client:
+            client.sendall(request.encode())
+            came = client.makefile("rb").read()
+    assert b"event: done" in came
+    assert (b"chunked" in came) is ("1.1" in head)
+    assert (b"\r\n\r\nevent: start" in came) is ("1.0" in head)
+
+
+def test_the_end_of_the_server_closes_every_connection() -> None:
+    """Also those that are new, idle, in the middle of a request, or do not read their answer."""
+    request = f"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: 16\r\n\r\n".encode()
+    with ExitStack() as clients:
+        with FakeParleyServer() as server:
+            server.answer(*stream_of("x" * 5_000_000))
+            opened = [clients.enter_context(connected(server)) for _ in range(4)]
+            opened[1].sendall(request)
+            opened[2].sendall(request + b'{"message":"hi"}')
+            opened[2].recv(1)
+            opened[3].sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            opened[3].recv(1)
+            opened += [clients.enter_context(connected(server)) for _ in range(10)]
+        for client in opened:
+            with suppress(ConnectionResetError):
+                assert client.makefile("rb").read().count(b"event: done") == 0
+
+
+def connected(server: FakeParleyServer) -> socket.socket:
+    """Return a connection to a server, on which nothing waits for more than a minute."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def test_a_fake_server_can_be_started_again() -> None:
+    """Its answers and what it received are kept."""
+    server = FakeParleyServer()
+    server.answer(*stream_of("Hello"))
+    for count in (1, 2):
+        with server:
+            httpx.post(f"{server.url}/chat", json=HI, trust_env=False)
+        assert len(server.requests) == count
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_fakes_headers_are_those_of_the_contract(faked: httpx.Client, fake: Fake, method: str) -> None:
+    """Each header that the contract requires of a response is there."""
+    fake.answer(*stream_of("Hello"))
+    for path, operations in contract.read()["paths"].items():
+        if (operation := operations.get(method.lower())) is not None:
+            response = faked.request(method, path, json=HI if method == "POST" else None)
+            declared = operation["responses"][str(response.status_code)]["headers"]
+            required = {name.lower() for name, header in declared.items() if header.get("required")}
+            assert required <= response.headers.keys()
 
 
 def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:

@@ -170,6 +170,7 @@ class BrokenAgent:
 
     model_names: ClassVar = ["broken"]
     max_streams = 1
+    may_withhold = False
 
     async def answer(self, *_: object) -> AsyncGenerator[ReplyText, None]:
         """Raise an unexpected error whose message must not get out."""

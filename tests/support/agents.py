@@ -94,6 +94,15 @@ async def short_answers(_: RunContextWrapper[None], __: Agent[Any], answer: str)
     return GuardrailFunctionOutput(CANARY, len(answer) > 20)
 
 
+@output_guardrail
+async def late_verdict(_: RunContextWrapper[None], __: Agent[Any], answer: str) -> GuardrailFunctionOutput:
+    """Fail if the answer says so; otherwise return no verdict."""
+    if "crash" in answer:
+        raise RuntimeError(CANARY)
+    await asyncio.get_running_loop().create_future()
+    return GuardrailFunctionOutput(None, True)  # noqa: FBT003
+
+
 @function_tool
 def telling_tool(about: str) -> str:
     """Return what nobody but the model may see."""
@@ -183,6 +192,8 @@ pong = Agent[None]("Pong", handoffs=[ping])
 ping.handoffs = [pong]
 judged = Agent[None]("Judged", instructions="You answer.", input_guardrails=[asking])
 private = Agent[None]("Private", tools=[telling_tool, failing_tool], input_guardrails=[private_guardrail])
+vetted = Agent[None]("Vetted", output_guardrails=[late_verdict])
+leading_to_vetted = Agent[None]("Leading", handoffs=[vetted])
 last_word = Agent[None]("Last word", tools=[weather], tool_use_behavior="stop_on_first_tool")
 
 with_a_model = Agent("Bad", model=OpenAIChatCompletionsModel("m-1", AsyncOpenAI(api_key="none")))

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).parents[2] / "contracts"
 
 # Generated clients do not depend on these.
-_PROSE: Final = {"description", "example", "examples", "title", "x-extensible-enum"}
+_PROSE: Final = {"description", "example", "examples", "title"}
 
+_METHODS: Final = {"delete", "get", "head", "options", "patch", "post", "put", "trace"}
+_LEAST_FAILURE: Final = 400
 _NULL: Final = {"type": "null"}
 
 
@@ -63,6 +65,7 @@ def breaks(old: Any, new: Any) -> Iterator[str]:
     old_keys, new_keys = ({"properties": one["components"]["securitySchemes"]} for one in (old, new))
     yield from _in_schema(old_keys, new_keys, "keys", is_sent=True)
     for path, operations in old["paths"].items():
+        yield from (f"{path}: {name} is new" for name in new["paths"].get(path, {}).keys() - _METHODS - _PROSE)
         for method, was in operations.items():
             now = new["paths"].get(path, {}).get(method, {})
             where = f"{method.upper()} {path}"
@@ -81,7 +84,7 @@ def _without_chunks_on_request(old: Any, new: Any) -> Any:
     chunk, tags = new["components"]["schemas"]["StreamChunk"], []
     for tag, reference in chunk.get("discriminator", {}).get("mapping", {}).items():
         kind = new["components"]["schemas"][reference.rpartition("/")[2]]
-        if kind.get("x-requested-by") in fields:
+        if kind.get("x-requested-by") in fields and {"$ref": reference} in chunk["oneOf"]:
             chunk["oneOf"].remove({"$ref": reference})
             tags.append(tag)
     for tag in tags:
@@ -116,6 +119,11 @@ def _inlined(node: Any, document: Any) -> Any:
 
 
 def _in_operation(was: Any, now: Any, where: str) -> Iterator[str]:
+    if now.get("servers") != was.get("servers"):
+        yield f"{where}: the servers are others"
+    for status in now["responses"].keys() - was["responses"].keys():
+        if int(status) < _LEAST_FAILURE:
+            yield f"{where}: {status} is new, and is no failure"
     if now["tags"] != was["tags"]:
         yield f"{where}: the tags are others, and generators name classes by them"
     ways_in = now["security"] or [{}]
@@ -179,6 +187,8 @@ def _in_schema(was: Any, now: Any, where: str, *, is_sent: bool) -> Iterator[str
             case list() as old, list() as new if keyword in {"anyOf", "oneOf"} and len(old) == len(new):
                 for one, other in zip(old, new, strict=True):
                     yield from _in_schema(one, other, where, is_sent=is_sent)
+            case list() as old, list() as new if keyword == "x-extensible-enum":  # it is open, but clients switch on it
+                yield from (f"{where}: {name} is gone" for name in set(old) - set(new))
             case dict() as old, dict() as new if keyword == "items":
                 yield from _in_schema(old, new, where, is_sent=is_sent)
             case old, new if old != new:

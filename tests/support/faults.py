@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from parley.chat.errors import ErrorCode
@@ -129,12 +130,13 @@ TOLD: Final = {
 }
 
 
+_cases: Final = cache(wire_cases.load)
+
+
 async def show_named(exchange: Exchange) -> None:
     """Show the fault, or the wire case, that the last word of the message names."""
-    name = exchange.message.split()[-1]
-    cases = {} if name in FAULTS else wire_cases.load()
-    script = replay.Replay(cases[name]) if name in cases else FAULTS.get(name, FAULTS["none"])
-    await script(exchange)
+    cases = {name: replay.Replay(case) for name, case in _cases().items()}
+    await faulty.script_of(exchange, {**cases, **FAULTS})(exchange)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import httpx
 import httpx_sse
@@ -18,7 +18,7 @@ from parley.providers import lenient
 from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
 from parley.testing.factories import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
 from parley.wire.encoding import encode_frame, encode_json
-from parley.wire.schema import StreamChunk, TextChunk
+from parley.wire.schema import ChatRequest, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,3 +169,10 @@ def test_what_a_chunk_holds_beyond_what_is_read_does_not_matter() -> None:
     assert chunk.choices is not None
     assert chunk.choices[0].delta is not None
     assert chunk.choices[0].delta.content == "a"
+
+
+def test_no_kind_of_chunk_comes_to_who_does_not_ask_for_it() -> None:
+    """A field that requests a kind of chunk is off unless the client sets it."""
+    fields = {field for kind in get_args(StreamChunk) if (field := getattr(kind, "requested_by", None))}
+    assert fields == {"include_reasoning"}
+    assert not any(getattr(ChatRequest(message="Hi"), field) for field in fields)

@@ -20,7 +20,7 @@ from agents.exceptions import (
 )
 
 from parley.agent.conversion import PIECES, warm_up
-from parley.agent.loading import load
+from parley.agent.loading import has_guardrails, load
 from parley.agent.model import Backpressure, UpstreamModels
 from parley.agent.nested import confine, models_of_run
 from parley.chat.errors import ChatError, ErrorCode
@@ -60,6 +60,7 @@ class CustomAgent:
         named = [self._agent.model] if isinstance(self._agent.model, str) else upstreams.model_names[:1]
         self.model_names = [*named, *upstreams.model_names[1:]]
         self.max_streams = upstreams.max_streams
+        self.may_withhold = has_guardrails(self._agent)
         self.check = upstreams.check
         warm_up()
 

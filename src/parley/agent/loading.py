@@ -94,6 +94,19 @@ def _agents(agent: Agent[Any], seen: set[int]) -> Iterator[Agent[Any]]:
             yield from _agents(other, seen)
 
 
+def has_guardrails(agent: Agent[Any]) -> bool:
+    """Return whether an agent, or one that it can hand off to or call, has guardrails, its tools' among them."""
+    return any(
+        one.input_guardrails
+        or one.output_guardrails
+        or any(
+            getattr(tool, "tool_input_guardrails", None) or getattr(tool, "tool_output_guardrails", None)
+            for tool in one.tools
+        )
+        for one in _agents(agent, set())
+    )
+
+
 def _receiver(handoff: Any) -> Any:
     """Return the agent that a handoff leads to; if it does not name one, the handoff itself."""
     return handoff._agent_ref() if isinstance(handoff, Handoff) and handoff._agent_ref else handoff  # noqa: SLF001

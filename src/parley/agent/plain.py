@@ -28,6 +28,7 @@ class PlainAgent:
         self._settings = settings
         self.model_names = upstreams.model_names
         self.max_streams = upstreams.max_streams
+        self.may_withhold = False
         self.check = upstreams.check
         warm_up()
 

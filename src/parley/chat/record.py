@@ -49,7 +49,7 @@ class Record(msgspec.Struct, kw_only=True):
         str | None,
         Meta(
             description="Which of several causes: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
-            "`connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
+            "`second_signal`, `connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
             "`streams_per_caller`, `tokens_per_minute`, `unfinished_requests`."
         ),
     ] = None

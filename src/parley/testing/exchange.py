@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import h11
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES: Final = 65_536
 _MAX_HEAD_BYTES: Final = 65_536
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+# Turns of the loop after which a connection that has just been accepted has its handler.
+_TURNS: Final = 5
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Exchange:
     writer: asyncio.StreamWriter
     headers_of_all: dict[str, str]
     """Additional headers of every response."""
+    is_last: bool = False
+    """Whether the connection closes after the answer, as the client asked, or because it speaks HTTP/1.0."""
+    is_chunked: bool = True
+    """Whether the body is sent in chunks; otherwise its length, or the end of the connection, ends it."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the connection is closed, by either side."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,14 +72,17 @@ class Exchange:
 
     async def head(self, status: int = 200, content_type: str = "text/event-stream", **headers: str) -> None:
         """Send the status line and headers."""
-        lines = [f"HTTP/1.1 {status} Scripted", f"content-type: {content_type}", "transfer-encoding: chunked"]
+        self.is_chunked = self.is_chunked and "content-length" not in headers
+        lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Scripted')}", f"content-type: {content_type}"]
+        lines += ["transfer-encoding: chunked"] if self.is_chunked else []
+        lines += ["connection: close"] if self.is_last else []
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in {**self.headers_of_all, **headers}.items()]
         await self._send("\r\n".join([*lines, "", ""]).encode())
 
     async def write(self, data: bytes) -> None:
         """Send bytes of the body."""
         if data:  # an empty chunk would end the body
-            await self._send(b"%x\r\n%b\r\n" % (len(data), data))
+            await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self.is_chunked else data)
 
     async def events(self, *payloads: object) -> None:
         """Send server-sent events; a string is sent as it is, and everything else as JSON."""
@@ -81,7 +92,7 @@ class Exchange:
 
     async def end(self) -> None:
         """End the body; the connection can be used again."""
-        await self._send(b"0\r\n\r\n")
+        await self._send(b"0\r\n\r\n" if self.is_chunked else b"")
         self.over.set()
 
     def send_raw(self, data: bytes) -> None:
@@ -125,6 +136,7 @@ class ScriptedServer:
         """Additional headers of every response."""
         self.connections: list[Connection] = []
         self._handlers: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def origin(self) -> str:
@@ -138,19 +150,31 @@ class ScriptedServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # asyncio forgets, but does not close, a connection that it is accepting when its server closes.
+        for listener in self._server.sockets:
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+        for __ in range(_TURNS):
+            await asyncio.sleep(0)
         self._server.close()
         for handler in self._handlers:
             handler.cancel()
         await asyncio.gather(*self._handlers, return_exceptions=True)
+        for writer in self._writers:  # closing waits for a client that does not read
+            writer.transport.abort()
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer one request; for subclasses."""
         raise NotImplementedError
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # for the type checker
-        self._handlers.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio would make a task of a coroutine, but nobody would close the connection of one that has not begun.
+        self._writers.add(writer)
+        handler = asyncio.create_task(self._handle(reader, writer))
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handlers.discard)
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         now = asyncio.get_running_loop().time
         connection = Connection(opened=now())
         self.connections.append(connection)
@@ -163,7 +187,7 @@ class ScriptedServer:
                 next_byte.add_done_callback(exchange.set_gone)
                 with contextlib.suppress(ConnectionError):
                     await self.answer(exchange)
-                if sent_ahead:  # closing is a valid answer to a request that did not wait for the one before
+                if sent_ahead or exchange.is_last:  # a client that sent a request ahead must send it again
                     break
                 start = await next_byte
         connection.closed_by = connection.closed_by or "client"
@@ -190,7 +214,10 @@ class ScriptedServer:
             else:
                 raise EOFError
         assert request is not None  # noqa: S101  # h11 gives it first
-        headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+        # Of headers with the same name, the first counts, as it does for Parley.
+        headers = {name.decode(): value.decode("latin-1") for name, value in reversed(list(request.headers))}
         method, path = request.method.decode(), request.target.decode()
         exchange = Exchange(method, path, headers, body, connection, writer, self.headers)
+        exchange.is_chunked = request.http_version != b"1.0"
+        exchange.is_last = not exchange.is_chunked or headers.get("connection", "").lower() == "close"
         return exchange, parser.trailing_data[0]

@@ -5,14 +5,14 @@ Each has a pytest fixture with its name in snake case, such as `chat_request_fac
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import UNSET
 from polyfactory import PostGenerated
 from polyfactory.factories.msgspec_factory import MsgspecFactory
 
-from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode
+from parley.chat.errors import EXPLANATIONS, ChatError, ErrorCode, Explanation
 from parley.chat.events import FinishReason, Timing, Usage, UsageSource
 from parley.wire.schema import (
     ChatRequest,
@@ -37,6 +37,9 @@ _BREAKS = [
     ErrorCode.INTERNAL,
 ]
 
+
+# For a code that only a later version of Parley knows.
+_UNKNOWN: Final = Explanation("Something failed.", "The reason is new.", "Retry in a moment.", retryable=True)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -107,7 +110,7 @@ class ChatResponseFactory(_Factory[ChatResponse]):
 
 
 def _explained(name: str, values: dict[str, ErrorCode]) -> object:
-    return getattr(EXPLANATIONS[values["code"]], name)
+    return getattr(EXPLANATIONS.get(values["code"], _UNKNOWN), name)
 
 
 class ErrorResponseFactory(_Factory[ErrorResponse]):

@@ -15,7 +15,7 @@ from parley.settings import Settings
 from parley.testing.replies import Received, Reply, complete, cut, json_reply, of_request, refusal, stream, with_headers
 from parley.wire.correlation import HEADER, kept_correlation_id, new_correlation_id
 from parley.wire.decoding import decode
-from parley.wire.errors import NO_BODY, STATUS
+from parley.wire.errors import NO_BODY, STATUS, status_of
 from parley.wire.info import Info, Limits
 from parley.wire.keys import UNKNOWN_KEY
 from parley.wire.schema import (
@@ -71,6 +71,8 @@ class Fake:
         The connection breaks after the last chunk if that is neither `done` nor `error`, or after `break_at` bytes of
         the body: in the middle of a chunk, for example, or after the headers if it is 0.
         """
+        if break_at is not None and break_at < 0:
+            raise ValueError("`break_at` must be at least 0.")
         self._answers.append(_Answer(chunks, pace_s, break_at))
 
     def fail(
@@ -81,8 +83,10 @@ class Fake:
         `status` replaces the code's status, and `retry_after_s` is for an error that is given as its code.
         """
         if isinstance(error, ErrorCode):
+            if error not in STATUS:
+                raise ValueError(f"Parley has no texts for the code {error}: pass an ErrorResponse.")
             error = ErrorResponse.of(ChatError(error, retry_after_s=retry_after_s), "")
-        self._answers.append(_Failure(error, status or STATUS[error.code]))
+        self._answers.append(_Failure(error, status or status_of(error.code)))
 
     def drop(self) -> None:
         """Break the connection without a response."""

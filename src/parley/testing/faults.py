@@ -243,8 +243,3 @@ FAULTS: Final[Mapping[str, Script]] = {
     # Two of three requests fail, to try retries by hand.
     "fails_twice": in_cycle(refuse(503), refuse(503), answer(*ABC)),
 }
-
-
-async def show_named_fault(exchange: Exchange) -> None:
-    """Show the fault that the last word of the message names; without one, answer properly."""
-    await FAULTS.get(exchange.message.split()[-1], FAULTS["none"])(exchange)

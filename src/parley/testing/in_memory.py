@@ -26,35 +26,44 @@ class FakeParley(Fake, httpx.BaseTransport, httpx.AsyncBaseTransport):
         return self._respond(request)
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
-        headers = {name.decode().lower(): value.decode("latin-1") for name, value in request.headers.raw}
+        headers = {name.decode().lower(): value.decode("latin-1") for name, value in reversed(request.headers.raw)}
         received = Received(request.method, request.url.path, headers, request.content)
         reply = self.reply_to(received)
         if reply is None:
             raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
-        return httpx.Response(reply.status, headers=reply.headers, stream=_Body(reply, received))
+        return httpx.Response(reply.status, headers=reply.headers, stream=_Body(request, reply, received))
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A response's body, sent piece by piece."""
 
-    def __init__(self, reply: Reply, received: Received) -> None:
+    def __init__(self, request: httpx.Request, reply: Reply, received: Received) -> None:
+        self._request = request
         self._reply = reply
         self._received = received
+        patience_s = request.extensions.get("timeout", {}).get("read")
+        self._pause_s = reply.pace_s if patience_s is None else min(reply.pace_s, patience_s)
         self._is_over = False
 
     def __iter__(self) -> Iterator[bytes]:
         for number, piece in enumerate(self._reply.pieces):
-            if number and self._reply.pace_s:
-                time.sleep(self._reply.pace_s)
+            if number:
+                time.sleep(self._pause_s)
+                self._check_patience()
             yield piece
         self._end()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for number, piece in enumerate(self._reply.pieces):
-            if number and self._reply.pace_s:
-                await anyio.sleep(self._reply.pace_s)
+            if number:
+                await anyio.sleep(self._pause_s)
+                self._check_patience()
             yield piece
         self._end()
+
+    def _check_patience(self) -> None:
+        if self._pause_s < self._reply.pace_s:
+            raise httpx.ReadTimeout("The fake Parley is slower than the client's read timeout.", request=self._request)
 
     def _end(self) -> None:
         self._is_over = True

@@ -47,6 +47,7 @@ def _fixture(name: str) -> Callable[[], Any]:
 
         return getattr(factories, _FACTORIES[name])
 
+    factory.__doc__ = f"Return `{_FACTORIES[name]}`, a factory of polyfactory."
     return pytest.fixture(name=name)(factory)
 
 

@@ -12,7 +12,8 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from parley.wire.encoding import encode_frame, encode_json
-from parley.wire.errors import STATUS, headers_of
+from parley.wire.errors import headers_of, status_of
+from parley.wire.headers import NO_STORE, STREAM_HEADERS
 from parley.wire.keys import sent_key
 from parley.wire.schema import (
     ChatRequest,
@@ -91,7 +92,7 @@ def stream(chunks: Sequence[StreamChunk]) -> Reply:
     """Return the reply that streams these chunks; without a last chunk, the connection breaks."""
     frames = [encode_frame(chunk) for chunk in chunks]
     is_whole = bool(chunks) and isinstance(chunks[-1], DoneChunk | ErrorChunk)
-    return Reply(200, {"content-type": "text/event-stream; charset=utf-8"}, frames, is_whole=is_whole)
+    return Reply(200, STREAM_HEADERS, frames, is_whole=is_whole)
 
 
 def cut(pieces: Sequence[bytes], size: int) -> list[bytes]:
@@ -121,9 +122,9 @@ def complete(chunks: Sequence[StreamChunk], *, include_reasoning: bool) -> Reply
         case [*pieces, ErrorChunk() as last]:
             text = "".join(chunk.text for chunk in pieces if isinstance(chunk, TextChunk))
             error = replace(last.error, partial=partial_text(last.error.code, text))
-            return refusal(error, STATUS[error.code])
+            return refusal(error, status_of(error.code))
         case _:
-            return Reply(200, {"content-type": "application/json"}, [], is_whole=False)
+            return Reply(200, {"content-type": "application/json", "cache-control": NO_STORE}, [], is_whole=False)
 
 
 def refusal(error: ErrorResponse, status: int) -> Reply:
@@ -133,4 +134,6 @@ def refusal(error: ErrorResponse, status: int) -> Reply:
 
 def json_reply(status: int, body: ChatResponse | ErrorResponse | Health | Info) -> Reply:
     """Return a reply with a body in JSON."""
-    return Reply(status, {"content-type": "application/json"}, [encode_json(body)])
+    data = encode_json(body)
+    headers = {"content-type": "application/json", "content-length": str(len(data)), "cache-control": NO_STORE}
+    return Reply(status, headers, [data])

@@ -32,10 +32,12 @@ class FakeParleyServer(Fake):
         self.url = ""
         self._port = port
         self._is_ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-        self._failure: OSError | AssertionError | None = None
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Self:
+        self.url, self._failure = "", None
+        self._is_ready.clear()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
         self._is_ready.wait()
         if not self.url:
@@ -70,7 +72,7 @@ class _Server(ScriptedServer):
     def __init__(self, fake: Fake, port: int) -> None:
         super().__init__(port)
         self._fake = fake
-        self.mistake: AssertionError | None = None
+        self.mistake: Exception | None = None
         """The test's mistake, which no client can be told."""
 
     async def answer(self, exchange: Exchange) -> None:
@@ -83,7 +85,7 @@ class _Server(ScriptedServer):
         received = Received(exchange.method, path, exchange.headers, exchange.body)
         try:
             reply = self._fake.reply_to(received)
-        except AssertionError as mistake:
+        except Exception as mistake:  # noqa: BLE001  # whatever it is, it is for the test to see
             self.mistake = mistake
             reply = None
         if reply is None:

@@ -97,7 +97,12 @@ class ChatController(Controller):
         record: Record = request.scope["state"]["record"]
         reply = service.stream(data.to_prompt(settings, request.scope["state"]["caller"]), record)
         async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
-            return await _collect(events, record.correlation_id, include_reasoning=bool(data.include_reasoning))
+            try:
+                return await _collect(events, record.correlation_id, include_reasoning=bool(data.include_reasoning))
+            except IncompleteAnswerError as error:
+                if service.may_withhold:
+                    raise error.cause from None
+                raise
         raise ClientDisconnectedError
 
 

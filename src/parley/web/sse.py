@@ -12,6 +12,7 @@ from litestar.response import ServerSentEvent
 from parley.chat.events import ReplyAdmitted, ReplyFailed, ReplyFinished, ReplyReasoning, ReplyStarted, ReplyText
 from parley.web.errors import ClientDisconnectedError
 from parley.wire.encoding import PING, encode_frame
+from parley.wire.headers import STREAM_HEADERS
 from parley.wire.schema import DoneChunk, ErrorChunk, ErrorResponse, ReasoningChunk, StartChunk, StreamChunk, TextChunk
 
 if TYPE_CHECKING:
@@ -24,11 +25,8 @@ if TYPE_CHECKING:
 
 ChunkT = TypeVar("ChunkT")
 
-_HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),  # a proxy that compresses would hold the stream back
-    (b"connection", b"keep-alive"),
-    (b"x-accel-buffering", b"no"),
+_HEADERS: Final = tuple(
+    (name.encode(), value.encode()) for name, value in {**STREAM_HEADERS, "connection": "keep-alive"}.items()
 )
 
 _LAST: Final = (ReplyFinished, ReplyFailed)

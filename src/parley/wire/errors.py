@@ -36,6 +36,12 @@ STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
+
+def status_of(code: ErrorCode) -> int:
+    """Return a code's HTTP status; for one that this version does not know, 500."""
+    return STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
 NO_BODY: Final = "The body is empty."
 
 

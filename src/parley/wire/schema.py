@@ -123,7 +123,7 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
             str,
             Meta(
                 description="The text that arrived before the failure. Only in responses of `/chat/complete`; absent "
-                "if no text arrived, and for `guardrail_tripped` and `content_filtered`."
+                "if no text arrived, for `content_filtered`, and if the operator's agent has guardrails."
             ),
         ]
         | UnsetType
