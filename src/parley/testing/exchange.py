@@ -1,4 +1,4 @@
-"""A scripted HTTP server on a real socket: the script decides on every byte and pause."""
+"""A scripted HTTP server on a real socket: the script controls each byte and pause."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_HEAD_BYTES: Final = 65_536
 
 @dataclass
 class Connection:
-    """One connection in the ledger; times are those of the event loop, in seconds."""
+    """One connection that the server accepted; times are those of the event loop, in seconds."""
 
     opened: float
     closed: float | None = None
@@ -49,7 +49,7 @@ class Exchange:
 
     @property
     def json(self) -> Any:
-        """The request's body."""
+        """The request's body, decoded from JSON."""
         return json.loads(self.body)
 
     @property
@@ -163,7 +163,7 @@ class ScriptedServer:
                 next_byte.add_done_callback(exchange.set_gone)
                 with contextlib.suppress(ConnectionError):
                     await self.answer(exchange)
-                if sent_ahead:  # closing is a valid answer to a request that did not wait for the one before
+                if sent_ahead:  # a server may close if a client did not wait for the response to its previous request
                     break
                 start = await next_byte
         connection.closed_by = connection.closed_by or "client"
