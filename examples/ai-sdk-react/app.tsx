@@ -29,7 +29,7 @@ function Chat() {
   const body = reasoning ? { include_reasoning: true } : {}; // any field of Parley's request, such as `max_output_tokens`
 
   useEffect(() => {
-    addEventListener('pagehide', stop); // or the browser keeps the page, and the model runs on
+    addEventListener('pagehide', stop); // otherwise, the browser may keep the page, and the model runs on
     return () => removeEventListener('pagehide', stop);
   }, [stop]);
 

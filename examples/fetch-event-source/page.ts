@@ -9,7 +9,7 @@ form.onsubmit = async (event) => {
   const stop = new AbortController();
   const abort = () => stop.abort();
   button.onclick = abort;
-  addEventListener('pagehide', abort); // or the browser keeps the page, and the model runs on
+  addEventListener('pagehide', abort); // otherwise, the browser may keep the page, and the model runs on
   answer.textContent = end.textContent = '';
   try {
     await ask(parley, String(new FormData(form).get('message')), (text) => answer.append(text), stop.signal);

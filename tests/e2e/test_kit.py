@@ -98,6 +98,22 @@ def test_a_monorepo_tests_its_client_as_the_page_shows(project: Project) -> None
     project.run("env", f"MYPYPATH={service}", *mypy, "--cache-dir", os.devnull, str(service))
 
 
+def test_the_fake_runs_as_a_program_for_other_test_runners(project: Project) -> None:
+    """The page's program, on any free port."""
+    page = (ROOT / "docs" / "testing.md").read_text()
+    (program,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    (project.folder / "fake.py").write_text(program.replace("8000", "0"))
+    command = [str(project.python), "fake.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project.folder) as fake:  # noqa: S603
+        assert fake.stdout is not None
+        try:
+            (url,) = re.findall(r"http://[\d.:]+\d", fake.stdout.readline())
+            response = httpx.post(f"{url}/chat", json={"message": "Hi"}, trust_env=False)
+        finally:
+            fake.terminate()
+    assert response.text.count("event: text") == 2
+
+
 def test_the_command_without_the_server_says_what_to_install(project: Project) -> None:
     """It exits with 2, as for a wrong setting."""
     ended = project.end(str(project.python.with_name("parley")))

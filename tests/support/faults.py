@@ -1,6 +1,6 @@
 """What Parley's client must receive for each of the known faults of upstreams.
 
-Run as a program (`just faulty`), this module serves an upstream like `parley faulty`, which shows wire cases too.
+Run as a program (`just faulty`), this module serves the upstream of `parley faulty`, and the wire cases in addition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from parley.testing.exchange import Exchange
 
 ECHO: Final = {"error": {"message": f"{CANARY} {CANARY_KEY}", "type": CANARY, "param": CANARY, "code": CANARY}}
-"""An error as upstreams send it that quote the prompt and the key."""
+"""An error that quotes the prompt and the key, as some upstreams send it."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Told:
     """What the client must receive."""
 
     text: str | None = "abc"
-    """The text that reaches the client; `None` if there is an HTTP error instead of a stream."""
+    """The text that reaches the client; `None` if the client gets an HTTP error instead of a stream."""
     code: ErrorCode | None = None
-    """The error; `None` if the answer is done."""
+    """The code of the error; `None` if the answer ends with `done`."""
     finish_reason: FinishReason = FinishReason.STOP
     source: UsageSource = UsageSource.ESTIMATE
     """The source of the usage in the stream's last chunk."""
@@ -41,12 +41,12 @@ class Told:
 
 
 def failed(code: ErrorCode = ErrorCode.UPSTREAM_ERROR, **more: object) -> Told:
-    """Return what is told of a fault that gives no text."""
+    """Return what the client must receive for a fault before the first text."""
     return Told(text=None, code=code, source=UsageSource.NONE, **more)  # type: ignore[arg-type]
 
 
 def refused(status: int, code: ErrorCode = ErrorCode.UPSTREAM_ERROR, **more: object) -> Told:
-    """Return what is told of a refusal by this HTTP status."""
+    """Return what the client must receive if the upstream refuses the request with this HTTP status."""
     return failed(code, upstream_status=status, **more)
 
 

@@ -34,7 +34,7 @@ class Record(msgspec.Struct, kw_only=True):
     total_ms: Annotated[
         _Milliseconds, Meta(description="Milliseconds from the request's first line to the end of the response.")
     ] = 0
-    trace_id: Annotated[str | None, Meta(description="The id of its trace, if it has one.")] = None
+    trace_id: Annotated[str | None, Meta(description="The ID of the request's trace, if it has one.")] = None
     method: Annotated[
         str | None, Meta(description="The HTTP method; `other` for an unknown one, null if the request was not HTTP.")
     ] = None
@@ -42,14 +42,16 @@ class Record(msgspec.Struct, kw_only=True):
         str | None, Meta(description="The path's template; null if no operation has this path and method.")
     ] = None
     status: Annotated[
-        int | None, Meta(description="The HTTP status; 499 if the client left before it, null if nobody got one.")
+        int | None,
+        Meta(description="The HTTP status; 499 if the client left before Parley sent one, null if Parley sent none."),
     ] = None
     error_code: Annotated[ErrorCode | None, Meta(description="The error's code.")] = None
     reason: Annotated[
         str | None,
         Meta(
-            description="Which of several causes: `queue_full`, `queue_timeout`, `draining`, `drain_timeout`, "
-            "`second_signal`, `connections_full`, `connect_timeout`, `no_key`, `wrong_key`, `requests_per_minute`, "
+            description="Which of an error's causes it was: `queue_full`, `queue_timeout`, `draining`, "
+            "`drain_timeout`, `second_signal`, `connections_full`, `connect_timeout`, `no_key`, `wrong_key`, "
+            "`requests_per_minute`, "
             "`streams_per_caller`, `tokens_per_minute`, `unfinished_requests`."
         ),
     ] = None
@@ -69,15 +71,17 @@ class Record(msgspec.Struct, kw_only=True):
     upstream_status: Annotated[int | None, Meta(description="The HTTP status of the upstream's error.")] = None
     finish_reason: Annotated[FinishReason | None, Meta(description="Why the model stopped.")] = None
     input_tokens: Annotated[_Count | None, Meta(description="Tokens of the prompt.")] = None
-    output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer, or of the part that came.")] = None
+    output_tokens: Annotated[_Count | None, Meta(description="Tokens of the answer, or of the part that arrived.")] = (
+        None
+    )
     cached_input_tokens: Annotated[
         _Count | None, Meta(description="Input tokens that came from the upstream's cache.")
     ] = None
-    reasoning_tokens: Annotated[_Count | None, Meta(description="Output tokens that the model used for thinking.")] = (
+    reasoning_tokens: Annotated[_Count | None, Meta(description="Output tokens that the model used for reasoning.")] = (
         None
     )
     usage_source: Annotated[
-        UsageSource | None, Meta(description="Who counted them: `upstream`, `estimate` or `none`.")
+        UsageSource | None, Meta(description="Where the token counts come from: `upstream`, `estimate` or `none`.")
     ] = None
 
     def fail(self, error: ChatError) -> None:

@@ -1,4 +1,4 @@
-"""The kit for the tests of Parley's clients: factories, pytest fixtures, a fake Parley, and an upstream with faults.
+"""The kit for the tests of Parley's clients: factories, pytest fixtures, a fake Parley, and a faulty upstream.
 
-It needs no server: the extra `parley[testing]` brings pytest and polyfactory.
+It does not need the server. The extra `parley[testing]` installs pytest and polyfactory.
 """

@@ -1,4 +1,4 @@
-"""A scripted HTTP server on a real socket: the script decides on every byte and pause."""
+"""A scripted HTTP server on a real socket: the script controls each byte and pause."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TURNS: Final = 5
 
 @dataclass
 class Connection:
-    """One connection in the ledger; times are those of the event loop, in seconds."""
+    """One connection that the server accepted; times are those of the event loop, in seconds."""
 
     opened: float
     closed: float | None = None
@@ -57,7 +57,7 @@ class Exchange:
 
     @property
     def json(self) -> Any:
-        """The request's body."""
+        """The request's body, decoded from JSON."""
         return json.loads(self.body)
 
     @property

@@ -56,7 +56,7 @@ class _Factory(MsgspecFactory[T]):
 
     @classmethod
     def correlation_id(cls) -> str:
-        """Return an id in the form that Parley generates."""
+        """Return an ID in the form that Parley generates."""
         return f"{cls.__random__.getrandbits(128):032x}"
 
     @classmethod
@@ -114,7 +114,7 @@ def _explained(name: str, values: dict[str, ErrorCode]) -> object:
 
 
 class ErrorResponseFactory(_Factory[ErrorResponse]):
-    """Builds errors with the texts that Parley sends for their code."""
+    """Builds errors with the texts that Parley sends for their code; for an unknown code, pass the texts too."""
 
     error = PostGenerated(_explained)
     detail = PostGenerated(_explained)

@@ -1,4 +1,4 @@
-"""A fake Parley: scripted answers, and the requests that it received; how these travel is for its subclasses."""
+"""A fake Parley: its scripted answers, and the requests that it received; its subclasses transport them."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Fake:
     """Scripted answers for the chat operations; `GET /info` returns `info`, and the health checks pass.
 
     Each chat gets the next scripted answer; the last answer repeats. A request that Parley would refuse with default
-    settings is refused, and uses no answer. `requests` holds the accepted requests, `received` holds all of them with
-    their headers. No key is needed unless the test calls `require_key`.
+    settings is refused, and the answer stays for the next request. `requests` holds the accepted requests; `received`
+    holds all requests, with their headers. No key is needed unless the test calls `require_key`.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Fake:
         """Answer with these chunks, `pace_s` seconds apart.
 
         The connection breaks after the last chunk if that is neither `done` nor `error`, or after `break_at` bytes of
-        the body: in the middle of a chunk, for example, or after the headers if it is 0.
+        the body, for example in the middle of a chunk; 0 breaks it after the headers.
         """
         if break_at is not None and break_at < 0:
             raise ValueError("`break_at` must be at least 0.")
@@ -78,9 +78,10 @@ class Fake:
     def fail(
         self, error: ErrorCode | ErrorResponse, *, status: int | None = None, retry_after_s: int | None = None
     ) -> None:
-        """Answer with an HTTP error: that of a code, or one of the test's own, whose code may be unknown.
+        """Answer with an HTTP error, given as a code or as a whole body.
 
-        `status` replaces the code's status, and `retry_after_s` is for an error that is given as its code.
+        `status` replaces the code's status; a code that Parley does not know needs one. `retry_after_s` applies only to
+        an error that is given as a code.
         """
         if isinstance(error, ErrorCode):
             if error not in STATUS:
@@ -89,11 +90,11 @@ class Fake:
         self._answers.append(_Failure(error, status or status_of(error.code)))
 
     def drop(self) -> None:
-        """Break the connection without a response."""
+        """Answer by breaking the connection, without a response."""
         self._answers.append(None)
 
     def require_key(self, key: str) -> None:
-        """Refuse requests without this key, or another one that was set like this."""
+        """Refuse requests without this key; after several calls, each of their keys is accepted."""
         self._keys.add(key)
 
     def reply_to(self, received: Received) -> Reply | None:
@@ -138,7 +139,7 @@ class Fake:
 
 
 def _accepted(received: Received) -> ChatRequest:
-    """Return the request that a body holds, or raise `ChatError` if Parley would refuse it with default settings."""
+    """Return the request in a body, or raise `ChatError` if a Parley with default settings would refuse it."""
     if len(received.body) > MAX_BODY_BYTES:
         raise ChatError(ErrorCode.PAYLOAD_TOO_LARGE)
     if not received.body:

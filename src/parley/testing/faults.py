@@ -71,13 +71,13 @@ def after(texts: Iterable[str], then: Script) -> Script:
 
 
 async def pause(exchange: Exchange, seconds: float) -> None:
-    """Let time pass, unless Parley leaves."""
+    """Wait for these seconds, or until Parley closes the connection."""
     with suppress(TimeoutError):
         await asyncio.wait_for(exchange.gone.wait(), seconds)
 
 
 async def ping(exchange: Exchange) -> None:
-    """Send comments without end, and no text."""
+    """Send comments endlessly, and no text."""
     while not exchange.gone.is_set():
         await exchange.write(b": ping\n\n")
         await pause(exchange, 0.02)
@@ -144,7 +144,7 @@ def echo(exchange: Exchange) -> dict[str, Any]:
 
 
 def too_long(**error: object) -> Script:
-    """Refuse the request because it exceeds the model's context; `error` is how the body says so."""
+    """Refuse the request because it exceeds the model's context; `error` has fields for the error in the body."""
 
     async def script(exchange: Exchange) -> None:
         await respond(400, {"error": {"message": quoted(exchange), **error}})(exchange)
@@ -172,7 +172,7 @@ async def error_in_band_after_text(exchange: Exchange) -> None:
 
 
 async def error_without_json(exchange: Exchange) -> None:
-    """Refuse the request with status 500 and a body that is no JSON object, and quotes the request."""
+    """Refuse the request with status 500, and a body that quotes the request and is not a JSON object."""
     await respond(500, quoted(exchange))(exchange)
 
 

@@ -1,4 +1,4 @@
-"""The command `parley faulty`: an upstream that shows the fault that the message names."""
+"""The command `parley faulty`: a fake upstream; the last word of the message names the fault to simulate."""
 
 from __future__ import annotations
 

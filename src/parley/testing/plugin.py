@@ -1,4 +1,4 @@
-"""The pytest fixtures; pytest finds them by the package's entry point. What they need is imported when a test asks."""
+"""The pytest fixtures, which pytest finds by the package's entry point; each imports what it needs when it runs."""
 
 from __future__ import annotations
 

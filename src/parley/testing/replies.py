@@ -1,4 +1,4 @@
-"""Requests as a fake receives them, and replies as it sends them, whatever carries them."""
+"""The requests that a fake receives and the replies that it sends, in memory and on a socket alike."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Received:
-    """A request as the fake received it, also if the fake refused it."""
+    """A request as the fake received it, even if the fake refused it."""
 
     method: str
     path: str
@@ -71,7 +71,7 @@ def with_headers(reply: Reply, headers: Mapping[str, str]) -> Reply:
 
 
 def of_request(chat: ChatRequest, chunks: Sequence[StreamChunk], correlation_id: str) -> list[StreamChunk]:
-    """Return an answer's chunks for this request: with its correlation id, and with reasoning only if requested."""
+    """Return an answer's chunks for this request: with its correlation ID, and with reasoning only if requested."""
     if not chat.include_reasoning and any(isinstance(chunk, ReasoningChunk) for chunk in chunks):
         kept = (chunk for chunk in chunks if not isinstance(chunk, ReasoningChunk))
         chunks = [replace(chunk, seq=number) for number, chunk in enumerate(kept)]
@@ -89,14 +89,14 @@ def _with_id(chunk: StreamChunk, correlation_id: str) -> StreamChunk:
 
 
 def stream(chunks: Sequence[StreamChunk]) -> Reply:
-    """Return the reply that streams these chunks; without a last chunk, the connection breaks."""
+    """Return the reply that streams these chunks; without `done` or `error`, the connection breaks after them."""
     frames = [encode_frame(chunk) for chunk in chunks]
     is_whole = bool(chunks) and isinstance(chunks[-1], DoneChunk | ErrorChunk)
     return Reply(200, STREAM_HEADERS, frames, is_whole=is_whole)
 
 
 def cut(pieces: Sequence[bytes], size: int) -> list[bytes]:
-    """Return the first bytes of a body, in the same pieces."""
+    """Return the first `size` bytes of a body, in the same pieces."""
     kept = []
     for piece in pieces:
         kept.append(piece[:size])
@@ -105,7 +105,7 @@ def cut(pieces: Sequence[bytes], size: int) -> list[bytes]:
 
 
 def complete(chunks: Sequence[StreamChunk], *, include_reasoning: bool) -> Reply:
-    """Return the reply that has these chunks as one answer; without a last chunk, the connection breaks."""
+    """Return the reply that has these chunks as one answer; without `done` or `error`, the connection breaks."""
     match chunks:
         case [StartChunk() as start, *pieces, DoneChunk() as done]:
             thoughts = "".join(chunk.text for chunk in pieces if isinstance(chunk, ReasoningChunk))

@@ -22,8 +22,8 @@ _EXPOSED: Final = {"access-control-expose-headers": "X-Correlation-ID, Retry-Aft
 class FakeParleyServer(Fake):
     """A server at `url` that sends scripted answers; it runs in a thread, from the start to the end of a `with` block.
 
-    It allows pages of every origin to call it. If a client asked before the test had set an answer, the end of the
-    block raises `AssertionError`.
+    It accepts requests from pages of any origin. If a client sent a request before the test had set an answer, the end
+    of the block raises `AssertionError`.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -73,7 +73,7 @@ class _Server(ScriptedServer):
         super().__init__(port)
         self._fake = fake
         self.mistake: Exception | None = None
-        """The test's mistake, which no client can be told."""
+        """The test's mistake, which is no client's business; the end of the `with` block raises it."""
 
     async def answer(self, exchange: Exchange) -> None:
         origin = {"access-control-allow-origin": "*"} if "origin" in exchange.headers else {}

@@ -1,4 +1,4 @@
-"""A scripted upstream: an OpenAI-compatible server on a real socket; the test decides on every byte and pause."""
+"""A scripted upstream: an OpenAI-compatible server on a real socket; the test controls each byte and pause."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ async def hang(exchange: Exchange) -> None:
 
 
 class ScriptedUpstream(ScriptedServer):
-    """Runs `script` for each chat completion; `models_script` answers GET /models; every response has `headers`.
+    """Runs `script` for each chat completion; `models_script` answers GET /models; each response has `headers`.
 
     `exchanges` holds the requests that `script` answered, and `connections` records each connection and which side
-    closed it. If `tool_script` is set, it answers the model calls of an agent that do not follow a tool, and `script`
-    answers those with a tool's result.
+    closed it. To test agents, set `tool_script`: it answers the requests without a tool's result, and `script` answers
+    those with one.
     """
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
@@ -93,7 +93,7 @@ class ScriptedUpstream(ScriptedServer):
         return self.exchanges[-1]
 
     async def answer(self, exchange: Exchange) -> None:
-        """Run the script that is for this request."""
+        """Answer with the script that is set for this kind of request."""
         if exchange.path.endswith("/models"):
             self.models_requests += 1
             await self.models_script(exchange)

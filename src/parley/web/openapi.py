@@ -44,8 +44,8 @@ Clients must be ready for these changes, which can come in any version:
 
 - Responses and chunks get new fields. Ignore fields that you do not know.
 - New error codes appear. If you do not know a code, act on `retryable` and the HTTP status.
-- Requests get new optional fields, and there are new operations.
-- New kinds of chunk appear, but Parley sends them only for requests that ask for them with a field of their own, as
+- Requests get new optional fields, and new operations appear.
+- New kinds of chunk appear. Parley sends them only if the request asks for them with a new field, as
   `include_reasoning` asks for `reasoning` chunks. The chunk's schema names the field as `x-requested-by`.
 
 In a request, null for an optional field is the same as leaving it out. Any other change that can break a client raises
@@ -64,7 +64,7 @@ _PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPSta
 _CORRELATION_ID: Final = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.STRING),
     required=True,
-    description="The request's correlation id, which is in each of its log lines.",
+    description="The request's correlation ID, which is in each of its log lines.",
 )
 _RETRY_AFTER: Final = OpenAPIHeader(schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait, if known.")
 _AUTHENTICATE: Final = OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), required=True, description="`Bearer`.")
@@ -80,7 +80,7 @@ _OWN_CORRELATION_ID: Final = Parameter(
     name="X-Correlation-ID",
     param_in="header",
     schema=Schema(type=OpenAPIType.STRING),
-    description="Your own id for the request: 1 to 128 characters of `A-Z a-z 0-9 . _ -`. Parley replaces any other.",
+    description="Your own ID for the request: 1 to 128 characters of `A-Z a-z 0-9 . _ -`. Parley replaces any other.",
 )
 
 

@@ -1,4 +1,4 @@
-"""The correlation id: the header that carries it, and which of the callers' own ids are kept."""
+"""The correlation ID: the header that carries it, and which IDs of callers Parley keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Return the caller's own id if it is harmless, otherwise `None`; the headers' names are in lower case."""
+    """Return the caller's own ID if Parley keeps it, otherwise `None`; the headers' names are in lower case."""
     for name, value in headers:
         if name == HEADER and _ACCEPTED.fullmatch(value):
             return value.decode()
@@ -21,5 +21,5 @@ def kept_correlation_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 
 def new_correlation_id() -> str:
-    """Return a new id for a request that has none."""
+    """Return a new ID for a request that has none."""
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""Decode a request's body: check its media type and its shape, and say in Parley's words what is wrong with it."""
+"""Decode a request's body: check its media type and its shape, and explain in Parley's words what is wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def decode(body: bytes, content_type: str, shape: type[T]) -> T:
-    """Decode a body into this shape, or raise `ChatError` if it, or its Content-Type, is not JSON of that shape."""
+    """Decode a body into this shape; raise `ChatError` if its Content-Type is not JSON, or its shape is another."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ChatError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
     try:

@@ -16,7 +16,7 @@ PING: Final = b": ping\n"
 
 
 def encode_json(body: object) -> bytes:
-    """Encode a body as JSON that is one line to every client."""
+    """Encode a body as one line of JSON, without characters at which some clients break lines."""
     data = _encoder.encode(body)
     return data if data.isascii() else escape_line_ends(data)
 
@@ -34,8 +34,8 @@ def escape_line_ends(data: bytes) -> bytes:
 
 
 def encode_frame(chunk: StreamChunk) -> bytes:
-    """Encode a chunk as one server-sent event, with one data line, as its JSON has no line breaks."""
-    data = _encoder.encode(chunk)  # as `encode_json` does, without its call for each token
+    """Encode a chunk as one server-sent event, with one data line, because its JSON has no line breaks."""
+    data = _encoder.encode(chunk)  # not `encode_json`, to save a call for each token
     if not data.isascii():
         data = escape_line_ends(data)
     return b"event: %b\ndata: %b\n\n" % (_KINDS[type(chunk)], data)

@@ -1,4 +1,4 @@
-"""Say what is wrong with a request's body, in a client's terms: where, as a JSON pointer, and what is allowed."""
+"""Explain to a client what is wrong with its request's body: where, as a JSON pointer, and what is allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z0-9_-]{1,4
 
 
 def reworded(finding: str, shape: Any) -> str:
-    """Return what msgspec found wrong in JSON of this shape, without the request's values, which msgspec may quote."""
+    """Return msgspec's finding in a client's words, without the request's values, which msgspec may quote."""
     what, _, where = finding.rpartition(" - at ")  # a quoted value may contain the same words
     if not what:  # the finding is about the whole body
         what, where = where, ""
@@ -45,7 +45,7 @@ def _pointer(path: list[str]) -> str:
 
 
 def _rule(what: str, shape: Any, path: list[str]) -> str | None:
-    """Return what the value must be; `None` if the body is not JSON."""
+    """Return the rule that the value breaks, to follow "must"; `None` if the body is not JSON."""
     if match := _WRONG_TYPE.fullmatch(what):
         rule = f"be {_EXPECTED[match[1]]}, not {_GOT[match[2]]}"
     elif match := _OUT_OF_BOUNDS.fullmatch(what):

@@ -1,4 +1,4 @@
-"""The shape of what Parley says of itself: its model, the limits in force, and its version."""
+"""The shape of the response to `GET /info`: the model, the limits in force, and the version."""
 
 from typing import Annotated
 
@@ -10,21 +10,23 @@ from parley.wire.schema import MAX_BODY_BYTES, MAX_HISTORY_TURNS, MAX_MESSAGE_CH
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits in force. Parley refuses requests above one of the first five; the others are quotas.
+    """The limits in force. Parley refuses requests that exceed one of the first five; the others are quotas.
 
     Each Parley process counts the quotas for itself.
     """
 
     max_output_tokens: Annotated[int, Meta(description="The ceiling, and the default, of `max_output_tokens`.")]
     timeout_s: Annotated[float, Meta(description="The ceiling, and the default, of `timeout_s`.")]
-    message_characters: Annotated[int, Meta(description="Most characters in `message`, and in each earlier turn.")]
-    history_turns: Annotated[int, Meta(description="Most turns in `history`.")]
-    body_bytes: Annotated[int, Meta(description="Most bytes in the request body.")]
-    requests_per_minute: Annotated[int | None, Meta(description="Requests per minute and caller; null if unlimited.")]
+    message_characters: Annotated[
+        int, Meta(description="The maximum characters of `message`, and of each earlier turn.")
+    ]
+    history_turns: Annotated[int, Meta(description="The maximum turns in `history`.")]
+    body_bytes: Annotated[int, Meta(description="The maximum bytes of the request body.")]
+    requests_per_minute: Annotated[int | None, Meta(description="Requests per minute, per caller; null if unlimited.")]
     open_requests: Annotated[int | None, Meta(description="Open requests per caller; null if unlimited.")]
     tokens_per_minute: Annotated[
         int | None,
-        Meta(description="Tokens per minute, input and output of all callers together; null if unlimited."),
+        Meta(description="Input and output tokens per minute, of all callers together; null if unlimited."),
     ]
 
     @classmethod

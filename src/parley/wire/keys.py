@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 UNKNOWN_KEY: Final = "Unknown API key."
-"""The detail of the error for a request whose key is not a known one."""
+"""The error's `detail` if the request's key is unknown."""
 
 _SCHEME: Final = "bearer"
 

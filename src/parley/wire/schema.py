@@ -18,13 +18,13 @@ MAX_BODY_BYTES: Final = 1 << 20
 
 _Seq = Annotated[int, Meta(ge=0, description="Number of the chunk in the stream, from 0.")]
 _Model = Annotated[str, Meta(description="The model that answers, which may be the fallback.")]
-_CorrelationId = Annotated[str, Meta(description="The id of the request in Parley's logs; quote it to the operator.")]
+_CorrelationId = Annotated[str, Meta(description="The ID of the request in Parley's logs; quote it to the operator.")]
 
-# The characters that Python or JavaScript takes for blank. `\s` would not do, as it means something else in each.
+# The characters that Python or JavaScript treats as blank. Not `\s`: it matches different characters in each.
 _BLANK: Final = r"\x09-\x0d\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 
 _DEFAULTS: Final = Settings()
-_CONTENT: Final = f"What was said: at most {MAX_MESSAGE_CHARACTERS:,} characters, no NUL among them; it may be empty."
+_CONTENT: Final = f"The text of the turn: at most {MAX_MESSAGE_CHARACTERS:,} characters, no NUL. It may be empty."
 
 # In servers written in C, a NUL would silently end the text.
 _NO_NUL: Final = r"^[^\x00]*$"
@@ -36,12 +36,12 @@ _REFUSED_ANSWERS: Final = {ErrorCode.GUARDRAIL_TRIPPED, ErrorCode.CONTENT_FILTER
 class HistoryTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An earlier turn of the conversation."""
 
-    role: Annotated[Role, Meta(description="Who spoke.")]
+    role: Annotated[Role, Meta(description="Who wrote the turn.")]
     content: Annotated[str, Meta(max_length=MAX_MESSAGE_CHARACTERS, pattern=_NO_NUL, description=_CONTENT)]
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A message to answer, with the earlier turns of the conversation; the server stores nothing."""
+    """A message to answer, with the earlier turns of the conversation; Parley stores nothing."""
 
     message: Annotated[
         str,
@@ -62,8 +62,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[
             Annotated[int, Meta(ge=1, le=MOST_OUTPUT_TOKENS)] | None,
             Meta(
-                description="Most tokens in the answer, a whole number. Default and ceiling are "
-                f"{_DEFAULTS.max_output_tokens:,} unless the operator says otherwise; above it is refused.",
+                description="The maximum number of tokens in the answer, a whole number. The default, which is also "
+                f"the ceiling, is {_DEFAULTS.max_output_tokens:,} unless the operator sets another. Parley refuses "
+                "larger values.",
             ),
         ]
         | UnsetType
@@ -72,8 +73,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[
             Annotated[float, Meta(gt=0, le=LONGEST_S)] | None,
             Meta(
-                description="Seconds for the whole answer. Default and ceiling are "
-                f"{_DEFAULTS.request_timeout_s:g} unless the operator says otherwise; above it is refused.",
+                description="Seconds for the whole answer. The default, which is also the ceiling, is "
+                f"{_DEFAULTS.request_timeout_s:g} unless the operator sets another. Parley refuses larger values.",
             ),
         ]
         | UnsetType
@@ -142,7 +143,7 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def partial_text(code: ErrorCode, text: str) -> str | UnsetType:
-    """Return what an error shows of an answer's text: nothing if the operator or the upstream refused the answer."""
+    """Return the text that an error may show: none if the operator's guardrail or the upstream refused the answer."""
     return UNSET if not text or code in _REFUSED_ANSWERS else text
 
 
@@ -179,7 +180,7 @@ class DoneChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class ErrorChunk(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
-    """The answer broke off; if this is the only chunk, it failed to begin. Nothing follows this chunk."""
+    """The answer is incomplete; if this is the only chunk, no answer began. Nothing follows this chunk."""
 
     seq: _Seq
     error: ErrorResponse
@@ -205,7 +206,7 @@ class ChatResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether Parley would answer requests now; if not, the code of the error that it would return."""
+    """Whether Parley would answer chats now; if not, the code of the error that it would return."""
 
     status: Annotated[
         Literal["live", "ready", "not_ready"],

@@ -14,11 +14,11 @@ try {
     baseUrl,
     body: { message },
     signal: stop.signal,
-    sseMaxRetryAttempts: 1, // the first is the only one: to ask anew is to pay anew
-    onSseError: (error) => { throw error; }, // or a stream that broke would just end
+    sseMaxRetryAttempts: 1, // only one attempt, because each one is paid for
+    onSseError: (error) => { throw error; }, // otherwise, a broken stream looks complete
     fetch: async (...request) => {
       const response = await fetch(...request);
-      return response.ok ? response : fail(await response.json()); // its own error has no body
+      return response.ok ? response : fail(await response.json()); // hey-api's own error would have no body
     },
   });
   let reason = 'the connection broke off';

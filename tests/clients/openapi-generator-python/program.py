@@ -1,4 +1,4 @@
-"""Asks Parley by the client that OpenAPI Generator made, in `parley_client`."""
+"""Ask Parley with the client that OpenAPI Generator generated, in `parley_client`."""
 
 import sys
 from typing import NoReturn, assert_never

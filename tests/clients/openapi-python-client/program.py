@@ -1,4 +1,4 @@
-"""Asks Parley by the client that openapi-python-client made, in `parley_client`."""
+"""Ask Parley with the client that openapi-python-client generated, in `parley_client`."""
 
 import sys
 from typing import NoReturn, assert_never
