@@ -35,6 +35,12 @@ class Project:
         (self.wheel,) = folder.glob("parley-*.whl")
         self.run("uv", "venv", "--quiet", "--python", sys.executable, "venv")
         self.install(f"{self.wheel}[testing]")
+        listed = self.run("uv", "pip", "list", "--quiet", "--python", str(self.python), "--format", "json")
+        self.packages = {package["name"] for package in json.loads(listed)}
+        """The packages that the kit brought; the tests install others later."""
+        (folder,) = self.python.parents[1].glob("lib/*/site-packages")
+        files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        self.packages_bytes = sum(path.stat().st_size for path in files)
 
     def install(self, *packages: str) -> None:
         """Install packages, in the versions that Parley's own tests use."""
@@ -101,7 +107,7 @@ def test_a_monorepo_tests_its_client_as_the_page_shows(project: Project) -> None
 def test_the_fake_runs_as_a_program_for_other_test_runners(project: Project) -> None:
     """The page's program, on any free port."""
     page = (ROOT / "docs" / "testing.md").read_text()
-    (program,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    program = re.findall(r"```py\n(.*?)```", page, re.DOTALL)[0]
     (project.folder / "fake.py").write_text(program.replace("8000", "0"))
     command = [str(project.python), "fake.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project.folder) as fake:  # noqa: S603
