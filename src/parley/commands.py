@@ -34,18 +34,12 @@ _MOST_PORT: Final = 65_535
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command that the arguments name, and return its exit code."""
     options = _parsed(arguments)
-    if options.command == "faulty":
-        from parley.testing import faulty  # noqa: PLC0415  # each command imports only what it needs
-
-        try:
-            faulty.serve(options.port)
-        except OSError as error:
-            sys.stderr.write(f"parley: cannot serve on port {options.port} ({error.strerror}).\n")
-            return _CONFIGURATION_ERROR
-        return 0
-    if find_spec("litestar") is None:
-        sys.stderr.write("parley: the server is not installed, only the test kit. Install `parley[server]`.\n")
+    package, extra = ("parley.testing", "testing") if options.command == "faulty" else ("litestar", "server")
+    if find_spec(package) is None:
+        sys.stderr.write(f"parley: this command needs packages that are missing. Install `parley[{extra}]`.\n")
         return _CONFIGURATION_ERROR
+    if options.command == "faulty":
+        return _simulate_faults(options.port)
     try:
         if not getattr(options, "url", None):  # the keys in `.env` must not go to another Parley
             load_env_file()
@@ -99,6 +93,17 @@ def _ask(options: argparse.Namespace, settings: Settings) -> int:
     from parley.evaluation import command  # noqa: PLC0415
 
     return command.evaluate(options, key)
+
+
+def _simulate_faults(port: int) -> int:
+    from parley.testing import faulty  # noqa: PLC0415  # each command imports only what it needs
+
+    try:
+        faulty.serve(port)
+    except OSError as error:
+        sys.stderr.write(f"parley: cannot serve on port {port} ({error.strerror}).\n")
+        return _CONFIGURATION_ERROR
+    return 0
 
 
 def _serve(settings: Settings, unknown: Iterable[tuple[str, str | None]]) -> None:
