@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _CONFIGURATION_ERROR: Final = 2
 _ADDRESS: Final = ("PARLEY_HOST", "PARLEY_PORT")
 _KEYS: Final = ("PARLEY_API_KEYS", "PARLEY_API_KEYS_FILE")
-_OF_CLIENTS: Final = {"chat": (*_ADDRESS, *_KEYS), "eval": _KEYS, "health": _ADDRESS}
+_CLIENT_VARIABLES: Final = {"chat": (*_ADDRESS, *_KEYS), "eval": _KEYS, "health": _ADDRESS}
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # all addresses include loopback
 _HEALTH_TIMEOUT_S: Final = 4.0
-_MOST_OF_ALL: Final = 1000
-_MOST_PORT: Final = 65_535
+_MAX_COUNT: Final = 1000
+_MAX_PORT: Final = 65_535
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str] | None) -> int:
     options = _parsed(arguments)
     package, extra = ("parley.testing", "testing") if options.command == "faulty" else ("litestar", "server")
     if find_spec(package) is None:
-        sys.stderr.write(f"parley: this command needs packages that are missing. Install `parley[{extra}]`.\n")
+        sys.stderr.write(f"parley: packages are missing. Install them: pip install '/path/to/parley[{extra}]'\n")
         return _CONFIGURATION_ERROR
     if options.command == "faulty":
         return _simulate_faults(options.port)
@@ -45,13 +45,13 @@ def run(arguments: Sequence[str] | None) -> int:
             load_env_file()
         environment = dict(os.environ)
         starts = options.command == "eval" and not options.url
-        if options.command in _OF_CLIENTS and not starts:  # ignore settings that only a server needs
-            environment = {name: environment.get(name, "") for name in _OF_CLIENTS[options.command]}
+        if options.command in _CLIENT_VARIABLES and not starts:  # ignore settings that only a server needs
+            environment = {name: environment.get(name, "") for name in _CLIENT_VARIABLES[options.command]}
         settings = settings_from(environment)
     except SettingsError as error:
         sys.stderr.write(f"parley: {error}\n".replace("\n", "\nparley: ").removesuffix("parley: "))
         return _CONFIGURATION_ERROR
-    if options.command in _OF_CLIENTS:
+    if options.command in _CLIENT_VARIABLES:
         return _ask(options, settings)
     _serve(settings, unknown_variables(environment))
     return 0
@@ -140,15 +140,15 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 def _port(text: str) -> int:
     port = int(text)
-    if not 0 <= port <= _MOST_PORT:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {_MOST_PORT}")
+    if not 0 <= port <= _MAX_PORT:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {_MAX_PORT}")
     return port
 
 
 def _count(text: str) -> int:
     count = int(text)
-    if not 1 <= count <= _MOST_OF_ALL:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {_MOST_OF_ALL}")
+    if not 1 <= count <= _MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {_MAX_COUNT}")
     return count
 
 

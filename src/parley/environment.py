@@ -15,7 +15,7 @@ from parley.settings import Secret, SecretText, Settings
 from parley.validation import invalid_settings
 
 _PREFIX: Final = "PARLEY_"
-_USUAL: Final = ("openai_", "otel_")
+_UNPREFIXED: Final = ("openai_", "otel_")
 _LISTS: Final = ("api_keys", "cors_origins", "trusted_proxies")
 _BOOLEANS: Final = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -95,14 +95,14 @@ def variables() -> Iterator[Variable]:
     assert isinstance(described, inspect.StructType)  # noqa: S101  # narrows the type for mypy
     annotations = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     for field in described.fields:
-        name = field.name.upper() if field.name.startswith(_USUAL) else _PREFIX + field.name.upper()
+        name = field.name.upper() if field.name.startswith(_UNPREFIXED) else _PREFIX + field.name.upper()
         schema = field.type.extra_json_schema or {} if isinstance(field.type, inspect.Metadata) else {}
         yield Variable(
             name,
             field.name,
             annotations[field.name],
             field.default,
-            _allowed(field.type),
+            _allowed(field.type).removesuffix(" without blanks" if field.name in _LISTS else ""),
             schema.get("description", ""),
         )
 

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 # After a second Ctrl-C, the time for open replies to end with an error, before the server cancels them.
 _LAST_WORDS_S: Final = 1.0
+# A SIGINT this soon after the first is the same Ctrl-C: uv passes on what the terminal has sent to all processes.
+_ECHO_S: Final = 0.5
 
 
 @contextmanager
 def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     """Drain the service at SIGTERM or SIGINT; after `timeout_s` seconds, stop its replies.
 
-    A SIGINT after the first signal, such as a second Ctrl-C, stops the replies immediately. The handlers wrap the
+    A SIGINT after the first signal, such as a second Ctrl-C, stops the replies immediately. One that follows the first
+    within half a second is ignored. The handlers wrap the
     server's own, because uvicorn notifies the app only after all its connections are closed. A worker treats its
     parent's death as a SIGTERM, because otherwise nothing would stop it.
     """
@@ -33,8 +36,13 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     parent = multiprocessing.parent_process() if servers else None
 
     signals: list[int] = []
+    first_s = 0.0
 
     def handle(number: int, frame: Any) -> None:
+        nonlocal first_s
+        if number == signal.SIGINT and signals == [number] and loop.time() - first_s < _ECHO_S:
+            return
+        first_s = first_s or loop.time()
         stops_at_once = number == signal.SIGINT and len(signals) > 0 and signal.SIGINT not in signals[1:]
         signals.append(number)
         service.drain()

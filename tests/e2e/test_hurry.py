@@ -65,9 +65,9 @@ def refusal(received: bytes) -> ErrorResponse:
 async def end(served: Parley, *, is_hurried: bool) -> None:
     """Stop Parley by a second Ctrl-C, or by SIGTERM, after which the drain timeout passes."""
     if is_hurried:
-        served.process.send_signal(signal.SIGINT)
-        await served.logs.line("Shutting down")
-    served.process.send_signal(signal.SIGINT if is_hurried else signal.SIGTERM)
+        await served.interrupt_twice()
+    else:
+        served.process.send_signal(signal.SIGTERM)
     assert await served.wait() == 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import ssl
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -132,9 +131,7 @@ async def test_a_second_ctrl_c_tells_the_caller_and_ends_parley(upstream: Script
         async with httpx_sse.aconnect_sse(client, "POST", "/chat", json={"message": "Hi"}) as source:
             events = source.aiter_sse()
             await anext(events)
-            served.process.send_signal(signal.SIGINT)
-            await served.logs.line("Shutting down")
-            served.process.send_signal(signal.SIGINT)
+            await served.interrupt_twice()
             chunks = [decode_chunk(event.data) async for event in events]
         assert isinstance(chunks[-1], ErrorChunk)
         assert chunks[-1].error.code is ErrorCode.SHUTTING_DOWN

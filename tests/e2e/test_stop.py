@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import httpx
 import httpx_sse
 import pytest
 
 from parley.chat.errors import ErrorCode
 from parley.chat.events import Usage
 from parley.testing.upstream import ScriptedUpstream, delta, hang
-from parley.wire.schema import ErrorChunk, StartChunk, StreamChunk, TextChunk
+from parley.wire.schema import DoneChunk, ErrorChunk, StartChunk, StreamChunk, TextChunk
 from tests.support.canaries import CANARY, CANARY_KEY
 from tests.support.installed import need
 from tests.support.logs import Logs
@@ -29,8 +30,6 @@ from tests.support.scripts import Gated
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncIterator
-
-    import httpx
 
     from parley.testing.exchange import Exchange
 
@@ -184,7 +183,10 @@ async def test_a_signal_while_it_starts_ends_it_without_a_trace(
 async def test_what_the_readme_starts_ends_with_all_its_processes(
     upstream: ScriptedUpstream, command: tuple[str, ...], number: signal.Signals
 ) -> None:
-    """SIGTERM goes to the first process, as from a supervisor; SIGINT goes to all processes, as from Ctrl-C."""
+    """SIGTERM goes to the first process, as from a supervisor; SIGINT goes to all processes, as from Ctrl-C.
+
+    Neither cuts the open stream.
+    """
     need("uv", "just")
     variables = environment(**leading_to(upstream), UV_NO_SYNC="1", PARLEY_LOG_FORMAT="json")
     process = await asyncio.create_subprocess_exec(
@@ -198,12 +200,25 @@ async def test_what_the_readme_starts_ends_with_all_its_processes(
     logs = Logs()
     reading = asyncio.create_task(read(process.stdout, logs))
     try:
-        await address(logs)
+        url = await address(logs)
         assert len(members(process.pid)) >= len(command) - 1
-        if number == signal.SIGTERM:
-            process.send_signal(number)
-        else:
-            os.killpg(process.pid, number)
+        gated = upstream.script = Gated()
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
+            httpx_sse.aconnect_sse(client, "POST", "/chat", json=REQUEST) as source,
+        ):
+            events = source.aiter_sse()
+            chunks = [decode_chunk((await anext(events)).data)]
+            if number == signal.SIGTERM:
+                process.send_signal(number)
+            else:
+                os.killpg(process.pid, number)
+            await logs.line("Shutting down")
+            with pytest.raises(TimeoutError):  # uv passes a SIGINT on a moment after the terminal
+                await asyncio.wait_for(process.wait(), 0.6)
+            gated.may_end.set()
+            chunks += [decode_chunk(event.data) async for event in events]
+        assert isinstance(chunks[-1], DoneChunk)
         with anyio.fail_after(60):
             await process.wait()
             await reading  # until the last process that could write has ended

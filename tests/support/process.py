@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import socket
 import ssl
 import sys
@@ -62,6 +63,15 @@ class Parley:
         """Return a new client."""
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; the default one takes 20 ms to load certificates
         return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=tls)
+
+    async def interrupt_twice(self) -> None:
+        """Press Ctrl-C, and again when the second is not taken for an echo of the first."""
+        self.process.send_signal(signal.SIGINT)
+        await self.logs.line("Shutting down")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), 0.6)
+            raise AssertionError("Parley did not wait for its streams")
+        self.process.send_signal(signal.SIGINT)
 
     async def wait(self) -> int:
         """Wait until the process has ended by itself, and return its exit code."""

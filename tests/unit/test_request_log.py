@@ -125,9 +125,9 @@ def test_a_reader_at_a_terminal_sees_how_a_request_went(configure: Callable[...,
     times, lines = zip(*(line.split("  ", 1) for line in output.getvalue().splitlines()), strict=True)
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d", time) for time in times)
     assert list(lines) == [
-        "200  POST /chat                completed (length)      378 ms       31+8 tokens  " + "a" * 32,
-        "200  POST /chat                client_disconnected     378 ms        ?+8 tokens  " + "a" * 32,
-        "401  GET (no such path)        unauthorized (no_key)       0 ms                    b",
+        "200  POST /chat                completed (length)               378 ms       31+8 tokens  " + "a" * 32,
+        "200  POST /chat                client_disconnected              378 ms        ?+8 tokens  " + "a" * 32,
+        "401  GET (no such path)        unauthorized (no_key)              0 ms                    b",
     ]
 
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parley.providers import lenient
-from parley.providers.wire import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
+from parley.providers.stream_decoding import MAX_EVENT_BYTES, EventDecoder, EventTooLargeError, decode_chunk
 from parley.testing.factories import DoneChunkFactory, ErrorChunkFactory, StartChunkFactory, stream_of
 from parley.wire.encoding import encode_frame, encode_json
 from parley.wire.schema import ChatRequest, StreamChunk, TextChunk

@@ -23,8 +23,8 @@ _BYTES_PER_TOKEN: Final = 4
 # token count from an upstream must not block Parley forever.
 _MOST_MINUTES: Final = 60
 # When this many callers are stored, evict those whose whole allowance is available again.
-_MANY: Final = 10_000
-_ALL: Final = ""
+_SWEEP_ABOVE: Final = 10_000
+_EVERY_CALLER: Final = ""
 
 
 class Allowance:
@@ -34,7 +34,7 @@ class Allowance:
         self.per_minute = per_minute
         self._now = now
         self._left: dict[str, tuple[float, float]] = {}
-        self._many = _MANY
+        self._many = _SWEEP_ABOVE
 
     def wait_s(self, caller: str, amount: float = 1) -> float:
         """Return the seconds until `amount`, or the whole allowance if that is less, is available."""
@@ -44,7 +44,7 @@ class Allowance:
         """Deduct `amount`; a negative amount is given back."""
         if len(self._left) >= self._many:
             self._left = {name: left for name, left in self._left.items() if self._left_to(name) < self.per_minute}
-            self._many = max(_MANY, 2 * len(self._left))  # avoids an O(n) sweep on every call
+            self._many = max(_SWEEP_ABOVE, 2 * len(self._left))  # avoids an O(n) sweep on every call
         self._left[caller] = self._left_to(caller) - amount, self._now()
 
     def _left_to(self, caller: str) -> float:
@@ -83,7 +83,7 @@ class Quotas:
         if self._requests:
             self._requests.take(caller)
         if self._tokens:
-            self._tokens.take(_ALL, held)
+            self._tokens.take(_EVERY_CALLER, held)
         try:
             yield
         finally:
@@ -95,7 +95,7 @@ class Quotas:
                 self._requests.take(caller, -1)
             if self._tokens:
                 spent = sum(_spent(usage, estimate) for usage in usages or ())
-                self._tokens.take(_ALL, min(spent - held, _MOST_MINUTES * self._tokens.per_minute))
+                self._tokens.take(_EVERY_CALLER, min(spent - held, _MOST_MINUTES * self._tokens.per_minute))
 
     def _check(self, caller: str, tokens: int) -> None:
         waits_s = {
@@ -103,7 +103,7 @@ class Quotas:
             if self._most_at_once and self._at_once[caller] >= self._most_at_once
             else 0,
             "requests_per_minute": self._requests.wait_s(caller) if self._requests else 0,
-            "tokens_per_minute": self._tokens.wait_s(_ALL, tokens) if self._tokens else 0,
+            "tokens_per_minute": self._tokens.wait_s(_EVERY_CALLER, tokens) if self._tokens else 0,
         }
         longest = max(waits_s, key=lambda reason: waits_s[reason])
         if waits_s[longest] > 0:

@@ -10,10 +10,7 @@ from parley.chat.errors import ChatError, ErrorCode
 from parley.chat.events import FinishReason
 from parley.providers import lenient
 from parley.providers.failures import ReportedError, finish_reason_of, is_error, reported
-from parley.providers.tool_calls import ToolCalls
-from parley.providers.usage import usage_of
-from parley.providers.vocabulary import TOOL_CALLS
-from parley.providers.wire import (
+from parley.providers.stream_decoding import (
     WIRE_ERRORS,
     Choice,
     Chunk,
@@ -21,6 +18,9 @@ from parley.providers.wire import (
     EventDecoder,
     decode_chunk,
 )
+from parley.providers.tool_calls import ToolCalls
+from parley.providers.usage import usage_of
+from parley.providers.vocabulary import TOOL_CALLS
 
 if TYPE_CHECKING:
     from parley.chat.run import Attempt

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from parley.providers import wire
-from parley.providers.wire import (
+from parley.providers import stream_decoding
+from parley.providers.stream_decoding import (
     Choice,
     Chunk,
     Delta,
@@ -62,7 +62,7 @@ def decode_tool_calls(payload: msgspec.Raw) -> list[ToolCallDelta]:
         EventTooLargeError: if it has far too many values.
     """
     try:
-        return wire.decode_tool_calls(payload) or []
+        return stream_decoding.decode_tool_calls(payload) or []
     except (msgspec.DecodeError, UnicodeDecodeError):
         decoded = _decode(bytes(payload))
     return [_tool_call(call) for call in decoded if isinstance(call, dict)] if isinstance(decoded, list) else []

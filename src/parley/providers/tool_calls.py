@@ -13,7 +13,7 @@ from parley.chat.errors import ChatError, ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from parley.providers.wire import ToolCallDelta
+    from parley.providers.stream_decoding import ToolCallDelta
 
 _MOST_CALLS: Final = 128
 

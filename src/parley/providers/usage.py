@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from parley.chat.events import Usage, UsageSource
 
 if TYPE_CHECKING:
-    from parley.providers.wire import TokenCounts
+    from parley.providers.stream_decoding import TokenCounts
 
 # A count above this, or below 0, is treated as unknown: metrics and quotas add counts up and do not expect such values.
 _LARGEST: Final = 1 << 53

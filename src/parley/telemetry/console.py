@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from structlog.dev import DIM, GREEN, RED, RESET_ALL, YELLOW, ConsoleRenderer
 
+from parley.chat.errors import ErrorCode
 from parley.telemetry.redaction import legible
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from parley.chat.record import Record
 
 _TIME: Final = "%H:%M:%S"
+_OUTCOME_WIDTH: Final = max(map(len, ErrorCode))
 
 
 def request_line(record: Record, entry: logging.LogRecord, *, has_colours: bool) -> str:
@@ -33,7 +35,7 @@ def request_line(record: Record, entry: logging.LogRecord, *, has_colours: bool)
         (DIM, strftime(_TIME, localtime(entry.created))),
         (_colour(record), status),
         ("", f"{record.method or '-'} {record.route or '(no such path)'}".ljust(24)),
-        (_colour(record), outcome.ljust(19)),
+        (_colour(record), outcome.ljust(_OUTCOME_WIDTH)),
         ("", f"{record.total_ms:6d} ms"),
         ("", tokens.rjust(16)),
         (DIM, legible(record.correlation_id)),

@@ -1,1 +1,1 @@
-"""The HTTP transport: requests, chunks, frames, status codes."""
+"""The HTTP transport: operations, keys, streams and the contract."""

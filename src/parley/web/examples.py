@@ -31,7 +31,7 @@ _TIMING: Final = Timing(first_token_ms=301, total_ms=378)
 
 
 # Errors that are never sent with only the default texts of their code.
-_TOLD: Final[Mapping[ErrorCode, ChatError]] = {
+_ERRORS_WITH_DETAILS: Final[Mapping[ErrorCode, ChatError]] = {
     ErrorCode.INVALID_REQUEST: ChatError(
         ErrorCode.INVALID_REQUEST, detail="`/message` must not be blank, nor hold a NUL character."
     ),
@@ -43,7 +43,7 @@ _TOLD: Final[Mapping[ErrorCode, ChatError]] = {
 
 
 def _error(code: ErrorCode) -> ErrorResponse:
-    return ErrorResponse.of(_TOLD.get(code) or ChatError(code), _CORRELATION_ID)
+    return ErrorResponse.of(_ERRORS_WITH_DETAILS.get(code) or ChatError(code), _CORRELATION_ID)
 
 
 _REQUESTS: Final[Mapping[str, ChatRequest]] = {

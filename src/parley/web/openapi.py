@@ -53,13 +53,13 @@ the first number of the version or, while that is 0, the second.
 """
 
 # Errors that no operation returns; Litestar returns them if there is no such operation.
-_OF_NO_OPERATION: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
+_ROUTING_ERRORS: Final = {ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED}
 
 # A client needs a key only if the operator has set any.
 MAY_NEED_KEY: Final[list[SecurityRequirement]] = [{"key": []}, {}]
 
 # An error with one of these statuses may say how long to wait.
-_PASSING: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}
+_MAY_HAVE_RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE}
 
 _CORRELATION_ID: Final = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.STRING),
@@ -96,7 +96,7 @@ def _failures(*codes: ErrorCode) -> dict[int, ResponseSpec]:
     }
 
 
-CHAT_FAILURES: Final = _failures(*(code for code in ErrorCode if code not in _OF_NO_OPERATION))
+CHAT_FAILURES: Final = _failures(*(code for code in ErrorCode if code not in _ROUTING_ERRORS))
 INFO_FAILURES: Final = _failures(ErrorCode.UNAUTHORIZED, ErrorCode.OVERLOADED, ErrorCode.INTERNAL)
 LIVENESS_FAILURES: Final = _failures(ErrorCode.INTERNAL)
 READINESS_FAILURES: Final = LIVENESS_FAILURES | {
@@ -120,7 +120,7 @@ class DescribedOperation(Operation):
                 is_error = ErrorResponse.__name__ in map(_shape, content.values())
                 caching = _STREAM_CACHING if "text/event-stream" in content else _NO_STORE
                 response.headers = {"X-Correlation-ID": _CORRELATION_ID, "Cache-Control": caching}
-                if is_error and int(status) in _PASSING:
+                if is_error and int(status) in _MAY_HAVE_RETRY_AFTER:
                     response.headers["Retry-After"] = _RETRY_AFTER
                 if is_error and int(status) == HTTPStatus.UNAUTHORIZED:
                     response.headers["WWW-Authenticate"] = _AUTHENTICATE

@@ -74,7 +74,7 @@ def _components() -> dict[str, Any]:
     for kind in get_args(StreamChunk):
         if field := getattr(kind, "requested_by", None):
             components[kind.__name__]["x-requested-by"] = field
-    return {name: _typed(schema) for name, schema in components.items()}
+    return {name: _for_generators(schema) for name, schema in components.items()}
 
 
 def _open(schema: Any, known: list[str]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _open(schema: Any, known: list[str]) -> dict[str, Any]:
     }
 
 
-def _typed(schema: Any) -> Any:
+def _for_generators(schema: Any) -> Any:
     """Mark each enumeration as one of strings, and each tag as a constant, as code generators need both."""
     match schema:
         case {"enum": [tag]}:
@@ -97,8 +97,8 @@ def _typed(schema: Any) -> Any:
             return {"type": "string", **schema}
         case dict():
             # Leave out the defaults: some code generators take a field with a default for a required one.
-            return {keyword: _typed(value) for keyword, value in schema.items() if keyword != "default"}
+            return {keyword: _for_generators(value) for keyword, value in schema.items() if keyword != "default"}
         case list():
-            return [_typed(member) for member in schema]
+            return [_for_generators(member) for member in schema]
         case _:
             return schema
