@@ -102,7 +102,7 @@ def variables() -> Iterator[Variable]:
             field.name,
             annotations[field.name],
             field.default,
-            _allowed(field.type).removesuffix(" without blanks" if field.name in _LISTS else ""),
+            _allowed(field.type),
             schema.get("description", ""),
         )
 
