@@ -324,7 +324,10 @@ def test_a_client_that_reads_the_whole_answer_has_not_left(fake: Fake, faked: ht
 def test_a_fake_that_is_slower_than_the_clients_patience_is_a_timeout(fake: Fake, faked: httpx.Client) -> None:
     """In memory, too: a test of a client that gives up must not pass without it."""
     fake.answer(*stream_of("Hel", "lo"), pace_s=3600)
-    with faked.stream("POST", "/chat", json=HI, timeout=0.1) as response, pytest.raises(httpx.ReadTimeout):
+    with (
+        faked.stream("POST", "/chat", json=HI, timeout=httpx.Timeout(60, read=1)) as response,
+        pytest.raises(httpx.ReadTimeout),
+    ):
         list(response.iter_raw())
 
 
