@@ -180,7 +180,8 @@ class Client:
     @property
     def environment(self) -> dict[str, str]:
         """The environment, with npm's commands on the path, and without a proxy."""
-        path = os.pathsep.join([str(self.folder.parent / "node_modules" / ".bin"), os.environ["PATH"]])
+        programs = [str(folder / "node_modules" / ".bin") for folder in (self.folder, self.folder.parent)]
+        path = os.pathsep.join([*programs, os.environ["PATH"]])
         return {**os.environ, "PATH": path, "no_proxy": "127.0.0.1"}
 
 
