@@ -26,9 +26,8 @@ def draining(service: ChatService, timeout_s: float) -> Iterator[None]:
     """Drain the service at SIGTERM or SIGINT; after `timeout_s` seconds, stop its replies.
 
     A SIGINT after the first signal, such as a second Ctrl-C, stops the replies immediately. One that follows the first
-    within half a second is ignored. The handlers wrap the
-    server's own, because uvicorn notifies the app only after all its connections are closed. A worker treats its
-    parent's death as a SIGTERM, because otherwise nothing would stop it.
+    within half a second is ignored. The handlers wrap the server's own, because uvicorn notifies the app only after all
+    its connections are closed. A worker treats its parent's death as a SIGTERM: otherwise, nothing would stop it.
     """
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGTERM, signal.SIGINT] if threading.current_thread() is threading.main_thread() else []

@@ -97,16 +97,18 @@ class ChatController(Controller):
         record: Record = request.scope["state"]["record"]
         reply = service.stream(data.to_prompt(settings, request.scope["state"]["caller"]), record)
         async with cancelled_on_disconnect(request.receive, record), aclosing(reply) as events:
-            try:
-                return await _collect(events, record.correlation_id, include_reasoning=bool(data.include_reasoning))
-            except IncompleteAnswerError as error:
-                if service.may_withhold:
-                    raise error.cause from None
-                raise
+            return await _collect(
+                events,
+                record.correlation_id,
+                include_reasoning=bool(data.include_reasoning),
+                include_partial=not service.may_withhold,
+            )
         raise ClientDisconnectedError
 
 
-async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include_reasoning: bool) -> ChatResponse:
+async def _collect(
+    events: AsyncIterator[Event], correlation_id: str, *, include_reasoning: bool, include_partial: bool
+) -> ChatResponse:
     """Join the events of a reply into one answer, or raise `IncompleteAnswerError` if the reply failed."""
     model = ""
     texts: list[str] = []
@@ -120,7 +122,7 @@ async def _collect(events: AsyncIterator[Event], correlation_id: str, *, include
             case ReplyReasoning():
                 thoughts.append(event.text)
             case ReplyFailed():
-                raise IncompleteAnswerError(event.error, "".join(texts))
+                raise IncompleteAnswerError(event.error, "".join(texts) if include_partial else "")
             case ReplyFinished():
                 return ChatResponse(
                     text="".join(texts),

@@ -37,12 +37,12 @@ STATUS: Final[Mapping[ErrorCode, HTTPStatus]] = {
 }
 
 
+NO_BODY: Final = "The body is empty."
+
+
 def status_of(code: ErrorCode) -> int:
     """Return a code's HTTP status; for one that this version does not know, 500."""
     return STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
-NO_BODY: Final = "The body is empty."
 
 
 def headers_of(error: ErrorResponse) -> dict[str, str]:
